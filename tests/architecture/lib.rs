@@ -1,0 +1,1 @@
+//! No code: the test beside this file reads the workspace.
