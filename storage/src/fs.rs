@@ -1,0 +1,436 @@
+//! Objects as files of a directory: a restic `local` repository, a mounted disk, a copy of a bucket.
+//!
+//! A write goes to a temporary file in the object's own directory, is synced, renamed and the
+//! directory synced, so a name never stands for half an object, also after a power failure.
+//! Temporary files are never listed; those that a killed writer left are removed by a later listing
+//! of their directory when they are a day old.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, Write};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
+use jiff::Timestamp;
+use tempfile::NamedTempFile;
+
+use crate::{Error, Listing, ObjectMeta, ObjectStore, Result, key};
+
+const TEMPORARY: &str = ".jackline-tmp-";
+const ABANDONED: Duration = Duration::from_secs(24 * 3600);
+
+/// A store in the directory `root`. The directory is made by the first write.
+#[derive(Debug, Clone)]
+pub struct LocalStore {
+    root: PathBuf,
+}
+
+impl LocalStore {
+    /// The store in directory `root`; nothing is touched yet.
+    pub fn new(root: impl Into<PathBuf>) -> LocalStore {
+        LocalStore { root: root.into() }
+    }
+
+    fn place(&self, key: &str) -> Result<Place> {
+        let location = self.location();
+        key::check(&location, key)?;
+        let refused = key.split('/').any(|part| part.starts_with(TEMPORARY));
+        if refused {
+            let message = "it looks like a temporary file";
+            return Err(Error::InvalidKey {
+                location,
+                key: key.to_owned(),
+                message,
+            });
+        }
+        Ok(Place {
+            path: self.root.join(key),
+            key: key.to_owned(),
+            location,
+        })
+    }
+
+    /// The sorted entries of directory `prefix`; none if it does not exist.
+    async fn level(&self, prefix: String) -> Result<Vec<Entry>> {
+        let (root, location) = (self.root.clone(), self.location());
+        blocking(&self.location(), &prefix.clone(), move || {
+            entries(&root, &prefix).map_err(|error| Error::io(&location, &prefix, &error))
+        })
+        .await
+    }
+}
+
+/// An object's file, with the names for its errors.
+struct Place {
+    path: PathBuf,
+    key: String,
+    location: String,
+}
+
+impl Place {
+    fn error(&self, error: &io::Error) -> Error {
+        match error.kind() {
+            // A file where the key wants a directory: there is no such object.
+            io::ErrorKind::NotADirectory => Error::NotFound {
+                location: self.location.clone(),
+                key: self.key.clone(),
+            },
+            _ => Error::io(&self.location, &self.key, error),
+        }
+    }
+
+    fn open(&self) -> Result<(File, u64)> {
+        let open = || {
+            let file = File::open(&self.path)?;
+            let meta = file.metadata()?;
+            if !meta.is_file() {
+                return Err(io::ErrorKind::NotFound.into());
+            }
+            Ok((file, meta.len()))
+        };
+        open().map_err(|error| self.error(&error))
+    }
+
+    /// Writes what `fill` gives, atomically. `None`: `replace` is false and the object exists.
+    fn write(
+        &self,
+        replace: bool,
+        fill: impl FnOnce(&mut File) -> Result<u64>,
+    ) -> Result<Option<u64>> {
+        let fail = |error: io::Error| match error.kind() {
+            // "No such file" while writing concerns a directory that vanished, not the object.
+            io::ErrorKind::NotFound => Error::local(&self.location, &self.key, &self.path, &error),
+            _ => Error::io(&self.location, &self.key, &error),
+        };
+        let directory = self.path.parent().unwrap_or(Path::new("/"));
+        let mut temporary = match temporary_in(directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                make_directories(directory).map_err(fail)?;
+                temporary_in(directory).map_err(fail)?
+            }
+            other => other.map_err(fail)?,
+        };
+        let size = fill(temporary.as_file_mut())?;
+        temporary.as_file().sync_all().map_err(fail)?;
+        if replace {
+            temporary
+                .persist(&self.path)
+                .map_err(|error| fail(error.error))?;
+        } else if let Err(error) = temporary.persist_noclobber(&self.path) {
+            return match error.error.kind() {
+                io::ErrorKind::AlreadyExists => Ok(None),
+                _ => Err(fail(error.error)),
+            };
+        }
+        sync_directory(directory).map_err(fail)?;
+        Ok(Some(size))
+    }
+}
+
+fn temporary_in(directory: &Path) -> io::Result<NamedTempFile> {
+    tempfile::Builder::new()
+        .prefix(TEMPORARY)
+        .tempfile_in(directory)
+}
+
+fn sync_directory(directory: &Path) -> io::Result<()> {
+    File::open(directory)?.sync_all()
+}
+
+/// Makes a directory and its parents, each one durable in its parent.
+fn make_directories(directory: &Path) -> io::Result<()> {
+    if directory.is_dir() {
+        return Ok(());
+    }
+    let parent = match directory.parent() {
+        None => return Ok(()),
+        Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
+        Some(parent) => parent,
+    };
+    make_directories(parent)?;
+    match fs::create_dir(directory) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    sync_directory(parent)
+}
+
+enum Entry {
+    Directory(String),
+    Object(ObjectMeta),
+}
+
+impl Entry {
+    /// What the entry sorts by: a directory as the prefix of its keys.
+    fn order(&self) -> &str {
+        match self {
+            Entry::Directory(prefix) => prefix,
+            Entry::Object(meta) => &meta.key,
+        }
+    }
+}
+
+/// Entries of the directory `prefix` (empty or with a trailing slash) in the order of their keys.
+fn entries(root: &Path, prefix: &str) -> io::Result<Vec<Entry>> {
+    let listing = match fs::read_dir(root.join(prefix)) {
+        Err(error) if is_gone(&error) => return Ok(Vec::new()),
+        other => other?,
+    };
+    let mut found = Vec::new();
+    for entry in listing {
+        let entry = entry?;
+        // A name that is no key cannot have been written by this store.
+        let Ok(name) = entry.file_name().into_string() else {
+            continue;
+        };
+        // Follows links, as opening does.
+        let meta = match fs::metadata(entry.path()) {
+            Err(error) if is_gone(&error) => continue,
+            other => other?,
+        };
+        if name.starts_with(TEMPORARY) {
+            remove_if_abandoned(&entry.path(), &meta);
+        } else if meta.is_dir() {
+            found.push(Entry::Directory(format!("{prefix}{name}/")));
+        } else if meta.is_file() {
+            found.push(Entry::Object(object(format!("{prefix}{name}"), &meta)));
+        }
+    }
+    found.sort_unstable_by(|a, b| a.order().cmp(b.order()));
+    Ok(found)
+}
+
+fn remove_if_abandoned(path: &Path, meta: &fs::Metadata) {
+    let age = meta.modified().ok().and_then(|time| time.elapsed().ok());
+    if meta.is_file() && age.is_some_and(|age| age > ABANDONED) {
+        // A store that may only be read keeps them; they are invisible anyway.
+        let _ = fs::remove_file(path);
+    }
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+    )
+}
+
+fn object(key: String, meta: &fs::Metadata) -> ObjectMeta {
+    let modified = meta
+        .modified()
+        .ok()
+        .and_then(|time| Timestamp::try_from(time).ok());
+    ObjectMeta {
+        key,
+        size: meta.len(),
+        modified,
+    }
+}
+
+/// Runs file work off the async threads.
+async fn blocking<T: Send + 'static>(
+    location: &str,
+    key: &str,
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(Error::Other {
+            location: location.to_owned(),
+            key: key.to_owned(),
+            message: format!("the file operation ended abnormally: {error}"),
+        }),
+    }
+}
+
+#[async_trait]
+impl ObjectStore for LocalStore {
+    fn location(&self) -> String {
+        self.root.display().to_string()
+    }
+
+    async fn get(&self, key: &str) -> Result<Bytes> {
+        let place = self.place(key)?;
+        blocking(&self.location(), key, move || {
+            let (mut file, size) = place.open()?;
+            let mut body = Vec::with_capacity(size as usize);
+            file.read_to_end(&mut body)
+                .map_err(|error| place.error(&error))?;
+            Ok(body.into())
+        })
+        .await
+    }
+
+    async fn get_range(&self, key: &str, range: Range<u64>) -> Result<Bytes> {
+        let place = self.place(key)?;
+        blocking(&self.location(), key, move || {
+            let (mut file, size) = place.open()?;
+            let expected = range.end.saturating_sub(range.start);
+            if range.end > size || range.start > range.end {
+                let got = size.saturating_sub(range.start);
+                let Place { location, key, .. } = place;
+                return Err(Error::ShortRead {
+                    location,
+                    key,
+                    expected,
+                    got,
+                });
+            }
+            let mut body = vec![0; expected as usize];
+            file.seek(io::SeekFrom::Start(range.start))
+                .map_err(|error| place.error(&error))?;
+            file.read_exact(&mut body)
+                .map_err(|error| place.error(&error))?;
+            Ok(body.into())
+        })
+        .await
+    }
+
+    async fn download(&self, key: &str, to: &Path) -> Result<u64> {
+        let (place, to) = (self.place(key)?, to.to_owned());
+        blocking(&self.location(), key, move || {
+            let (mut file, _) = place.open()?;
+            let fail = |error: io::Error| Error::local(&place.location, &place.key, &to, &error);
+            let mut target = File::create(&to).map_err(fail)?;
+            io::copy(&mut file, &mut target).map_err(fail)
+        })
+        .await
+    }
+
+    async fn put(&self, key: &str, body: Bytes) -> Result<()> {
+        let place = self.place(key)?;
+        blocking(&self.location(), key, move || {
+            place.write(true, |file| {
+                file.write_all(&body).map_err(|error| place.error(&error))?;
+                Ok(body.len() as u64)
+            })
+        })
+        .await
+        .map(drop)
+    }
+
+    async fn upload(&self, key: &str, from: &Path) -> Result<u64> {
+        let (place, from) = (self.place(key)?, from.to_owned());
+        blocking(&self.location(), key, move || {
+            let fail = |error: io::Error| Error::local(&place.location, &place.key, &from, &error);
+            let mut source = File::open(&from).map_err(fail)?;
+            let written = place.write(true, |file| io::copy(&mut source, file).map_err(fail))?;
+            Ok(written.unwrap_or_default())
+        })
+        .await
+    }
+
+    async fn put_if_absent(&self, key: &str, body: Bytes) -> Result<bool> {
+        let place = self.place(key)?;
+        blocking(&self.location(), key, move || {
+            let written = place.write(false, |file| {
+                file.write_all(&body).map_err(|error| place.error(&error))?;
+                Ok(body.len() as u64)
+            })?;
+            Ok(written.is_some())
+        })
+        .await
+    }
+
+    async fn head(&self, key: &str) -> Result<Option<ObjectMeta>> {
+        let place = self.place(key)?;
+        blocking(&self.location(), key, move || {
+            match fs::metadata(&place.path) {
+                Ok(meta) if meta.is_file() => Ok(Some(object(place.key, &meta))),
+                Ok(_) => Ok(None),
+                Err(error) if is_gone(&error) => Ok(None),
+                Err(error) => Err(place.error(&error)),
+            }
+        })
+        .await
+    }
+
+    fn list<'a>(&'a self, prefix: &str) -> BoxStream<'a, Result<ObjectMeta>> {
+        if let Err(error) = key::check_prefix(&self.location(), prefix) {
+            return stream::iter([Err(error)]).boxed();
+        }
+        let prefix = prefix.to_owned();
+        let start = prefix
+            .rfind('/')
+            .map(|end| prefix[..=end].to_owned())
+            .unwrap_or_default();
+        // One directory at a time is in memory, and the names of its parents' other entries.
+        let pending = vec![Entry::Directory(start)];
+        let walk = stream::try_unfold((pending, prefix), move |(mut pending, prefix)| async move {
+            loop {
+                match pending.pop() {
+                    None => return Ok(None),
+                    Some(Entry::Object(meta)) => return Ok(Some((meta, (pending, prefix)))),
+                    Some(Entry::Directory(directory)) => {
+                        let level = self.level(directory).await?.into_iter().rev();
+                        pending.extend(level.filter(|entry| {
+                            let name = entry.order();
+                            name.starts_with(&prefix)
+                                || matches!(entry, Entry::Directory(_)) && prefix.starts_with(name)
+                        }));
+                    }
+                }
+            }
+        });
+        walk.boxed()
+    }
+
+    async fn list_level(&self, prefix: &str) -> Result<Listing> {
+        key::check_prefix(&self.location(), prefix)?;
+        let mut listing = Listing::default();
+        for entry in self.level(key::directory(prefix)).await? {
+            match entry {
+                Entry::Directory(prefix) => listing.prefixes.push(prefix),
+                Entry::Object(meta) => listing.objects.push(meta),
+            }
+        }
+        Ok(listing)
+    }
+
+    async fn delete(&self, key: &str) -> Result<()> {
+        let place = self.place(key)?;
+        blocking(&self.location(), key, move || {
+            let directory = place.path.parent().unwrap_or(Path::new("/"));
+            let removed = fs::remove_file(&place.path).and_then(|()| sync_directory(directory));
+            match removed {
+                Err(error) if !is_gone(&error) => Err(place.error(&error)),
+                _ => Ok(()),
+            }
+        })
+        .await
+    }
+
+    async fn delete_prefix(&self, prefix: &str) -> Result<u64> {
+        let place = self.place(prefix.trim_end_matches('/'))?;
+        let directory = key::directory(prefix);
+        let objects: u64 = self
+            .list(&directory)
+            .try_fold(0, |count, _| async move { Ok(count + 1) })
+            .await?;
+        blocking(&self.location(), prefix, move || {
+            let parent = place.path.parent().unwrap_or(Path::new("/"));
+            let removed = fs::remove_dir_all(&place.path).and_then(|()| sync_directory(parent));
+            match removed {
+                Err(error) if !is_gone(&error) => Err(place.error(&error)),
+                _ => Ok(()),
+            }
+        })
+        .await?;
+        Ok(objects)
+    }
+
+    async fn presign_get(&self, key: &str, _ttl: Duration) -> Result<String> {
+        let place = self.place(key)?;
+        let absolute = std::path::absolute(&place.path).map_err(|error| place.error(&error))?;
+        url::Url::from_file_path(absolute)
+            .map(String::from)
+            .map_err(|()| Error::Other {
+                location: place.location,
+                key: place.key,
+                message: "this path has no file: URL".into(),
+            })
+    }
+}
