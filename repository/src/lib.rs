@@ -1,0 +1,36 @@
+//! The restic repository format: backup, restore, forget, prune and check, without a restic binary or library.
+//!
+//! A repository lies in a [`jackline_storage::ObjectStore`] and is readable and writable by restic 0.14 and newer,
+//! and by this crate, also at the same time: both obey the same lock protocol.
+//!
+//! ```text
+//! source ─ walk ─ chunk ─ hash ─ known? ─ compress ─ encrypt ─ pack ─▶ data/…   then index/…   then snapshots/…
+//! ```
+//!
+//! - Write order is packs, index, snapshot; delete order is snapshot, index, packs. A process that is killed leaves
+//!   unreferenced packs or a lock, never a reference to something that is not there.
+//! - Memory is bounded: no file and no set of packs is ever held as a whole.
+//! - Nothing here knows of Kubernetes. Sizes are bytes.
+
+mod error;
+mod id;
+mod lock;
+mod names;
+mod options;
+mod progress;
+mod report;
+mod repository;
+mod snapshot;
+mod tree;
+
+pub use error::{Error, Result};
+pub use id::{Id, InvalidId, SnapshotId};
+pub use lock::{FOREIGN_STALE, Instance, LockHolder, LockJudge, RestRule, rest_rule};
+pub use options::{OpenOptions, Password, Version};
+pub use progress::{NoProgress, Progress};
+pub use report::{
+    BackupRequest, BackupSummary, CheckOptions, CheckReport, FileProblem, ForgetSummary, Overwrite, PruneOptions,
+    PruneSummary, RestoreOptions, RestoreSummary, Source,
+};
+pub use repository::Repository;
+pub use snapshot::{Snapshot, SnapshotInfo, SnapshotSummary};

@@ -1,0 +1,3 @@
+//! Trees: the directories of a snapshot.
+
+pub(crate) mod time;
