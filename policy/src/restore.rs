@@ -1,0 +1,25 @@
+//! What a restore does with each object of a backup, decided on plain JSON.
+//!
+//! Inputs are the objects as the backup's tarball holds them, the copies of volumes that exist, and what the cluster holds now.
+//! The controller gathers these, asks here, and carries the answers out:
+//!
+//! - [`order`]: which kinds come first;
+//! - [`scope`]: which objects the restore's filters admit;
+//! - [`skip`]: which objects are never restored, and why;
+//! - [`meta`]: what is taken off an object, and which labels it gets;
+//! - [`action`]: per-kind changes (pods, services, jobs, role bindings, …);
+//! - [`claim`]: claims and persistent volumes;
+//! - [`volume`]: which volume's data goes into which pod, and who waits for it;
+//! - [`wait`]: the init container that waits;
+//! - [`conflict`]: an object that is there already.
+
+pub mod action;
+pub mod claim;
+pub mod conflict;
+pub mod json;
+pub mod meta;
+pub mod order;
+pub mod scope;
+pub mod skip;
+pub mod volume;
+pub mod wait;

@@ -1,0 +1,264 @@
+//! Which objects of a backup a restore's filters admit (velero-compat §7.1, §7.3).
+
+use std::collections::BTreeMap;
+
+use super::skip::NEVER;
+use crate::labels::{Labels, Selector};
+use crate::pattern::Globs;
+
+/// A restore's filters, resource names already in the form `plural[.group]`.
+#[derive(Debug, Clone, Default)]
+pub struct Filters {
+    pub included_namespaces: Vec<String>,
+    pub excluded_namespaces: Vec<String>,
+    pub included_resources: Vec<String>,
+    pub excluded_resources: Vec<String>,
+    pub include_cluster_resources: Option<bool>,
+    /// One of these has to match; none = everything matches.
+    pub selectors: Vec<Selector>,
+    /// Namespace of the backup → namespace in the cluster.
+    pub namespace_mapping: BTreeMap<String, String>,
+}
+
+/// Valid filters.
+#[derive(Debug, Clone)]
+pub struct Scope {
+    included_namespaces: Globs,
+    excluded_namespaces: Globs,
+    filters: Filters,
+}
+
+impl Scope {
+    /// Checks the filters; the error lists everything that is wrong with them, in the words of Velero's `validationErrors`.
+    pub fn new(filters: Filters) -> Result<Self, Vec<String>> {
+        let mut errors = Vec::new();
+        pair_errors(
+            "namespace",
+            &filters.included_namespaces,
+            &filters.excluded_namespaces,
+            &mut errors,
+        );
+        pair_errors(
+            "resource",
+            &filters.included_resources,
+            &filters.excluded_resources,
+            &mut errors,
+        );
+        for never in NEVER {
+            if filters
+                .included_resources
+                .iter()
+                .any(|included| included == never)
+            {
+                errors.push(format!("{never} are non-restorable resources"));
+            }
+        }
+        let mut globs = |field: &str, patterns: &[String]| {
+            Globs::new(field, patterns)
+                .map_err(|error| errors.push(error.to_string()))
+                .ok()
+        };
+        let included = globs("spec.includedNamespaces", &filters.included_namespaces);
+        let excluded = globs("spec.excludedNamespaces", &filters.excluded_namespaces);
+        match (included, excluded) {
+            (Some(included_namespaces), Some(excluded_namespaces)) if errors.is_empty() => {
+                Ok(Self {
+                    included_namespaces,
+                    excluded_namespaces,
+                    filters,
+                })
+            }
+            _ => Err(errors),
+        }
+    }
+
+    /// Whether the kind is restored at all.
+    pub fn admits_resource(&self, resource: &str) -> bool {
+        let filters = &self.filters;
+        let included = includes_all(&filters.included_resources)
+            || filters
+                .included_resources
+                .iter()
+                .any(|name| name == resource);
+        included
+            && !NEVER.contains(&resource)
+            && !filters
+                .excluded_resources
+                .iter()
+                .any(|name| name == resource)
+    }
+
+    /// Whether objects of this namespace (of the backup) are restored.
+    pub fn admits_namespace(&self, namespace: &str) -> bool {
+        (includes_all(&self.filters.included_namespaces)
+            || self.included_namespaces.matches(namespace))
+            && !self.excluded_namespaces.matches(namespace)
+    }
+
+    /// Whether cluster-scoped objects are restored: as asked, else only where all namespaces are.
+    pub fn admits_cluster_scoped(&self) -> bool {
+        let everywhere = includes_all(&self.filters.included_namespaces)
+            && self.filters.excluded_namespaces.is_empty();
+        self.filters.include_cluster_resources.unwrap_or(everywhere)
+    }
+
+    /// Whether an object's labels match.
+    pub fn admits_labels(&self, labels: &Labels) -> bool {
+        self.filters.selectors.is_empty()
+            || self
+                .filters
+                .selectors
+                .iter()
+                .any(|selector| selector.matches(labels))
+    }
+
+    /// Whether one object is restored.
+    pub fn admits(&self, resource: &str, namespace: Option<&str>, labels: &Labels) -> bool {
+        let placed = match namespace {
+            Some(namespace) => self.admits_namespace(namespace),
+            None if resource == "namespaces" => true,
+            None => self.admits_cluster_scoped(),
+        };
+        placed && self.admits_resource(resource) && self.admits_labels(labels)
+    }
+
+    /// The namespace an object of `namespace` is restored into.
+    pub fn target<'a>(&'a self, namespace: &'a str) -> &'a str {
+        self.filters
+            .namespace_mapping
+            .get(namespace)
+            .map_or(namespace, String::as_str)
+    }
+
+    /// Namespace of the backup → namespace in the cluster, where they differ.
+    pub fn mapping(&self) -> &BTreeMap<String, String> {
+        &self.filters.namespace_mapping
+    }
+}
+
+fn includes_all(included: &[String]) -> bool {
+    included.is_empty() || included.iter().any(|name| name == "*")
+}
+
+fn pair_errors(what: &str, included: &[String], excluded: &[String], errors: &mut Vec<String>) {
+    if included.len() > 1 && included.iter().any(|name| name == "*") {
+        errors.push(format!(
+            "Invalid included/excluded {what} lists: includes list must either contain '*' only, or a non-empty list of items"
+        ));
+    }
+    for name in excluded {
+        if name == "*" {
+            errors.push(format!(
+                "Invalid included/excluded {what} lists: excludes list cannot contain '*'"
+            ));
+        } else if included.contains(name) {
+            errors.push(format!(
+                "Invalid included/excluded {what} lists: excludes list cannot contain an item in the includes list: {name}"
+            ));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(list: &[&str]) -> Vec<String> {
+        list.iter().map(|name| (*name).to_owned()).collect()
+    }
+
+    fn none() -> Labels {
+        Labels::default()
+    }
+
+    #[test]
+    fn without_filters_everything_but_the_never_restored_is_admitted() {
+        let scope = Scope::new(Filters::default()).unwrap();
+        assert!(scope.admits("pods", Some("a"), &none()));
+        assert!(scope.admits("clusterroles.rbac.authorization.k8s.io", None, &none()));
+        for never in NEVER {
+            assert!(!scope.admits(never, Some("a"), &none()), "{never}");
+            assert!(!scope.admits(never, None, &none()), "{never}");
+        }
+    }
+
+    #[test]
+    fn naming_namespaces_leaves_cluster_scoped_objects_out_unless_asked_for() {
+        let restrict = |cluster| Filters {
+            included_namespaces: names(&["team-*"]),
+            excluded_namespaces: names(&["team-b"]),
+            include_cluster_resources: cluster,
+            ..Filters::default()
+        };
+        let cases = [(None, false), (Some(false), false), (Some(true), true)];
+        for (asked, want) in cases {
+            let scope = Scope::new(restrict(asked)).unwrap();
+            assert!(scope.admits("pods", Some("team-a"), &none()));
+            assert!(!scope.admits("pods", Some("team-b"), &none()));
+            assert!(!scope.admits("pods", Some("other"), &none()));
+            assert_eq!(
+                scope.admits("storageclasses.storage.k8s.io", None, &none()),
+                want,
+                "{asked:?}"
+            );
+        }
+        let all = Filters {
+            include_cluster_resources: Some(false),
+            ..Filters::default()
+        };
+        assert!(!Scope::new(all).unwrap().admits_cluster_scoped());
+    }
+
+    #[test]
+    fn resources_and_labels_restrict() {
+        let gold = Selector::new("s", [("tier", "gold")], []).unwrap();
+        let silver = Selector::new("s", [("tier", "silver")], []).unwrap();
+        let scope = Scope::new(Filters {
+            included_resources: names(&["pods", "secrets"]),
+            excluded_resources: names(&["services"]),
+            selectors: vec![gold, silver],
+            ..Filters::default()
+        })
+        .unwrap();
+        let tier = |value: &str| [("tier", value)].into_iter().collect::<Labels>();
+        assert!(scope.admits("pods", Some("a"), &tier("gold")));
+        assert!(scope.admits("pods", Some("a"), &tier("silver")));
+        assert!(!scope.admits("pods", Some("a"), &tier("lead")));
+        assert!(!scope.admits("services", Some("a"), &tier("gold")));
+        assert!(!scope.admits("configmaps", Some("a"), &tier("gold")));
+    }
+
+    #[test]
+    fn contradictions_are_named() {
+        let errors = Scope::new(Filters {
+            included_namespaces: names(&["*", "a"]),
+            excluded_namespaces: names(&["*"]),
+            included_resources: names(&["pods", "nodes"]),
+            excluded_resources: names(&["pods"]),
+            ..Filters::default()
+        })
+        .unwrap_err();
+        assert_eq!(errors.len(), 4, "{errors:?}");
+        assert!(
+            errors
+                .iter()
+                .any(|error| error == "nodes are non-restorable resources")
+        );
+        assert!(
+            errors
+                .iter()
+                .any(|error| error.ends_with("includes list: pods"))
+        );
+    }
+
+    #[test]
+    fn namespaces_are_mapped() {
+        let scope = Scope::new(Filters {
+            namespace_mapping: [("a".to_owned(), "b".to_owned())].into(),
+            ..Filters::default()
+        })
+        .unwrap();
+        assert_eq!(scope.target("a"), "b");
+        assert_eq!(scope.target("c"), "c");
+    }
+}

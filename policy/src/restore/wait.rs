@@ -1,0 +1,162 @@
+//! The init container `restore-wait` (velero-compat §6.7): it keeps a pod from starting until the data of its volumes is back.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value, json};
+
+use super::json::{list, map_mut};
+
+/// Its name; older backups may hold a pod with one under either name.
+pub const NAME: &str = "restore-wait";
+const OLD_NAMES: &[&str] = &[NAME, "restic-wait"];
+
+/// How the container is made.
+#[derive(Debug, Clone, Copy)]
+pub struct Waiter<'a> {
+    pub image: &'a str,
+    pub command: &'a str,
+    /// UID of the restore: the name of the file waited for.
+    pub restore: &'a str,
+    /// Volume of this pod → number of pods that wait for the same data.
+    pub volumes: &'a BTreeMap<String, usize>,
+}
+
+/// Takes a waiter of an earlier restore off the pod.
+pub fn remove(pod: &mut Value) {
+    let Some(spec) = pod.get_mut("spec").and_then(Value::as_object_mut) else {
+        return;
+    };
+    if let Some(containers) = spec.get_mut("initContainers").and_then(Value::as_array_mut) {
+        containers.retain(|entry| {
+            entry["name"]
+                .as_str()
+                .is_none_or(|name| !OLD_NAMES.contains(&name))
+        });
+        if containers.is_empty() {
+            spec.remove("initContainers");
+        }
+    }
+}
+
+/// Puts the waiter first among the pod's init containers.
+///
+/// It runs as the pod's first container does, for what that one can read the waiter can read too; the volume's root may be closed to
+/// everyone else.
+pub fn add(pod: &mut Value, waiter: Waiter<'_>) {
+    remove(pod);
+    let security = security_context(pod);
+    let mounts: Vec<Value> = waiter
+        .volumes
+        .keys()
+        .map(|volume| json!({"name": volume, "mountPath": format!("/restores/{volume}")}))
+        .collect();
+    let counts: Vec<String> = waiter
+        .volumes
+        .iter()
+        .map(|(volume, pods)| format!("{volume}={pods}"))
+        .collect();
+    let field = |path: &str| json!({"fieldRef": {"apiVersion": "v1", "fieldPath": path}});
+    let resources = json!({"cpu": "100m", "memory": "128Mi"});
+    let mut container = json!({
+        "name": NAME,
+        "image": waiter.image,
+        "imagePullPolicy": "IfNotPresent",
+        "command": [waiter.command],
+        "args": [waiter.restore],
+        "env": [
+            {"name": "POD_NAMESPACE", "valueFrom": field("metadata.namespace")},
+            {"name": "POD_NAME", "valueFrom": field("metadata.name")},
+            {"name": "JACKLINE_WAITERS", "value": counts.join(",")},
+        ],
+        "volumeMounts": mounts,
+        "resources": {"requests": resources, "limits": resources},
+    });
+    if let (Some(security), Some(container)) = (security, container.as_object_mut()) {
+        container.insert("securityContext".to_owned(), Value::Object(security));
+    }
+    if let Some(spec) = map_mut(pod, &["spec"]) {
+        let others = spec.remove("initContainers");
+        let mut all = vec![container];
+        all.extend(
+            others
+                .as_ref()
+                .and_then(Value::as_array)
+                .cloned()
+                .unwrap_or_default(),
+        );
+        spec.insert("initContainers".to_owned(), Value::Array(all));
+    }
+}
+
+/// The first container's context without privileges. `None`: as the image and the pod say.
+fn security_context(pod: &Value) -> Option<Map<String, Value>> {
+    let first = list(pod, "/spec/containers").first()?;
+    let mut context = first["securityContext"].as_object()?.clone();
+    if context.remove("privileged") == Some(Value::Bool(true)) {
+        context.remove("allowPrivilegeEscalation");
+    }
+    Some(context).filter(|context| !context.is_empty())
+}
+
+/// The restore that a pod of the cluster waits or waited for: its waiter's argument.
+pub fn restore_of(pod: &Value) -> Option<&str> {
+    list(pod, "/spec/initContainers")
+        .iter()
+        .find(|entry| entry["name"] == NAME)?["args"]
+        .get(0)?
+        .as_str()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn waiter(volumes: &BTreeMap<String, usize>) -> Waiter<'_> {
+        Waiter {
+            image: "img",
+            command: "/wait",
+            restore: "uid-1",
+            volumes,
+        }
+    }
+
+    #[test]
+    fn the_waiter_comes_first_and_replaces_an_old_one() {
+        let volumes = [("cache".to_owned(), 1), ("data".to_owned(), 2)].into();
+        let mut pod = json!({"spec": {
+            "containers": [{"name": "c", "securityContext": {"runAsUser": 999, "privileged": true}}],
+            "initContainers": [{"name": "restic-wait", "args": ["old"]}, {"name": "mine"}]}});
+        add(&mut pod, waiter(&volumes));
+        add(&mut pod, waiter(&volumes));
+        let containers = list(&pod, "/spec/initContainers");
+        assert_eq!(containers.len(), 2);
+        assert_eq!(containers[1]["name"], "mine");
+        let waiter = &containers[0];
+        assert_eq!(waiter["name"], "restore-wait");
+        assert_eq!(waiter["args"], json!(["uid-1"]));
+        assert_eq!(waiter["securityContext"], json!({"runAsUser": 999}));
+        assert_eq!(
+            waiter["volumeMounts"],
+            json!([{"name": "cache", "mountPath": "/restores/cache"}, {"name": "data", "mountPath": "/restores/data"}])
+        );
+        assert_eq!(waiter["env"][2]["value"], "cache=1,data=2");
+        assert_eq!(restore_of(&pod), Some("uid-1"));
+
+        remove(&mut pod);
+        assert_eq!(restore_of(&pod), None);
+        assert_eq!(list(&pod, "/spec/initContainers").len(), 1);
+    }
+
+    #[test]
+    fn without_a_context_the_pod_decides() {
+        let volumes = [("data".to_owned(), 1)].into();
+        let mut pod = json!({"spec": {"containers": [{"name": "c"}]}});
+        add(&mut pod, waiter(&volumes));
+        assert_eq!(
+            pod["spec"]["initContainers"][0].get("securityContext"),
+            None
+        );
+        remove(&mut pod);
+        assert_eq!(pod, json!({"spec": {"containers": [{"name": "c"}]}}));
+    }
+}
