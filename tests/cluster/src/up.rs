@@ -1,0 +1,232 @@
+//! Bringing a cluster up.
+
+use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+use k8s_openapi::api::core::v1::{Node, ServiceAccount};
+use k8s_openapi::api::storage::v1::CSINode;
+use kube::{Api, Client};
+
+use crate::cgroup::Cgroups;
+use crate::cluster::{Cluster, client_of};
+use crate::daemon::Daemons;
+use crate::place::Place;
+use crate::state::State;
+use crate::{images, network, node, packages, pki, plane, s3, tools};
+
+/// What to bring up and where.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Everything the cluster keeps; made when it is not there, removed by [`Cluster::down`].
+    pub dir: PathBuf,
+    /// The node's name.
+    pub node: String,
+    /// etcd and the API server alone.
+    pub control_plane_only: bool,
+    /// The controller manager, also in a cluster that is a control plane only.
+    pub controllers: bool,
+    /// Write an audit log of all requests to `logs/audit.jsonl`.
+    pub audit_log: bool,
+    /// An S3 server.
+    pub s3: bool,
+    /// Leave the cluster up when the [`Cluster`] is dropped.
+    pub keep: bool,
+}
+
+impl Options {
+    /// A whole cluster in a directory.
+    pub fn new(dir: impl Into<PathBuf>) -> Self {
+        Self {
+            dir: dir.into(),
+            node: "node-1".to_owned(),
+            control_plane_only: false,
+            controllers: true,
+            audit_log: false,
+            s3: true,
+            keep: false,
+        }
+    }
+
+    /// A whole cluster for a test of that name, in the directory for temporary files.
+    pub fn named(name: &str) -> Self {
+        Self::new(std::env::temp_dir().join(format!("jackline-test-{name}")))
+    }
+
+    /// etcd and the API server alone, without S3.
+    #[must_use]
+    pub fn control_plane(mut self) -> Self {
+        self.control_plane_only = true;
+        self.controllers = false;
+        self.s3 = false;
+        self
+    }
+}
+
+/// How long a part of bringing the cluster up took.
+#[derive(Debug, Clone)]
+pub struct Stage {
+    pub name: &'static str,
+    pub took: Duration,
+}
+
+/// Notes the time between calls.
+struct Clock {
+    last: Instant,
+    stages: Vec<Stage>,
+}
+
+impl Clock {
+    fn stage(&mut self, name: &'static str) {
+        self.stages.push(Stage {
+            name,
+            took: self.last.elapsed(),
+        });
+        self.last = Instant::now();
+    }
+}
+
+const NODE_DEADLINE: Duration = Duration::from_secs(60);
+
+pub(crate) async fn up(options: Options) -> Result<Cluster> {
+    // Another part of the same program may have chosen its provider already.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    packages::install()?;
+    let place = Place::at(&options.dir)?;
+    let lock = crate::cluster::lock(&place)?;
+    let cgroups = Cgroups::of(&place.id)?;
+    crate::cluster::clean(&place, &cgroups).context("clean up after an earlier run")?;
+    let place = Place::at(&options.dir)?;
+
+    let kube = tools::ready(tools::KUBE)?;
+    let forward = tools::ready(tools::FORWARD)?;
+    let mut clock = Clock {
+        last: Instant::now(),
+        stages: Vec::new(),
+    };
+    let daemons = Daemons::of(&place, &cgroups);
+    cgroups.create()?;
+    network::create(&place)?;
+    plane::link_components(&place, &kube)?;
+    clock.stage("network and control groups");
+
+    plane::start_api(&place, &daemons, &options.node, options.audit_log)?;
+    let images = if options.control_plane_only {
+        None
+    } else {
+        node::start_containerd(&place, &daemons)?;
+        let (place, daemons) = (place.clone(), daemons.clone());
+        Some(thread::spawn(move || load_images(&place, &daemons)))
+    };
+    let api_port = network::forward(&daemons, &forward, "api", plane::API_PORT)?;
+    pki::kubeconfig(
+        &place,
+        "kubeconfig",
+        "admin",
+        &format!("https://127.0.0.1:{api_port}"),
+    )?;
+    let s3_port = if options.s3 {
+        s3::start(&place, &daemons, &tools::ready(tools::MINIO)?)?;
+        Some(network::forward(&daemons, &forward, "s3", s3::PORT)?)
+    } else {
+        None
+    };
+    let client = client_of(&place.path("kubeconfig")).await?;
+    plane::wait_ready(&client, &daemons).await?;
+    clock.stage("API server");
+
+    if options.controllers {
+        plane::start_controller_manager(&place, &daemons)?;
+    }
+    if let Some(images) = images {
+        plane::start_scheduler(&place, &daemons)?;
+        node::start_kubelet(&place, &daemons, &cgroups, &options.node)?;
+        let volumes = tools::ready(tools::VOLUMES)?;
+        node::start_volumes(&place, &daemons, &volumes, &options.node)?;
+        let loaded = tokio::task::spawn_blocking(move || images.join()).await?;
+        loaded.map_err(|_| anyhow!("the thread that loads the images panicked"))??;
+        clock.stage("images");
+        wait_node(&client, &daemons, &options.node).await?;
+        clock.stage("node");
+    }
+    if options.controllers {
+        wait_service_account(&client, &daemons).await?;
+        clock.stage("service accounts");
+    }
+    let state = State {
+        node: options.node.clone(),
+        api_port,
+        s3_port,
+        control_plane_only: options.control_plane_only,
+    };
+    let cluster = Cluster::new(place, cgroups, daemons, state.clone(), client, clock.stages);
+    if let Some(s3) = cluster.object_storage() {
+        s3.wait_ready(cluster.daemons()).await?;
+    }
+    state.save(cluster.place())?;
+    Ok(cluster.owned(lock, options.keep))
+}
+
+/// Waits for containerd and loads the images that every cluster has.
+fn load_images(place: &Place, daemons: &Daemons) -> Result<()> {
+    let pause = tools::ready(tools::PAUSE)?;
+    let specs = [images::pause(&pause), images::busybox()?, images::nginx()?];
+    node::wait_containerd(place, daemons)?;
+    specs.iter().try_for_each(|spec| load_image(place, spec))
+}
+
+pub(crate) fn load_image(place: &Place, spec: &crate::ImageSpec) -> Result<()> {
+    let archive = place.write("image.tar", "")?;
+    let archive =
+        archive.with_file_name(format!("image-{}.tar", spec.name.replace(['/', ':'], "-")));
+    spec.write(&archive)?;
+    node::import_image(place, &archive)?;
+    std::fs::remove_file(&archive)?;
+    Ok(())
+}
+
+/// Waits until the node takes pods and the CSI driver is registered there.
+async fn wait_node(client: &Client, daemons: &Daemons, name: &str) -> Result<()> {
+    let nodes = Api::<Node>::all(client.clone());
+    let drivers = Api::<CSINode>::all(client.clone());
+    let deadline = Instant::now() + NODE_DEADLINE;
+    loop {
+        let node = nodes.get_opt(name).await?;
+        let conditions = node
+            .and_then(|node| node.status)
+            .and_then(|status| status.conditions);
+        let ready = conditions
+            .is_some_and(|all| all.iter().any(|c| c.type_ == "Ready" && c.status == "True"));
+        let driver = drivers.get_opt(name).await?;
+        if ready && driver.is_some_and(|node| !node.spec.drivers.is_empty()) {
+            return Ok(());
+        }
+        for name in ["kubelet", "containerd", "volumes"] {
+            if daemons.pid(name).is_none() {
+                bail!("{name} ended:\n{}", daemons.last_words(name));
+            }
+        }
+        if Instant::now() > deadline {
+            bail!(
+                "the node did not become ready:\n{}",
+                daemons.last_words("kubelet")
+            );
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Waits until pods can be made in the namespace `default`.
+async fn wait_service_account(client: &Client, daemons: &Daemons) -> Result<()> {
+    let accounts = Api::<ServiceAccount>::namespaced(client.clone(), "default");
+    let deadline = Instant::now() + NODE_DEADLINE;
+    while accounts.get_opt("default").await?.is_none() {
+        if Instant::now() > deadline || daemons.pid("kube-controller-manager").is_none() {
+            let said = daemons.last_words("kube-controller-manager");
+            bail!("the controller manager makes no service accounts:\n{said}");
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    Ok(())
+}
