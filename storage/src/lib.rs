@@ -12,10 +12,15 @@
 pub mod error;
 pub mod fs;
 pub mod key;
+pub mod layout;
+mod location;
 pub mod memory;
+pub mod metrics;
+pub mod s3;
 mod scoped;
 mod store;
 
 pub use error::{Error, Result};
+pub use location::{LocationConfig, open_location, restic_identifier};
 pub use scoped::Scoped;
 pub use store::{Listing, ObjectMeta, ObjectStore};
