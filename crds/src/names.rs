@@ -107,6 +107,10 @@ pub mod annotation {
     pub const TICK: &str = "jackline.dev/tick";
     /// On a Backup: the volumes it moves, as the policy governs them; JSON.
     pub const GOVERNED_VOLUMES: &str = "jackline.dev/governed-volumes";
+    /// On a BackupRepository: since when snapshots have been forgotten whose data was not pruned yet, RFC 3339.
+    pub const FORGOTTEN_AT: &str = "jackline.dev/forgotten-at";
+    /// On a PodVolumeRestore of a shared claim: every pod that waited for the data has gone on.
+    pub const WAITERS_LEFT: &str = "jackline.dev/waiters-left";
     /// On a policy: confirms a held mass deletion. The value is the plan that `DeletionHeld` names.
     pub const CONFIRM_DELETION: &str = "jackline.dev/confirm-deletion";
 }
