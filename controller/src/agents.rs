@@ -1,0 +1,97 @@
+//! The node agents, as far as the controllers care: which nodes have one that runs.
+
+use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::ObjectMeta};
+use serde::{Deserialize, Serialize};
+
+use jackline_runtime::Store;
+
+/// A pod of the node agent, reduced to where it runs.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, kube::Resource)]
+#[resource(inherit = Pod)]
+pub struct AgentPod {
+    /// Name and the like.
+    pub metadata: ObjectMeta,
+    /// Where it was put.
+    #[serde(default)]
+    pub spec: AgentSpec,
+    /// How it does.
+    #[serde(default)]
+    pub status: AgentStatus,
+}
+
+/// Where an agent was put.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AgentSpec {
+    /// Its node.
+    #[serde(default)]
+    pub node_name: Option<String>,
+    /// Its containers' images.
+    #[serde(default)]
+    pub containers: Vec<AgentContainer>,
+}
+
+/// A container of an agent.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct AgentContainer {
+    /// Its image.
+    #[serde(default)]
+    pub image: Option<String>,
+}
+
+/// How an agent does.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct AgentStatus {
+    /// Phase of the pod.
+    #[serde(default)]
+    pub phase: Option<String>,
+}
+
+impl AgentPod {
+    /// Whether it runs and is not on its way out.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        self.metadata.deletion_timestamp.is_none()
+            && self.status.phase.as_deref() == Some("Running")
+    }
+}
+
+/// Whether an agent runs on the node.
+pub fn runs_on(agents: &Store<AgentPod>, node: &str) -> bool {
+    agents
+        .find(|agent| agent.is_running() && agent.spec.node_name.as_deref() == Some(node))
+        .is_some()
+}
+
+/// The image of the agents, when the settings name none.
+pub fn image(agents: &Store<AgentPod>) -> Option<String> {
+    let mut images: Vec<String> = agents
+        .list()
+        .iter()
+        .filter_map(|agent| agent.spec.containers.first()?.image.clone())
+        .collect();
+    // While a new version is rolled out there are two; any answer works, but always the same one.
+    images.sort();
+    images.pop()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_running_agents_count() {
+        let agent = |node: &str, phase: &str| {
+            let mut agent = AgentPod::default();
+            agent.metadata.name = Some(format!("agent-{node}"));
+            agent.metadata.namespace = Some("velero".to_owned());
+            agent.spec.node_name = Some(node.to_owned());
+            agent.status.phase = Some(phase.to_owned());
+            agent
+        };
+        let agents = Store::fixed([agent("n1", "Running"), agent("n2", "Pending")]);
+        assert!(runs_on(&agents, "n1"));
+        assert!(!runs_on(&agents, "n2"));
+        assert!(!runs_on(&agents, "n3"));
+    }
+}

@@ -1,0 +1,135 @@
+//! The command line of `jackline-controller`. Every flag has a twin in the environment.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::{Parser, ValueEnum};
+use jackline_crds::GoDuration;
+use jackline_runtime::kit::RuntimeArgs;
+
+/// Who moves the data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Engine {
+    /// Jackline does: every controller runs.
+    #[default]
+    Builtin,
+    /// A Velero in the same namespace does: only policies, annotations, schedules, retention and coverage run.
+    Velero,
+}
+
+/// Jackline's controller: policies, backups, restores and what belongs to them
+#[derive(Debug, Clone, Parser)]
+#[command(name = "jackline-controller", version, about)]
+pub struct Args {
+    /// API server, logs, admin endpoint.
+    #[command(flatten)]
+    pub runtime: RuntimeArgs,
+    /// Namespace of Jackline and of all velero.io objects
+    #[arg(long, env = "VELERO_NAMESPACE", default_value = "velero")]
+    pub namespace: String,
+    /// Who moves the data: Jackline, or a Velero in the same namespace
+    #[arg(long, env = "JACKLINE_ENGINE", value_enum, default_value_t)]
+    pub engine: Engine,
+    /// How long a backup is kept that does not say so itself, as a Go duration
+    #[arg(
+        long,
+        env = "JACKLINE_DEFAULT_BACKUP_TTL",
+        default_value = "720h",
+        value_name = "DURATION"
+    )]
+    pub default_backup_ttl: GoDuration,
+    /// How long the volumes of one backup or restore may take, as a Go duration
+    #[arg(
+        long,
+        env = "JACKLINE_FS_BACKUP_TIMEOUT",
+        default_value = "4h",
+        value_name = "DURATION"
+    )]
+    pub fs_backup_timeout: GoDuration,
+    /// How long one object or one volume repository may take to get ready, as a Go duration
+    #[arg(
+        long,
+        env = "JACKLINE_RESOURCE_TIMEOUT",
+        default_value = "10m",
+        value_name = "DURATION"
+    )]
+    pub resource_timeout: GoDuration,
+    /// The location of backups that name none, where no location is marked as the default
+    #[arg(
+        long,
+        env = "JACKLINE_DEFAULT_BACKUP_STORAGE_LOCATION",
+        default_value = "default",
+        value_name = "NAME"
+    )]
+    pub default_backup_storage_location: String,
+    /// Back up all volumes of pods unless a Backup says otherwise
+    #[arg(long, env = "JACKLINE_DEFAULT_VOLUMES_TO_FS_BACKUP")]
+    pub default_volumes_to_fs_backup: bool,
+    /// Backups that run at once
+    #[arg(
+        long,
+        env = "JACKLINE_CONCURRENT_BACKUPS",
+        default_value_t = 4,
+        value_name = "N"
+    )]
+    pub concurrent_backups: usize,
+    /// Objects per page of a list
+    #[arg(
+        long,
+        env = "JACKLINE_CLIENT_PAGE_SIZE",
+        default_value_t = 500,
+        value_name = "N"
+    )]
+    pub client_page_size: u32,
+    /// Image of the node agent, for pods that wait for their data and for maintenance Jobs; else that of the DaemonSet node-agent
+    #[arg(long, env = "JACKLINE_AGENT_IMAGE", value_name = "IMAGE")]
+    pub agent_image: Option<String>,
+    /// Directory for temporary files
+    #[arg(long, env = "VELERO_SCRATCH_DIR", value_name = "DIR")]
+    pub scratch_dir: Option<PathBuf>,
+    /// Name of the Lease of the leader
+    #[arg(
+        long,
+        env = "JACKLINE_LEASE_NAME",
+        default_value = "jackline-controller",
+        value_name = "NAME"
+    )]
+    pub lease_name: String,
+    /// A leader that is silent for this long is replaced
+    #[arg(long, env = "JACKLINE_LEASE_DURATION", default_value = "15s", value_parser = humantime::parse_duration, value_name = "DURATION")]
+    pub lease_duration: Duration,
+}
+
+impl Args {
+    /// Where temporary files go.
+    #[must_use]
+    pub fn scratch(&self) -> PathBuf {
+        self.scratch_dir.clone().unwrap_or_else(std::env::temp_dir)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_required() {
+        let args = Args::try_parse_from(["jackline-controller"]).unwrap();
+        assert_eq!(
+            (args.engine, args.namespace.as_str()),
+            (Engine::Builtin, "velero")
+        );
+        assert_eq!(args.default_backup_ttl.to_string(), "720h0m0s");
+    }
+
+    #[test]
+    fn every_flag_has_an_environment_twin() {
+        use clap::CommandFactory;
+        for arg in Args::command().get_arguments() {
+            let id = arg.get_id().as_str();
+            assert!(
+                arg.get_env().is_some() || ["help", "version"].contains(&id),
+                "--{id}"
+            );
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! What every controller is given: clients, shared watches, publishers, settings.
+
+use std::sync::Arc;
+
+use jackline_crds::velero::{
+    Backup, BackupRepository, BackupStorageLocation, DeleteBackupRequest, PodVolumeBackup,
+    PodVolumeRestore, Restore, Schedule,
+};
+use jackline_runtime::{
+    CancellationToken, Clients, Events, Key, Kit, Metrics, Store, WatchSpec, kit::instance,
+};
+
+use crate::{agents::AgentPod, args::Args};
+
+/// The watches that more than one controller reads. One per kind; each holds only Jackline's namespace.
+#[derive(Debug, Clone)]
+pub struct Stores {
+    /// Backups.
+    pub backups: Store<Backup>,
+    /// Restores.
+    pub restores: Store<Restore>,
+    /// Schedules.
+    pub schedules: Store<Schedule>,
+    /// Locations.
+    pub locations: Store<BackupStorageLocation>,
+    /// Volumes being backed up, and those that were.
+    pub pod_volume_backups: Store<PodVolumeBackup>,
+    /// Volumes being restored.
+    pub pod_volume_restores: Store<PodVolumeRestore>,
+    /// Repositories.
+    pub repositories: Store<BackupRepository>,
+    /// Requests to delete backups.
+    pub deletions: Store<DeleteBackupRequest>,
+    /// Pods of the node agent.
+    pub agents: Store<AgentPod>,
+}
+
+impl Stores {
+    /// Starts the watches.
+    pub fn start(kit: &Kit, namespace: &str) -> Self {
+        let spec = |name| WatchSpec::new(name).namespace(namespace);
+        let (role, agent) = jackline_crds::names::NODE_AGENT_ROLE;
+        Self {
+            backups: kit.watch_guarded(spec("backups")),
+            restores: kit.watch_guarded(spec("restores")),
+            schedules: kit.watch_guarded(spec("schedules")),
+            locations: kit.watch_guarded(spec("locations")),
+            pod_volume_backups: kit.watch_guarded(spec("podvolumebackups")),
+            pod_volume_restores: kit.watch_guarded(spec("podvolumerestores")),
+            repositories: kit.watch_guarded(spec("repositories")),
+            deletions: kit.watch_guarded(spec("deletebackuprequests")),
+            agents: kit.watch(spec("agents").labels(format!("{role}={agent}"))),
+        }
+    }
+
+    /// Waits for the first list of every kind.
+    pub async fn ready(&self) {
+        self.backups.ready().await;
+        self.restores.ready().await;
+        self.schedules.ready().await;
+        self.locations.ready().await;
+        self.pod_volume_backups.ready().await;
+        self.pod_volume_restores.ready().await;
+        self.repositories.ready().await;
+        self.deletions.ready().await;
+        self.agents.ready().await;
+    }
+}
+
+/// Shared by all controllers of the process.
+#[derive(Debug)]
+pub struct Context {
+    /// Clients of the API server.
+    pub clients: Clients,
+    /// Jackline's namespace.
+    pub namespace: String,
+    /// UID of the kube-system namespace: which cluster this is.
+    pub cluster_uid: String,
+    /// Settings.
+    pub args: Args,
+    /// Shared watches.
+    pub stores: Stores,
+    /// Event publisher.
+    pub events: Events,
+    /// Registry.
+    pub metrics: Metrics,
+    /// Cancelled when the process should end.
+    pub shutdown: CancellationToken,
+    /// This process's pod or host name.
+    pub instance: String,
+}
+
+impl Context {
+    /// The context over a kit's parts.
+    pub fn new(kit: &Kit, args: Args, cluster_uid: String, stores: Stores) -> Arc<Self> {
+        Arc::new(Self {
+            clients: kit.clients.clone(),
+            namespace: args.namespace.clone(),
+            cluster_uid,
+            args,
+            stores,
+            events: kit.events.clone(),
+            metrics: kit.metrics.clone(),
+            shutdown: kit.shutdown().clone(),
+            instance: instance(),
+        })
+    }
+
+    /// The key of an object in Jackline's namespace.
+    pub fn key(&self, name: impl Into<String>) -> Key {
+        Key::namespaced(self.namespace.clone(), name)
+    }
+
+    /// An `Api` of a velero.io kind in Jackline's namespace.
+    pub fn api<K>(&self) -> kube::Api<K>
+    where
+        K: kube::Resource<Scope = kube::core::NamespaceResourceScope, DynamicType = ()>,
+    {
+        kube::Api::namespaced(self.clients.call.clone(), &self.namespace)
+    }
+}
