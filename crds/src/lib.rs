@@ -3,10 +3,13 @@
 //! The CustomResourceDefinitions in `crds/yaml` are generated from these types.
 
 mod go_duration;
+pub mod jackline;
 mod kind;
 mod lenient;
 pub mod names;
+pub mod reference;
 mod tolerant;
 pub mod velero;
+pub mod yaml;
 
 pub use go_duration::{GoDuration, InvalidGoDuration};
