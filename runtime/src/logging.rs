@@ -1,0 +1,93 @@
+//! Log output: one line per event on stderr, as text or JSON.
+
+use clap::{Args, ValueEnum};
+use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberInitExt};
+
+/// Shape of a log line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For log collectors.
+    Json,
+}
+
+/// What is logged, and how.
+#[derive(Debug, Clone, Args)]
+pub struct LogArgs {
+    /// Log filter: a level, or target=level pairs
+    #[arg(long, env = "JACKLINE_LOG_LEVEL", default_value = "info", value_name = "FILTER")]
+    pub log_level: String,
+    /// Log format
+    #[arg(long, env = "JACKLINE_LOG_FORMAT", value_enum, default_value = "text")]
+    pub log_format: LogFormat,
+}
+
+impl Default for LogArgs {
+    fn default() -> Self {
+        Self { log_level: "info".to_owned(), log_format: LogFormat::Text }
+    }
+}
+
+/// The filter does not parse.
+#[derive(Debug, thiserror::Error)]
+#[error("--log-level {filter:?} is not a log filter; allowed: error, warn, info, debug, trace, or target=level,…")]
+pub struct BadFilter {
+    filter: String,
+    #[source]
+    source: tracing_subscriber::filter::ParseError,
+}
+
+/// Installs the process-wide log output. A second call keeps the first one's output.
+pub fn init(args: &LogArgs) -> Result<(), BadFilter> {
+    let filter = EnvFilter::try_new(&args.log_level)
+        .map_err(|source| BadFilter { filter: args.log_level.clone(), source })?;
+    let registry = tracing_subscriber::registry().with(filter);
+    // Failure means that an output is installed already (tests that run several processes' worth of code in one).
+    let _ = match args.log_format {
+        LogFormat::Text => {
+            registry.with(fmt::layer().with_writer(std::io::stderr).with_ansi(false)).try_init()
+        }
+        LogFormat::Json => registry
+            .with(fmt::layer().with_writer(std::io::stderr).json().flatten_event(true))
+            .try_init(),
+    };
+    Ok(())
+}
+
+/// An error with all its causes in one line: `outer: inner: innermost`.
+pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let inner_text = inner.to_string();
+        // Many libraries repeat the cause in their own text.
+        if !text.contains(&inner_text) {
+            text.push_str(": ");
+            text.push_str(&inner_text);
+        }
+        cause = inner.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bad_filter_is_refused_with_what_is_allowed() {
+        let args = LogArgs { log_level: "jackline=loud".to_owned(), ..LogArgs::default() };
+        let error = init(&args).unwrap_err().to_string();
+        assert!(error.contains("jackline=loud") && error.contains("allowed"), "{error}");
+    }
+
+    #[test]
+    fn a_chain_names_every_cause_once() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("opening failed")]
+        struct Outer(#[source] std::io::Error);
+        let error = Outer(std::io::Error::other("disk gone"));
+        assert_eq!(chain(&error), "opening failed: disk gone");
+    }
+}
