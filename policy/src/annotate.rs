@@ -39,8 +39,11 @@ pub fn desired(running: bool, styles: Styles, volumes: &[VolumeState<'_>]) -> De
         if !wanted {
             return None;
         }
-        let mut names: Vec<&str> =
-            volumes.iter().filter(|volume| of(volume)).map(|volume| volume.name).collect();
+        let mut names: Vec<&str> = volumes
+            .iter()
+            .filter(|volume| of(volume))
+            .map(|volume| volume.name)
+            .collect();
         names.sort_unstable();
         (!names.is_empty()).then(|| names.join(","))
     };
@@ -86,7 +89,10 @@ pub fn apply(
 ) -> Option<Desired> {
     let keys = [
         (backup_volumes, desired.backup_volumes.as_deref()),
-        (backup_volumes_excludes, desired.backup_volumes_excludes.as_deref()),
+        (
+            backup_volumes_excludes,
+            desired.backup_volumes_excludes.as_deref(),
+        ),
     ];
     let changes = keys.map(|(observed, desired)| change(observed, desired));
     if changes == [Change::Keep, Change::Keep] {
@@ -100,7 +106,10 @@ pub fn apply(
             Change::Keep | Change::Release => None,
         }
     };
-    Some(Desired { backup_volumes: held(0), backup_volumes_excludes: held(1) })
+    Some(Desired {
+        backup_volumes: held(0),
+        backup_volumes_excludes: held(1),
+    })
 }
 
 #[cfg(test)]
@@ -110,11 +119,19 @@ mod tests {
     use super::*;
 
     fn annotation(value: Option<&str>, ours: bool, others: bool) -> Annotation {
-        Annotation { value: value.map(Into::into), ours, others }
+        Annotation {
+            value: value.map(Into::into),
+            ours,
+            others,
+        }
     }
 
     fn volume(name: &str, eligible: bool, elected: bool) -> VolumeState<'_> {
-        VolumeState { name, eligible, elected }
+        VolumeState {
+            name,
+            eligible,
+            elected,
+        }
     }
 
     #[test]
@@ -125,30 +142,102 @@ mod tests {
             volume("cache", true, false),
             volume("block", false, false),
         ];
-        let both = Styles { opt_in: true, opt_out: true };
+        let both = Styles {
+            opt_in: true,
+            opt_out: true,
+        };
         let found = desired(true, both, &volumes);
         assert_eq!(found.backup_volumes.as_deref(), Some("data,logs"));
         assert_eq!(found.backup_volumes_excludes.as_deref(), Some("cache"));
-        let opt_in = Styles { opt_in: true, opt_out: false };
-        assert_eq!(desired(true, opt_in, &volumes).backup_volumes_excludes, None);
-        assert_eq!(desired(true, opt_in, &volumes[2..]), Desired::default(), "an empty list is no annotation");
-        assert_eq!(desired(false, both, &volumes), Desired::default(), "only running pods");
+        let opt_in = Styles {
+            opt_in: true,
+            opt_out: false,
+        };
+        assert_eq!(
+            desired(true, opt_in, &volumes).backup_volumes_excludes,
+            None
+        );
+        assert_eq!(
+            desired(true, opt_in, &volumes[2..]),
+            Desired::default(),
+            "an empty list is no annotation"
+        );
+        assert_eq!(
+            desired(false, both, &volumes),
+            Desired::default(),
+            "only running pods"
+        );
     }
 
     #[test]
     fn a_key_changes_only_where_it_is_ours_and_differs() {
         let cases = [
-            (annotation(None, false, false), Some("a"), Change::Write, "absent"),
-            (annotation(Some("a"), true, false), Some("a"), Change::Keep, "right already"),
-            (annotation(Some("b"), true, false), Some("a"), Change::Write, "ours, outdated"),
-            (annotation(Some("a"), true, false), None, Change::Release, "the policy is gone"),
-            (annotation(Some("a"), false, true), Some("a"), Change::Keep, "a person's, the same"),
-            (annotation(Some("b"), false, true), Some("a"), Change::Keep, "a person's"),
-            (annotation(Some("b"), false, false), Some("a"), Change::Keep, "nobody's, so a person's"),
-            (annotation(Some("a"), false, true), None, Change::Keep, "a person's stays"),
-            (annotation(Some("a"), true, true), None, Change::Release, "our share of a common value"),
-            (annotation(Some("b"), true, true), Some("a"), Change::Keep, "a common value is the person's too"),
-            (annotation(None, false, false), None, Change::Keep, "nothing wanted"),
+            (
+                annotation(None, false, false),
+                Some("a"),
+                Change::Write,
+                "absent",
+            ),
+            (
+                annotation(Some("a"), true, false),
+                Some("a"),
+                Change::Keep,
+                "right already",
+            ),
+            (
+                annotation(Some("b"), true, false),
+                Some("a"),
+                Change::Write,
+                "ours, outdated",
+            ),
+            (
+                annotation(Some("a"), true, false),
+                None,
+                Change::Release,
+                "the policy is gone",
+            ),
+            (
+                annotation(Some("a"), false, true),
+                Some("a"),
+                Change::Keep,
+                "a person's, the same",
+            ),
+            (
+                annotation(Some("b"), false, true),
+                Some("a"),
+                Change::Keep,
+                "a person's",
+            ),
+            (
+                annotation(Some("b"), false, false),
+                Some("a"),
+                Change::Keep,
+                "nobody's, so a person's",
+            ),
+            (
+                annotation(Some("a"), false, true),
+                None,
+                Change::Keep,
+                "a person's stays",
+            ),
+            (
+                annotation(Some("a"), true, true),
+                None,
+                Change::Release,
+                "our share of a common value",
+            ),
+            (
+                annotation(Some("b"), true, true),
+                Some("a"),
+                Change::Keep,
+                "a common value is the person's too",
+            ),
+            (
+                annotation(None, false, false),
+                None,
+                Change::Keep,
+                "nothing wanted",
+            ),
         ];
         for (observed, desired, expected, why) in cases {
             assert_eq!(change(&observed, desired), expected, "{why}");
@@ -166,7 +255,10 @@ mod tests {
         assert_eq!(sent, wanted, "leaving backup-volumes out would release it");
         let users = annotation(Some("x"), false, true);
         let sent = apply(&users, &Annotation::default(), &wanted).unwrap();
-        assert_eq!(sent.backup_volumes, None, "a person's key is not ours to send");
+        assert_eq!(
+            sent.backup_volumes, None,
+            "a person's key is not ours to send"
+        );
     }
 
     #[test]
@@ -174,17 +266,25 @@ mod tests {
         let users = annotation(Some("data,logs"), false, true);
         assert!(!refuses(&users, "data"));
         assert!(refuses(&users, "db"));
-        assert!(refuses(&annotation(Some("data, db"), false, true), "db"), "Velero does not trim");
-        assert!(!refuses(&annotation(Some("data"), true, false), "db"), "our own is rewritten");
+        assert!(
+            refuses(&annotation(Some("data, db"), false, true), "db"),
+            "Velero does not trim"
+        );
+        assert!(
+            !refuses(&annotation(Some("data"), true, false), "db"),
+            "our own is rewritten"
+        );
         assert!(!refuses(&Annotation::default(), "db"));
     }
 
     fn observed() -> impl Strategy<Value = Annotation> {
-        (prop::option::of("[a-c]"), any::<bool>(), any::<bool>()).prop_map(|(value, ours, others)| {
-            // An absent key has no owner.
-            let there = value.is_some();
-            annotation(value.as_deref(), ours && there, others && there)
-        })
+        (prop::option::of("[a-c]"), any::<bool>(), any::<bool>()).prop_map(
+            |(value, ours, others)| {
+                // An absent key has no owner.
+                let there = value.is_some();
+                annotation(value.as_deref(), ours && there, others && there)
+            },
+        )
     }
 
     proptest! {

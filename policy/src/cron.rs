@@ -45,7 +45,11 @@ impl Fields {
     fn allows_day(&self, day: i8, weekday: i8) -> bool {
         let by_day = self.day & (1 << day) != 0;
         let by_weekday = self.weekday & (1 << weekday) != 0;
-        if (self.day | self.weekday) & STAR != 0 { by_day && by_weekday } else { by_day || by_weekday }
+        if (self.day | self.weekday) & STAR != 0 {
+            by_day && by_weekday
+        } else {
+            by_day || by_weekday
+        }
     }
 
     fn allows_month(&self, month: i8) -> bool {
@@ -76,14 +80,20 @@ impl Cron {
         self.zone.as_ref()
     }
 
+    /// Whether this is `@every`: runs hang on the one before them, not on the clock.
+    pub fn is_every(&self) -> bool {
+        matches!(self.plan, Plan::Every(_))
+    }
+
     /// The first run after `after`; `zone` counts when the expression names none. `None` when nothing matches within five years.
     pub fn next(&self, after: Timestamp, zone: &TimeZone) -> Option<Timestamp> {
         match &self.plan {
             Plan::Every(delay) => {
-                let whole = Timestamp::from_second(after.as_second()).ok()?;
-                // Go counts the nanoseconds of a time before 1970 upwards too.
-                let floor = if after < whole { whole.checked_sub(Duration::from_secs(1)).ok()? } else { whole };
-                floor.checked_add(*delay).ok()
+                let seconds = after.as_nanosecond().div_euclid(1_000_000_000);
+                Timestamp::from_second(i64::try_from(seconds).ok()?)
+                    .ok()?
+                    .checked_add(*delay)
+                    .ok()
             }
             Plan::Fields(fields) => next::next(fields, after, self.zone.as_ref().unwrap_or(zone)),
         }
@@ -104,7 +114,10 @@ pub fn zone(name: &str) -> Option<TimeZone> {
     match name {
         "" | "UTC" => Some(TimeZone::UTC),
         // jiff ignores case; Go does not, and a name that only one of two programs accepts is no name.
-        _ => TimeZoneDatabase::bundled().get(name).ok().filter(|zone| zone.iana_name() == Some(name)),
+        _ => TimeZoneDatabase::bundled()
+            .get(name)
+            .ok()
+            .filter(|zone| zone.iana_name() == Some(name)),
     }
 }
 
@@ -113,7 +126,10 @@ mod tests {
     use super::*;
 
     fn longest(source: &str) -> Option<u64> {
-        Cron::parse(source).unwrap().longest_interval().map(|d| d.as_secs())
+        Cron::parse(source)
+            .unwrap()
+            .longest_interval()
+            .map(|d| d.as_secs())
     }
 
     #[test]
@@ -139,7 +155,13 @@ mod tests {
     #[test]
     fn zones_have_exact_names() {
         assert!(zone("Europe/Berlin").is_some());
-        for bad in ["europe/berlin", "Local", "Mars/Olympus", "../etc/passwd", "+02:00"] {
+        for bad in [
+            "europe/berlin",
+            "Local",
+            "Mars/Olympus",
+            "../etc/passwd",
+            "+02:00",
+        ] {
             assert!(zone(bad).is_none(), "{bad}");
         }
     }

@@ -67,13 +67,57 @@ mod tests {
     fn ranks_in_order() {
         let (a, b) = (pod("a", 2), pod("b", 1));
         assert_eq!(elected(&[a, b]), Some("b"), "the oldest");
-        assert_eq!(elected(&[a, Candidate { created: a.created, ..b }]), Some("a"), "the smaller uid");
-        assert_eq!(elected(&[Candidate { incumbent: true, ..a }, b]), Some("a"), "sticky");
-        assert_eq!(elected(&[a, Candidate { job: true, ..b }]), Some("a"), "a Job's pod comes last");
-        assert_eq!(elected(&[a, Candidate { agent: false, ..b }]), Some("a"), "a ready agent");
-        assert_eq!(elected(&[Candidate { job: true, agent: false, ..a }]), Some("a"), "no disqualification");
-        let gone = Candidate { able: false, incumbent: true, ..a };
-        assert_eq!(elected(&[gone, b]), Some("b"), "an incumbent that cannot is replaced");
+        assert_eq!(
+            elected(&[
+                a,
+                Candidate {
+                    created: a.created,
+                    ..b
+                }
+            ]),
+            Some("a"),
+            "the smaller uid"
+        );
+        assert_eq!(
+            elected(&[
+                Candidate {
+                    incumbent: true,
+                    ..a
+                },
+                b
+            ]),
+            Some("a"),
+            "sticky"
+        );
+        assert_eq!(
+            elected(&[a, Candidate { job: true, ..b }]),
+            Some("a"),
+            "a Job's pod comes last"
+        );
+        assert_eq!(
+            elected(&[a, Candidate { agent: false, ..b }]),
+            Some("a"),
+            "a ready agent"
+        );
+        assert_eq!(
+            elected(&[Candidate {
+                job: true,
+                agent: false,
+                ..a
+            }]),
+            Some("a"),
+            "no disqualification"
+        );
+        let gone = Candidate {
+            able: false,
+            incumbent: true,
+            ..a
+        };
+        assert_eq!(
+            elected(&[gone, b]),
+            Some("b"),
+            "an incumbent that cannot is replaced"
+        );
         assert_eq!(elected(&[Candidate { refused: true, ..b }, a]), Some("a"));
         assert_eq!(elected(&[gone]), None);
         assert_eq!(elected(&[]), None);
@@ -87,15 +131,17 @@ mod tests {
         let mut all: Vec<Candidate<'a>> = names
             .iter()
             .zip(raw)
-            .map(|(uid, (_, created, [able, incumbent, refused, agent, job]))| Candidate {
-                uid,
-                created: Timestamp::from_second(*created).unwrap(),
-                able: *able,
-                incumbent: *incumbent,
-                refused: *refused,
-                agent: *agent,
-                job: *job,
-            })
+            .map(
+                |(uid, (_, created, [able, incumbent, refused, agent, job]))| Candidate {
+                    uid,
+                    created: Timestamp::from_second(*created).unwrap(),
+                    able: *able,
+                    incumbent: *incumbent,
+                    refused: *refused,
+                    agent: *agent,
+                    job: *job,
+                },
+            )
             .collect();
         all.sort_by_key(|candidate| candidate.uid);
         all.dedup_by_key(|candidate| candidate.uid);

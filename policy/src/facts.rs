@@ -24,8 +24,14 @@ pub enum VolumeType {
 }
 
 impl VolumeType {
-    const NEVER: [&'static str; 6] =
-        ["hostPath", "secret", "configMap", "projected", "downwardAPI", "image"];
+    const NEVER: [&'static str; 6] = [
+        "hostPath",
+        "secret",
+        "configMap",
+        "projected",
+        "downwardAPI",
+        "image",
+    ];
 
     /// The type of a volume whose definition has this key.
     pub fn of(key: &str) -> Self {
@@ -54,7 +60,10 @@ impl VolumeType {
             Self::Never(_) => Err(Invalid::new(
                 field,
                 key,
-                format!("types that can be backed up, not {}", Self::NEVER.join(", ")),
+                format!(
+                    "types that can be backed up, not {}",
+                    Self::NEVER.join(", ")
+                ),
             )),
             Self::Other(_) if !is_key => Err(Invalid::new(
                 field,
@@ -91,13 +100,17 @@ pub enum Exempt {
 
 impl Exempt {
     /// Finds the exemption in an object's labels and annotations (both of ours may be either).
-    pub fn find<'a>(get_label: impl Fn(&str) -> Option<&'a str>, get_annotation: impl Fn(&str) -> Option<&'a str>) -> Option<Self> {
+    pub fn find<'a>(
+        get_label: impl Fn(&str) -> Option<&'a str>,
+        get_annotation: impl Fn(&str) -> Option<&'a str>,
+    ) -> Option<Self> {
         let either = |key| get_annotation(key).or_else(|| get_label(key));
         if either("jackline.dev/exempt") == Some("true") {
             let reason = either("jackline.dev/exempt-reason").map(Into::into);
             return Some(Self::Asked { reason });
         }
-        (get_label("velero.io/exclude-from-backup") == Some("true")).then_some(Self::ExcludeFromBackup)
+        (get_label("velero.io/exclude-from-backup") == Some("true"))
+            .then_some(Self::ExcludeFromBackup)
     }
 }
 
@@ -197,7 +210,11 @@ pub struct Annotation {
 impl Annotation {
     /// Volume names as Velero reads them: split at commas, nothing trimmed.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.value.as_deref().filter(|value| !value.is_empty()).into_iter().flat_map(|value| value.split(','))
+        self.value
+            .as_deref()
+            .filter(|value| !value.is_empty())
+            .into_iter()
+            .flat_map(|value| value.split(','))
     }
 
     pub fn lists(&self, name: &str) -> bool {

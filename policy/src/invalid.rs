@@ -25,7 +25,11 @@ impl Invalid {
 
     /// Like [`Invalid::new`] without quotes around `found`.
     pub fn raw(field: impl Into<String>, found: impl Display, allowed: impl Into<String>) -> Self {
-        Self { field: field.into(), found: shorten(found.to_string()), allowed: allowed.into() }
+        Self {
+            field: field.into(),
+            found: shorten(found.to_string()),
+            allowed: allowed.into(),
+        }
     }
 }
 

@@ -22,8 +22,10 @@ impl Labels {
 
 impl<K: Into<Box<str>>, V: Into<Box<str>>> FromIterator<(K, V)> for Labels {
     fn from_iter<I: IntoIterator<Item = (K, V)>>(pairs: I) -> Self {
-        let mut list: Vec<(Box<str>, Box<str>)> =
-            pairs.into_iter().map(|(k, v)| (k.into(), v.into())).collect();
+        let mut list: Vec<(Box<str>, Box<str>)> = pairs
+            .into_iter()
+            .map(|(k, v)| (k.into(), v.into()))
+            .collect();
         list.sort();
         list.dedup_by(|a, b| a.0 == b.0);
         Self(list.into_boxed_slice())
@@ -42,13 +44,13 @@ enum Requirement {
 impl Requirement {
     fn matches(&self, labels: &Labels) -> bool {
         match self {
-            Self::In(key, values) => {
-                labels.get(key).is_some_and(|found| values.iter().any(|v| v == found))
-            }
+            Self::In(key, values) => labels
+                .get(key)
+                .is_some_and(|found| values.iter().any(|v| v == found)),
             // As in Kubernetes, an absent key is "not in".
-            Self::NotIn(key, values) => {
-                labels.get(key).is_none_or(|found| values.iter().all(|v| v != found))
-            }
+            Self::NotIn(key, values) => labels
+                .get(key)
+                .is_none_or(|found| values.iter().all(|v| v != found)),
             Self::Exists(key) => labels.get(key).is_some(),
             Self::DoesNotExist(key) => labels.get(key).is_none(),
         }
@@ -144,7 +146,11 @@ mod tests {
         ];
         for (operator, values, found, expected) in cases {
             let selector = Selector::new("s", [], [("k", *operator, *values)]).unwrap();
-            assert_eq!(selector.matches(&labels(found)), *expected, "{operator} {found:?}");
+            assert_eq!(
+                selector.matches(&labels(found)),
+                *expected,
+                "{operator} {found:?}"
+            );
         }
     }
 
@@ -157,7 +163,10 @@ mod tests {
     #[test]
     fn bad_expressions_name_their_field() {
         let error = Selector::new("spec.pods.selector", [], [("k", "Is", &[][..])]).unwrap_err();
-        assert_eq!(error.field, "spec.pods.selector.matchExpressions[0].operator");
+        assert_eq!(
+            error.field,
+            "spec.pods.selector.matchExpressions[0].operator"
+        );
         assert!(Selector::new("s", [], [("k", "In", &[][..])]).is_err());
         assert!(Selector::new("s", [], [("k", "Exists", &["v".to_owned()][..])]).is_err());
         assert!(Selector::new("s", [], [("", "Exists", &[][..])]).is_err());

@@ -5,20 +5,20 @@
 //! out the plans. So each rule of the product can be tested with a table or a property.
 
 pub mod annotate;
-//pub mod condition;
-//pub mod coverage;
+pub mod condition;
+pub mod coverage;
 pub mod cron;
 pub mod elect;
 pub mod facts;
 pub mod govern;
 pub mod invalid;
 pub mod labels;
-//pub mod naming;
+pub mod naming;
 pub mod pattern;
 pub mod quantity;
 pub mod restore;
-//pub mod retention;
-//pub mod schedule;
+pub mod retention;
+pub mod schedule;
 pub mod select;
 pub mod spec;
 

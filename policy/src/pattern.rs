@@ -23,9 +23,16 @@ impl Globs {
             set.add(Glob::new(pattern).map_err(|error| bad(format!("a glob ({})", error.kind())))?);
         }
         let set = set.build().map_err(|error| {
-            Invalid::new(field, patterns.join(","), format!("globs ({})", error.kind()))
+            Invalid::new(
+                field,
+                patterns.join(","),
+                format!("globs ({})", error.kind()),
+            )
         })?;
-        Ok(Self { source: patterns.to_vec(), set })
+        Ok(Self {
+            source: patterns.to_vec(),
+            set,
+        })
     }
 
     pub fn is_empty(&self) -> bool {
@@ -76,7 +83,10 @@ impl PartialEq for Pattern {
 impl Eq for Pattern {}
 
 fn last_line(text: &str) -> &str {
-    text.lines().last().unwrap_or(text).trim_start_matches("error: ")
+    text.lines()
+        .last()
+        .unwrap_or(text)
+        .trim_start_matches("error: ")
 }
 
 #[cfg(test)]
@@ -85,11 +95,18 @@ mod tests {
 
     #[test]
     fn globs_match_names() {
-        let globs = Globs::new("f", &["team-*".to_owned(), "db?".to_owned(), "[xy]1".to_owned()]);
+        let globs = Globs::new(
+            "f",
+            &["team-*".to_owned(), "db?".to_owned(), "[xy]1".to_owned()],
+        );
         let globs = globs.unwrap();
-        for (name, expected) in
-            [("team-a", true), ("a-team-a", false), ("db1", true), ("db", false), ("y1", true)]
-        {
+        for (name, expected) in [
+            ("team-a", true),
+            ("a-team-a", false),
+            ("db1", true),
+            ("db", false),
+            ("y1", true),
+        ] {
             assert_eq!(globs.matches(name), expected, "{name}");
         }
     }

@@ -6,13 +6,21 @@ use crate::Invalid;
 
 /// Parses a Kubernetes quantity of bytes (`500Gi`, `1e9`, `0`, `1.5G`); a fraction of a byte is rounded up, as the API server does.
 pub fn bytes(field: &str, text: &str) -> Result<u64, Invalid> {
-    parse(text).ok_or_else(|| Invalid::new(field, text, "a quantity of bytes, such as 500Gi, 10G or 1048576"))
+    parse(text).ok_or_else(|| {
+        Invalid::new(
+            field,
+            text,
+            "a quantity of bytes, such as 500Gi, 10G or 1048576",
+        )
+    })
 }
 
 /// [`bytes`] for quantities that the API server has checked already.
 pub fn parse(text: &str) -> Option<u64> {
     let text = text.strip_prefix('+').unwrap_or(text);
-    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let end = text
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(text.len());
     let (number, suffix) = text.split_at(end);
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
     if whole.is_empty() && fraction.is_empty() || fraction.contains('.') || fraction.len() > 18 {
@@ -104,7 +112,10 @@ mod tests {
 
     #[test]
     fn durations_are_those_of_humantime() {
-        assert_eq!(duration("f", "90days").unwrap(), Duration::from_secs(90 * 86_400));
+        assert_eq!(
+            duration("f", "90days").unwrap(),
+            Duration::from_secs(90 * 86_400)
+        );
         assert_eq!(duration("f", "1h 30m").unwrap(), Duration::from_secs(5400));
         for bad in ["", "5", "-1h", "1 fortnight", "999999years"] {
             assert!(duration("f", bad).is_err(), "{bad}");

@@ -17,14 +17,20 @@ pub fn selects_namespace(policy: &Policy, namespace: &NamespaceFacts) -> bool {
 fn matches_namespace(rule: &NamespaceRule, namespace: &NamespaceFacts) -> bool {
     (rule.include.is_empty() || rule.include.matches(&namespace.name))
         && !rule.exclude.matches(&namespace.name)
-        && rule.regex.as_ref().is_none_or(|regex| regex.matches(&namespace.name))
+        && rule
+            .regex
+            .as_ref()
+            .is_none_or(|regex| regex.matches(&namespace.name))
         && rule.selector.matches(&namespace.labels)
 }
 
 /// Whether the policy looks at this pod's volumes (its namespace is judged apart).
 pub fn selects_pod(policy: &Policy, pod: &PodFacts) -> bool {
     policy.spec.pods.selector.matches(&pod.labels)
-        && !pod.job.as_ref().is_some_and(|job| policy.spec.pods.exclude_jobs.matches(job))
+        && !pod
+            .job
+            .as_ref()
+            .is_some_and(|job| policy.spec.pods.exclude_jobs.matches(job))
 }
 
 /// Why a volume cannot be backed up from a pod, whatever a policy says.
@@ -53,7 +59,10 @@ pub fn eligible(volume: &PodVolume, claim: Option<ClaimView<'_>>) -> Result<(), 
     if volume.claim.is_some() && claim.is_none_or(|view| view.claim.volume.is_empty()) {
         return Err(Ineligible::ClaimNotBound);
     }
-    if claim.and_then(|view| view.volume).is_some_and(|volume| volume.host_path) {
+    if claim
+        .and_then(|view| view.volume)
+        .is_some_and(|volume| volume.host_path)
+    {
         return Err(Ineligible::HostPathVolume);
     }
     if !volume.mounted {
@@ -107,9 +116,17 @@ impl Choice<'_> {
 }
 
 /// The first matching rule, else the default.
-pub fn choose<'p>(policy: &'p Policy, volume: &PodVolume, claim: Option<ClaimView<'_>>) -> Choice<'p> {
+pub fn choose<'p>(
+    policy: &'p Policy,
+    volume: &PodVolume,
+    claim: Option<ClaimView<'_>>,
+) -> Choice<'p> {
     let volumes = &policy.spec.volumes;
-    if let Some(rule) = volumes.rules.iter().find(|rule| matches(&rule.matches, volume, claim)) {
+    if let Some(rule) = volumes
+        .rules
+        .iter()
+        .find(|rule| matches(&rule.matches, volume, claim))
+    {
         return match rule.action {
             Action::Backup => Choice::Backup(Some(&rule.name)),
             Action::Skip => Choice::Skip(Some(&rule.name)),
@@ -120,7 +137,11 @@ pub fn choose<'p>(policy: &'p Policy, volume: &PodVolume, claim: Option<ClaimVie
         VolumeDefault::All => true,
         VolumeDefault::None => false,
     };
-    if backup { Choice::Backup(None) } else { Choice::Skip(None) }
+    if backup {
+        Choice::Backup(None)
+    } else {
+        Choice::Skip(None)
+    }
 }
 
 fn matches(rule: &Match, volume: &PodVolume, claim: Option<ClaimView<'_>>) -> bool {
@@ -130,31 +151,45 @@ fn matches(rule: &Match, volume: &PodVolume, claim: Option<ClaimView<'_>>) -> bo
 
     unless(rule.types.is_empty(), &|| rule.types.contains(&volume.kind))
         && unless(rule.storage_classes.is_empty(), &|| {
-            of_claim(&|view| rule.storage_classes.iter().any(|class| **class == *view.claim.storage_class))
+            of_claim(&|view| {
+                rule.storage_classes
+                    .iter()
+                    .any(|class| **class == *view.claim.storage_class)
+            })
         })
         && unless(rule.access_modes.is_empty(), &|| {
             of_claim(&|view| {
-                view.claim.access_modes.iter().any(|mode| rule.access_modes.iter().any(|m| **m == **mode))
+                view.claim
+                    .access_modes
+                    .iter()
+                    .any(|mode| rule.access_modes.iter().any(|m| **m == **mode))
             })
         })
         && unless(rule.claim_selector.is_empty(), &|| {
             of_claim(&|view| rule.claim_selector.matches(&view.claim.labels))
         })
-        && rule
-            .claim_regex
-            .as_ref()
-            .is_none_or(|regex| volume.claim.as_ref().is_some_and(|name| regex.matches(name)))
-        && unless(rule.min_capacity.is_none() && rule.max_capacity.is_none(), &|| {
-            of_claim(&|view| {
-                view.claim.capacity.is_some_and(|bytes| {
-                    rule.min_capacity.is_none_or(|min| bytes >= min)
-                        && rule.max_capacity.is_none_or(|max| bytes <= max)
-                })
-            })
+        && rule.claim_regex.as_ref().is_none_or(|regex| {
+            volume
+                .claim
+                .as_ref()
+                .is_some_and(|name| regex.matches(name))
         })
+        && unless(
+            rule.min_capacity.is_none() && rule.max_capacity.is_none(),
+            &|| {
+                of_claim(&|view| {
+                    view.claim.capacity.is_some_and(|bytes| {
+                        rule.min_capacity.is_none_or(|min| bytes >= min)
+                            && rule.max_capacity.is_none_or(|max| bytes <= max)
+                    })
+                })
+            },
+        )
         && unless(rule.csi_drivers.is_empty(), &|| {
             let driver = volume.csi_driver.as_deref().or_else(|| {
-                claim.and_then(|view| view.volume).and_then(|volume| volume.csi_driver.as_deref())
+                claim
+                    .and_then(|view| view.volume)
+                    .and_then(|volume| volume.csi_driver.as_deref())
             });
             driver.is_some_and(|driver| rule.csi_drivers.iter().any(|wanted| wanted == driver))
         })

@@ -13,15 +13,18 @@ use strum::{Display, EnumString, IntoStaticStr, VariantNames};
 
 pub use retention::{Repository, Retention, RetentionParts, Verification};
 pub use template::Template;
-pub use timing::{Blackout, ScheduleSpec, ScheduleParts};
+pub use timing::{Blackout, ScheduleParts, ScheduleSpec};
 pub use volumes::{
-    Action, Default as VolumeDefault, Match, MatchParts, NamespaceRule, PodRule, VolumeRule, Volumes,
+    Action, Default as VolumeDefault, Match, MatchParts, NamespaceRule, PodRule, VolumeRule,
+    Volumes,
 };
 
 use crate::Invalid;
 
 /// Which of the two kinds a policy is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Display, IntoStaticStr, EnumString)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Display, IntoStaticStr, EnumString,
+)]
 pub enum PolicyKind {
     ClusterBackupPolicy,
     BackupPolicy,
@@ -38,11 +41,19 @@ pub struct PolicyId {
 
 impl PolicyId {
     pub fn cluster(name: impl Into<String>) -> Self {
-        Self { kind: PolicyKind::ClusterBackupPolicy, namespace: String::new(), name: name.into() }
+        Self {
+            kind: PolicyKind::ClusterBackupPolicy,
+            namespace: String::new(),
+            name: name.into(),
+        }
     }
 
     pub fn namespaced(namespace: impl Into<String>, name: impl Into<String>) -> Self {
-        Self { kind: PolicyKind::BackupPolicy, namespace: namespace.into(), name: name.into() }
+        Self {
+            kind: PolicyKind::BackupPolicy,
+            namespace: namespace.into(),
+            name: name.into(),
+        }
     }
 }
 
@@ -66,7 +77,9 @@ pub struct Policy {
     pub spec: PolicySpec,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Display, EnumString, IntoStaticStr, VariantNames)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Default, Display, EnumString, IntoStaticStr, VariantNames,
+)]
 pub enum Mode {
     #[default]
     Enforce,
@@ -74,7 +87,9 @@ pub enum Mode {
     Preview,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Display, EnumString, IntoStaticStr, VariantNames)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Default, Display, EnumString, IntoStaticStr, VariantNames,
+)]
 pub enum DeletionPolicy {
     #[default]
     Retain,
@@ -142,10 +157,18 @@ impl PolicyParts {
             self.template.labels_only()?;
         }
         if self.rpo == Some(Duration::ZERO) {
-            return Err(Invalid::new("spec.rpo", "0s", "a duration longer than zero"));
+            return Err(Invalid::new(
+                "spec.rpo",
+                "0s",
+                "a duration longer than zero",
+            ));
         }
         if self.storage_location.as_deref() == Some("") {
-            return Err(Invalid::new("spec.storageLocation", "", "the name of a BackupStorageLocation"));
+            return Err(Invalid::new(
+                "spec.storageLocation",
+                "",
+                "the name of a BackupStorageLocation",
+            ));
         }
         Ok(PolicySpec {
             mode: self.mode,

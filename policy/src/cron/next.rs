@@ -33,26 +33,40 @@ impl<'a> Local<'a> {
     }
 
     fn plus(self, seconds: i64) -> Self {
-        Self { unix: self.unix.saturating_add(seconds), ..self }
+        Self {
+            unix: self.unix.saturating_add(seconds),
+            ..self
+        }
     }
 }
 
 fn offset(unix: i64, zone: &TimeZone) -> Option<i64> {
-    Some(i64::from(zone.to_offset(Timestamp::from_second(unix).ok()?).seconds()))
+    Some(i64::from(
+        zone.to_offset(Timestamp::from_second(unix).ok()?).seconds(),
+    ))
 }
 
 /// Go's `AddDate(0, 1, 0)`: the same day and time of the next month; days that it does not have run over into the one after.
 fn next_month(at: DateTime) -> Option<DateTime> {
-    let (year, month) = if at.month() == 12 { (at.year() + 1, 1) } else { (at.year(), at.month() + 1) };
+    let (year, month) = if at.month() == 12 {
+        (at.year() + 1, 1)
+    } else {
+        (at.year(), at.month() + 1)
+    };
     let first = Date::new(year, month, 1).ok()?;
-    let date = first.checked_add(jiff::Span::new().days(at.day() - 1)).ok()?;
+    let date = first
+        .checked_add(jiff::Span::new().days(at.day() - 1))
+        .ok()?;
     Some(date.to_datetime(at.time()))
 }
 
 pub(super) fn next(fields: &Fields, after: Timestamp, zone: &TimeZone) -> Option<Timestamp> {
     // The upcoming second.
     let unix = after.as_nanosecond().div_euclid(1_000_000_000) + 1;
-    let mut at = Local { unix: i64::try_from(unix).ok()?, zone };
+    let mut at = Local {
+        unix: i64::try_from(unix).ok()?,
+        zone,
+    };
     let last_year = at.civil()?.year() + 5;
     // Fields below the first one that moves start from their smallest value.
     let mut moved = false;
@@ -90,7 +104,11 @@ pub(super) fn next(fields: &Fields, after: Timestamp, zone: &TimeZone) -> Option
             // A clock change may have moved midnight.
             let hour = i64::from(civil.hour());
             if hour != 0 {
-                at = at.plus(if hour > 12 { (24 - hour) * 3600 } else { -hour * 3600 });
+                at = at.plus(if hour > 12 {
+                    (24 - hour) * 3600
+                } else {
+                    -hour * 3600
+                });
                 civil = at.civil()?;
             }
             if civil.day() == 1 {
@@ -135,16 +153,28 @@ pub(super) fn next(fields: &Fields, after: Timestamp, zone: &TimeZone) -> Option
 pub(super) fn longest_interval(fields: &Fields) -> Option<Duration> {
     let times: Vec<u64> = (0..24u64)
         .filter(|hour| fields.hour & (1 << hour) != 0)
-        .flat_map(|hour| (0..60).filter(|minute| fields.minute & (1 << minute) != 0).map(move |m| hour * 60 + m))
+        .flat_map(|hour| {
+            (0..60)
+                .filter(|minute| fields.minute & (1 << minute) != 0)
+                .map(move |m| hour * 60 + m)
+        })
         .collect();
     let (first, last) = (times.first()?, times.last()?);
-    let within = times.windows(2).filter_map(|pair| Some(pair.get(1)? - pair.first()?)).max().unwrap_or(0);
+    let within = times
+        .windows(2)
+        .filter_map(|pair| Some(pair.get(1)? - pair.first()?))
+        .max()
+        .unwrap_or(0);
 
     let mut longest = None;
     let mut previous: Option<u64> = None;
-    let days = Date::constant(2023, 1, 1).series(jiff::Span::new().days(1)).zip(0u64..);
+    let days = Date::constant(2023, 1, 1)
+        .series(jiff::Span::new().days(1))
+        .zip(0u64..);
     for (day, number) in days.take(9 * 366) {
-        if fields.allows_month(day.month()) && fields.allows_day(day.day(), day.weekday().to_sunday_zero_offset()) {
+        if fields.allows_month(day.month())
+            && fields.allows_day(day.day(), day.weekday().to_sunday_zero_offset())
+        {
             if let Some(previous) = previous {
                 let between = (number - previous) * 1440 + first - last;
                 longest = longest.max(Some(between.max(within)));

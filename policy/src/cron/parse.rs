@@ -20,13 +20,19 @@ pub enum CronError {
     #[error("{0:?} is not a duration")]
     Every(String),
     #[error("field {field}: {part:?}: {why}")]
-    Field { field: &'static str, part: String, why: &'static str },
+    Field {
+        field: &'static str,
+        part: String,
+        why: &'static str,
+    },
 }
 
 impl CronError {
     /// What would have been accepted, with why this was not; for [`crate::Invalid`].
     pub fn allowed(&self) -> String {
-        format!("a cron expression of five fields, a descriptor such as @daily, or @every <duration> ({self})")
+        format!(
+            "a cron expression of five fields, a descriptor such as @daily, or @every <duration> ({self})"
+        )
     }
 }
 
@@ -37,14 +43,31 @@ struct Bounds {
     names: &'static [&'static str],
 }
 
-const MINUTE: Bounds = Bounds { name: "minute", min: 0, max: 59, names: &[] };
-const HOUR: Bounds = Bounds { name: "hour", min: 0, max: 23, names: &[] };
-const DAY: Bounds = Bounds { name: "day of month", min: 1, max: 31, names: &[] };
+const MINUTE: Bounds = Bounds {
+    name: "minute",
+    min: 0,
+    max: 59,
+    names: &[],
+};
+const HOUR: Bounds = Bounds {
+    name: "hour",
+    min: 0,
+    max: 23,
+    names: &[],
+};
+const DAY: Bounds = Bounds {
+    name: "day of month",
+    min: 1,
+    max: 31,
+    names: &[],
+};
 const MONTH: Bounds = Bounds {
     name: "month",
     min: 1,
     max: 12,
-    names: &["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"],
+    names: &[
+        "jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec",
+    ],
 };
 const WEEKDAY: Bounds = Bounds {
     name: "day of week",
@@ -57,7 +80,9 @@ pub(super) fn parse(source: &str) -> Result<Cron, CronError> {
     if source.is_empty() {
         return Err(CronError::Empty);
     }
-    let prefixed = source.strip_prefix("CRON_TZ=").or_else(|| source.strip_prefix("TZ="));
+    let prefixed = source
+        .strip_prefix("CRON_TZ=")
+        .or_else(|| source.strip_prefix("TZ="));
     let (zone, body) = match prefixed {
         None => (None, source),
         Some(rest) => {
@@ -69,8 +94,16 @@ pub(super) fn parse(source: &str) -> Result<Cron, CronError> {
             (zone, body.trim())
         }
     };
-    let plan = if body.starts_with('@') { descriptor(body)? } else { Plan::Fields(fields(body)?) };
-    Ok(Cron { source: source.to_owned(), zone, plan })
+    let plan = if body.starts_with('@') {
+        descriptor(body)?
+    } else {
+        Plan::Fields(fields(body)?)
+    };
+    Ok(Cron {
+        source: source.to_owned(),
+        zone,
+        plan,
+    })
 }
 
 fn descriptor(body: &str) -> Result<Plan, CronError> {
@@ -116,10 +149,20 @@ fn field(text: &str, bounds: &Bounds) -> Result<u64, CronError> {
 
 /// `number | number "-" number [ "/" number ]`, with `*` or `?` for the whole range.
 fn range(part: &str, bounds: &Bounds) -> Result<u64, CronError> {
-    let bad = |why| CronError::Field { field: bounds.name, part: part.to_owned(), why };
+    let bad = |why| CronError::Field {
+        field: bounds.name,
+        part: part.to_owned(),
+        why,
+    };
     let steps: Vec<&str> = part.split('/').collect();
-    let ends: Vec<&str> = steps.first().copied().unwrap_or_default().split('-').collect();
-    let value = |text: &str| number_or_name(text, bounds).ok_or_else(|| bad("not a number or name"));
+    let ends: Vec<&str> = steps
+        .first()
+        .copied()
+        .unwrap_or_default()
+        .split('-')
+        .collect();
+    let value =
+        |text: &str| number_or_name(text, bounds).ok_or_else(|| bad("not a number or name"));
 
     let (start, mut end, mut star) = match ends[..] {
         ["*" | "?", ..] => (bounds.min, bounds.max, STAR),
@@ -154,8 +197,13 @@ fn range(part: &str, bounds: &Bounds) -> Result<u64, CronError> {
     if start > end {
         return Err(bad("the start is beyond the end"));
     }
-    let step = usize::try_from(step).ok().filter(|step| *step > 0).ok_or_else(|| bad("the step is zero"))?;
-    Ok((start..=end).step_by(step).fold(star, |bits, at| bits | 1 << at))
+    let step = usize::try_from(step)
+        .ok()
+        .filter(|step| *step > 0)
+        .ok_or_else(|| bad("the step is zero"))?;
+    Ok((start..=end)
+        .step_by(step)
+        .fold(star, |bits, at| bits | 1 << at))
 }
 
 fn number_or_name(text: &str, bounds: &Bounds) -> Option<u64> {

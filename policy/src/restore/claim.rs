@@ -99,7 +99,11 @@ pub fn note_ancestor(claim: &mut Value, key: &str, uid: &str) {
 
 /// Unties a volume from the identity of the claim it was bound to; name and (mapped) namespace stay, so nobody else can take it.
 pub fn prepare_volume(volume: &mut Value, mapping: &BTreeMap<String, String>) {
-    remove(volume, &["metadata", "annotations"], "pv.kubernetes.io/bound-by-controller");
+    remove(
+        volume,
+        &["metadata", "annotations"],
+        "pv.kubernetes.io/bound-by-controller",
+    );
     let mapped = text(volume, "/spec/claimRef/namespace")
         .and_then(|from| mapping.get(from))
         .cloned();

@@ -45,14 +45,26 @@ impl Retention {
     pub fn new(field: &str, parts: RetentionParts<'_>) -> Result<Self, Invalid> {
         let count = |name: &str, value: Option<i64>| {
             let value = value.unwrap_or(0);
-            u32::try_from(value)
-                .map_err(|_| Invalid::raw(format!("{field}.{name}"), value, "a number from 0 to 4294967295"))
+            u32::try_from(value).map_err(|_| {
+                Invalid::raw(
+                    format!("{field}.{name}"),
+                    value,
+                    "a number from 0 to 4294967295",
+                )
+            })
         };
         let minimum_good = match parts.minimum_good {
             None => Self::MINIMUM_GOOD,
-            Some(value) => u32::try_from(value).ok().filter(|n| *n >= 1).ok_or_else(|| {
-                Invalid::raw(format!("{field}.minimumGood"), value, "a number from 1 to 4294967295")
-            })?,
+            Some(value) => u32::try_from(value)
+                .ok()
+                .filter(|n| *n >= 1)
+                .ok_or_else(|| {
+                    Invalid::raw(
+                        format!("{field}.minimumGood"),
+                        value,
+                        "a number from 1 to 4294967295",
+                    )
+                })?,
         };
         let retention = Self {
             last: count("keepLast", parts.keep_last)?,
@@ -81,7 +93,11 @@ impl Retention {
         ] == [0; 6]
             && retention.within.is_none();
         if keeps_nothing {
-            return Err(Invalid::raw(field, "no keep rule", "at least one keep… above zero"));
+            return Err(Invalid::raw(
+                field,
+                "no keep rule",
+                "at least one keep… above zero",
+            ));
         }
         Ok(retention)
     }
@@ -109,7 +125,11 @@ impl Repository {
             check_read_data: check_read_data
                 .map(|text| {
                     percent(text).ok_or_else(|| {
-                        Invalid::new(format!("{field}.checkReadData"), text, "a percentage from 0% to 100%")
+                        Invalid::new(
+                            format!("{field}.checkReadData"),
+                            text,
+                            "a percentage from 0% to 100%",
+                        )
                     })
                 })
                 .transpose()?,
@@ -126,11 +146,14 @@ fn frequency(field: &str, text: Option<&str>) -> Result<Option<Cron>, Invalid> {
 fn percent(text: &str) -> Option<u32> {
     let number = text.strip_suffix('%')?;
     let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
-    let digits = |part: &str| !part.is_empty() && part.len() <= 3 && part.bytes().all(|b| b.is_ascii_digit());
+    let digits = |part: &str| {
+        !part.is_empty() && part.len() <= 3 && part.bytes().all(|b| b.is_ascii_digit())
+    };
     if !digits(whole) || !digits(fraction) || fraction.len() > 2 {
         return None;
     }
-    let hundredths = whole.parse::<u32>().ok()? * 100 + format!("{fraction:0<2}").parse::<u32>().ok()?;
+    let hundredths =
+        whole.parse::<u32>().ok()? * 100 + format!("{fraction:0<2}").parse::<u32>().ok()?;
     (hundredths <= 10_000).then_some(hundredths)
 }
 
@@ -143,13 +166,26 @@ pub struct Verification {
 }
 
 impl Verification {
-    pub fn new(field: &str, schedule: &str, volumes: i64, max_bytes: Option<&str>) -> Result<Self, Invalid> {
+    pub fn new(
+        field: &str,
+        schedule: &str,
+        volumes: i64,
+        max_bytes: Option<&str>,
+    ) -> Result<Self, Invalid> {
         let at = format!("{field}.schedule");
         Ok(Self {
-            schedule: Cron::parse(schedule).map_err(|error| Invalid::new(&at, schedule, error.allowed()))?,
-            volumes: u32::try_from(volumes).ok().filter(|n| *n >= 1).ok_or_else(|| {
-                Invalid::raw(format!("{field}.volumes"), volumes, "a number of at least 1")
-            })?,
+            schedule: Cron::parse(schedule)
+                .map_err(|error| Invalid::new(&at, schedule, error.allowed()))?,
+            volumes: u32::try_from(volumes)
+                .ok()
+                .filter(|n| *n >= 1)
+                .ok_or_else(|| {
+                    Invalid::raw(
+                        format!("{field}.volumes"),
+                        volumes,
+                        "a number of at least 1",
+                    )
+                })?,
             max_bytes: max_bytes
                 .map(|text| quantity::bytes(&format!("{field}.maxBytes"), text))
                 .transpose()?,
@@ -181,11 +217,21 @@ mod tests {
     fn a_retention_that_cannot_be_names_its_field() {
         let keep = |parts| Retention::new("spec.retention", parts).unwrap_err().field;
         assert_eq!(keep(RetentionParts::default()), "spec.retention");
-        let last = RetentionParts { keep_last: Some(-1), ..RetentionParts::default() };
+        let last = RetentionParts {
+            keep_last: Some(-1),
+            ..RetentionParts::default()
+        };
         assert_eq!(keep(last), "spec.retention.keepLast");
-        let floor = RetentionParts { keep_last: Some(1), minimum_good: Some(0), ..RetentionParts::default() };
+        let floor = RetentionParts {
+            keep_last: Some(1),
+            minimum_good: Some(0),
+            ..RetentionParts::default()
+        };
         assert_eq!(keep(floor), "spec.retention.minimumGood");
-        let within = RetentionParts { keep_within: Some("0s"), ..RetentionParts::default() };
+        let within = RetentionParts {
+            keep_within: Some("0s"),
+            ..RetentionParts::default()
+        };
         assert_eq!(keep(within), "spec.retention.keepWithin");
     }
 }

@@ -29,7 +29,11 @@ impl Template {
         fields.retain(|_, value| !value.is_null());
         for (name, instead) in DECIDED {
             if let Some(found) = fields.get(name) {
-                return Err(Invalid::raw(format!("{field}.{name}"), found, format!("{instead} instead")));
+                return Err(Invalid::raw(
+                    format!("{field}.{name}"),
+                    found,
+                    format!("{instead} instead"),
+                ));
             }
         }
         Ok(Self(fields))
@@ -47,7 +51,10 @@ impl Template {
     }
 
     pub(super) fn has_ttl(&self) -> bool {
-        !matches!(self.0.get("ttl").and_then(Value::as_str), None | Some("0s" | "0" | "0h0m0s" | ""))
+        !matches!(
+            self.0.get("ttl").and_then(Value::as_str),
+            None | Some("0s" | "0" | "0h0m0s" | "")
+        )
     }
 
     /// A BackupPolicy's template: hooks and selectors of a tenant would run with the controller's rights.
@@ -77,7 +84,8 @@ mod tests {
 
     #[test]
     fn what_the_policy_decides_is_refused() {
-        let error = Template::new("spec.template", json!({"includedNamespaces": ["a"]})).unwrap_err();
+        let error =
+            Template::new("spec.template", json!({"includedNamespaces": ["a"]})).unwrap_err();
         assert_eq!(error.field, "spec.template.includedNamespaces");
         assert!(Template::new("spec.template", json!({"includedNamespaces": null})).is_ok());
     }
@@ -87,7 +95,10 @@ mod tests {
         let labels = Template::new("t", json!({"metadata": {"labels": {"a": "b"}}})).unwrap();
         assert!(labels.labels_only().is_ok());
         let hooks = Template::new("t", json!({"hooks": {"resources": []}})).unwrap();
-        assert_eq!(hooks.labels_only().unwrap_err().field, "spec.template.hooks");
+        assert_eq!(
+            hooks.labels_only().unwrap_err().field,
+            "spec.template.hooks"
+        );
     }
 
     #[test]

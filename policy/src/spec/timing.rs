@@ -24,6 +24,9 @@ pub struct ScheduleSpec {
     pub interval: Duration,
 }
 
+/// Shorter intervals are slips of the pen (`@every 1` for `@every 1h`), which Go's parser turns into one second.
+const SHORTEST: Duration = Duration::from_secs(10);
+
 /// Input of [`ScheduleSpec::new`].
 #[derive(Debug, Clone, Copy, Default)]
 pub struct ScheduleParts<'a> {
@@ -38,9 +41,14 @@ impl ScheduleSpec {
     /// # Errors
     /// A cron expression that the parser refuses or that never fires, an unknown zone, a zone given twice (in the expression and in
     /// `timeZone`), a duration that is none, a jitter as long as the interval.
-    pub fn new(field: &str, parts: ScheduleParts<'_>, blackouts: Vec<Blackout>) -> Result<Self, Invalid> {
+    pub fn new(
+        field: &str,
+        parts: ScheduleParts<'_>,
+        blackouts: Vec<Blackout>,
+    ) -> Result<Self, Invalid> {
         let at = format!("{field}.cron");
-        let cron = Cron::parse(parts.cron).map_err(|error| Invalid::new(&at, parts.cron, error.allowed()))?;
+        let cron = Cron::parse(parts.cron)
+            .map_err(|error| Invalid::new(&at, parts.cron, error.allowed()))?;
         if cron.zone().is_some() && parts.time_zone.is_some() {
             return Err(Invalid::new(&at, parts.cron, "no TZ= beside timeZone"));
         }
@@ -52,22 +60,35 @@ impl ScheduleSpec {
         let interval = cron
             .longest_interval()
             .ok_or_else(|| Invalid::new(&at, parts.cron, "a schedule that fires"))?;
+        if interval < SHORTEST {
+            return Err(Invalid::new(&at, parts.cron, "an interval of at least 10s"));
+        }
         let jitter_at = format!("{field}.jitter");
-        let jitter = parts
-            .jitter
-            .map_or(Ok(Duration::ZERO), |text| quantity::duration(&jitter_at, text))?;
+        let jitter = parts.jitter.map_or(Ok(Duration::ZERO), |text| {
+            quantity::duration(&jitter_at, text)
+        })?;
         if jitter >= interval {
             return Err(Invalid::new(
                 &jitter_at,
                 parts.jitter.unwrap_or_default(),
-                format!("less than the interval of the schedule ({})", humantime::format_duration(interval)),
+                format!(
+                    "less than the interval of the schedule ({})",
+                    humantime::format_duration(interval)
+                ),
             ));
         }
         let starting_deadline = parts
             .starting_deadline
             .map(|text| quantity::positive_duration(&format!("{field}.startingDeadline"), text))
             .transpose()?;
-        Ok(Self { cron, zone, jitter, starting_deadline, blackouts, interval })
+        Ok(Self {
+            cron,
+            zone,
+            jitter,
+            starting_deadline,
+            blackouts,
+            interval,
+        })
     }
 }
 
@@ -94,18 +115,35 @@ impl Blackout {
             .enumerate()
             .map(|(at, day)| {
                 weekday(day).ok_or_else(|| {
-                    Invalid::new(format!("{field}.days[{at}]"), day, "Mon, Tue, Wed, Thu, Fri, Sat, Sun")
+                    Invalid::new(
+                        format!("{field}.days[{at}]"),
+                        day,
+                        "Mon, Tue, Wed, Thu, Fri, Sat, Sun",
+                    )
                 })
             })
             .collect::<Result<_, _>>()?;
         let time = |name: &str, text: &str| {
-            clock(text).ok_or_else(|| Invalid::new(format!("{field}.{name}"), text, "a time of day, HH:MM"))
+            clock(text).ok_or_else(|| {
+                Invalid::new(format!("{field}.{name}"), text, "a time of day, HH:MM")
+            })
         };
-        let (from, to) = (time("start", start)?, time("end", if end == "24:00" { "00:00" } else { end })?);
+        let (from, to) = (
+            time("start", start)?,
+            time("end", if end == "24:00" { "00:00" } else { end })?,
+        );
         if from == to {
-            return Err(Invalid::new(format!("{field}.end"), end, "a time other than start"));
+            return Err(Invalid::new(
+                format!("{field}.end"),
+                end,
+                "a time other than start",
+            ));
         }
-        Ok(Self { days, start: from, end: to })
+        Ok(Self {
+            days,
+            start: from,
+            end: to,
+        })
     }
 }
 

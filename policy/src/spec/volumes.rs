@@ -55,7 +55,10 @@ pub struct PodRule {
 
 impl PodRule {
     pub fn new(field: &str, selector: Selector, exclude_jobs: &[String]) -> Result<Self, Invalid> {
-        Ok(Self { selector, exclude_jobs: Globs::new(&format!("{field}.excludeJobs"), exclude_jobs)? })
+        Ok(Self {
+            selector,
+            exclude_jobs: Globs::new(&format!("{field}.excludeJobs"), exclude_jobs)?,
+        })
     }
 }
 
@@ -67,7 +70,16 @@ pub enum Action {
 
 /// What happens to a volume that no rule matches.
 #[derive(
-    Debug, Clone, Copy, PartialEq, Eq, std::default::Default, Display, EnumString, IntoStaticStr, VariantNames,
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    std::default::Default,
+    Display,
+    EnumString,
+    IntoStaticStr,
+    VariantNames,
 )]
 pub enum Default {
     /// Every `persistentVolumeClaim` volume is backed up.
@@ -91,7 +103,11 @@ impl Volumes {
     /// Two rules of the same name.
     pub fn new(field: &str, rules: Vec<VolumeRule>, default: Default) -> Result<Self, Invalid> {
         for (at, rule) in rules.iter().enumerate() {
-            if rules.iter().take(at).any(|earlier| earlier.name == rule.name) {
+            if rules
+                .iter()
+                .take(at)
+                .any(|earlier| earlier.name == rule.name)
+            {
                 return Err(Invalid::new(
                     format!("{field}.rules[{at}].name"),
                     &rule.name,
@@ -117,7 +133,11 @@ impl VolumeRule {
         if name.trim().is_empty() {
             return Err(Invalid::new(format!("{field}.name"), name, "a name"));
         }
-        Ok(Self { name: name.to_owned(), matches, action })
+        Ok(Self {
+            name: name.to_owned(),
+            matches,
+            action,
+        })
     }
 }
 
@@ -153,21 +173,35 @@ pub struct MatchParts<'a> {
 impl Match {
     /// # Errors
     /// An unknown type or access mode, a regex that does not compile, bounds that are no quantities or the wrong way round.
-    pub fn new(field: &str, parts: MatchParts<'_>, claim_selector: Selector) -> Result<Self, Invalid> {
+    pub fn new(
+        field: &str,
+        parts: MatchParts<'_>,
+        claim_selector: Selector,
+    ) -> Result<Self, Invalid> {
         let types = parts
             .types
             .iter()
             .enumerate()
             .map(|(at, key)| VolumeType::selectable(&format!("{field}.types[{at}]"), key))
             .collect::<Result<_, _>>()?;
-        const MODES: [&str; 4] = ["ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany", "ReadWriteOncePod"];
+        const MODES: [&str; 4] = [
+            "ReadWriteOnce",
+            "ReadOnlyMany",
+            "ReadWriteMany",
+            "ReadWriteOncePod",
+        ];
         for (at, mode) in parts.access_modes.iter().enumerate() {
             if !MODES.contains(&mode.as_str()) {
-                return Err(Invalid::new(format!("{field}.accessModes[{at}]"), mode, MODES.join(", ")));
+                return Err(Invalid::new(
+                    format!("{field}.accessModes[{at}]"),
+                    mode,
+                    MODES.join(", "),
+                ));
             }
         }
         let capacity = |name: &str, text: Option<&str>| {
-            text.map(|text| quantity::bytes(&format!("{field}.capacity.{name}"), text)).transpose()
+            text.map(|text| quantity::bytes(&format!("{field}.capacity.{name}"), text))
+                .transpose()
         };
         let min_capacity = capacity("min", parts.min_capacity)?;
         let max_capacity = capacity("max", parts.max_capacity)?;
