@@ -5,6 +5,7 @@
 //! out the plans. So each rule of the product can be tested with a table or a property.
 
 pub mod annotate;
+pub mod backup;
 pub mod condition;
 pub mod coverage;
 pub mod cron;

@@ -1,0 +1,530 @@
+//! Which volumes a backup moves, and which pod carries each.
+//!
+//! A claim that several pods mount is moved once. Its carrier is always the same one for the same facts: a running pod that mounts it
+//! in a container; among those the one that was asked for, then one whose node has an agent, then the lowest name.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::Value;
+
+use super::object::claims_of_pod;
+use crate::facts::VolumeType;
+
+/// Keys of a volume that are no source.
+const NAME: &str = "name";
+const OPT_IN: &str = "/metadata/annotations/backup.velero.io~1backup-volumes";
+const OPT_OUT: &str = "/metadata/annotations/backup.velero.io~1backup-volumes-excludes";
+
+/// A pod, as far as its volumes are concerned.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PodVolumes {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its UID.
+    pub uid: String,
+    /// Its node, once it has one.
+    pub node: Option<String>,
+    /// `status.phase`.
+    pub phase: String,
+    /// The opt-in annotation, if there is one.
+    pub opt_in: Option<Vec<String>>,
+    /// The opt-out annotation.
+    pub opt_out: Vec<String>,
+    /// Its volumes.
+    pub volumes: Vec<PodVolume>,
+}
+
+/// A volume of a pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PodVolume {
+    /// Its name in the pod.
+    pub name: String,
+    /// What it is made of.
+    pub kind: VolumeType,
+    /// The claim, if it is made of one.
+    pub claim: Option<String>,
+    /// Whether a container (not an init container) mounts it as a file system.
+    pub mounted: bool,
+    /// Whether a container uses it as a raw device.
+    pub device: bool,
+}
+
+impl PodVolumes {
+    /// Reads a pod.
+    pub fn of(pod: &Value) -> Self {
+        let text = |pointer: &str| {
+            pod.pointer(pointer)
+                .and_then(Value::as_str)
+                .unwrap_or_default()
+                .to_owned()
+        };
+        let used = |key: &str| -> BTreeSet<&str> {
+            let containers = pod.pointer("/spec/containers").and_then(Value::as_array);
+            let uses = containers
+                .into_iter()
+                .flatten()
+                .filter_map(|c| c.get(key)?.as_array());
+            uses.flatten()
+                .filter_map(|used| used.get("name")?.as_str())
+                .collect()
+        };
+        let (mounts, devices) = (used("volumeMounts"), used("volumeDevices"));
+        let claims: BTreeMap<String, String> = claims_of_pod(pod).into_iter().collect();
+        let volume = |volume: &Value| {
+            let name = volume.get(NAME)?.as_str()?.to_owned();
+            let source = volume.as_object()?.keys().find(|key| *key != NAME);
+            Some(PodVolume {
+                // A volume without a source is an emptyDir.
+                kind: VolumeType::of(source.map_or("emptyDir", String::as_str)),
+                claim: claims.get(&name).cloned(),
+                mounted: mounts.contains(name.as_str()),
+                device: devices.contains(name.as_str()),
+                name,
+            })
+        };
+        let volumes = pod.pointer("/spec/volumes").and_then(Value::as_array);
+        Self {
+            namespace: text("/metadata/namespace"),
+            name: text("/metadata/name"),
+            uid: text("/metadata/uid"),
+            node: Some(text("/spec/nodeName")).filter(|node| !node.is_empty()),
+            phase: text("/status/phase"),
+            opt_in: pod.pointer(OPT_IN).and_then(Value::as_str).map(split),
+            opt_out: split(&text(OPT_OUT)),
+            volumes: volumes.into_iter().flatten().filter_map(volume).collect(),
+        }
+    }
+
+    fn is_running(&self) -> bool {
+        self.phase == "Running"
+    }
+
+    fn is_over(&self) -> bool {
+        matches!(self.phase.as_str(), "Succeeded" | "Failed")
+    }
+}
+
+fn split(text: &str) -> Vec<String> {
+    text.split(',')
+        .map(str::trim)
+        .filter(|name| !name.is_empty())
+        .map(str::to_owned)
+        .collect()
+}
+
+impl PodVolume {
+    fn is_eligible(&self) -> bool {
+        !matches!(self.kind, VolumeType::Never(_)) && !self.name.starts_with("default-token")
+    }
+}
+
+/// What is known of a claim.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ClaimFacts {
+    /// Its UID.
+    pub uid: String,
+    /// The volume it is bound to.
+    pub volume: Option<String>,
+    /// Whether that volume is a directory of the host, which no agent may read.
+    pub host_path: bool,
+    /// The claim that its data came from, when a restore made it.
+    pub ancestor: Option<String>,
+}
+
+/// How the volumes are chosen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Mode {
+    /// Those that pods' annotations name.
+    OptIn,
+    /// All that can be, but those that pods' annotations exclude.
+    OptOut,
+    /// Those that a policy governs.
+    Governed(Vec<Wanted>),
+}
+
+/// A volume that a policy governs.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Wanted {
+    /// Namespace of the pod.
+    pub namespace: String,
+    /// The pod that was elected.
+    pub pod: String,
+    /// The volume's name in it.
+    pub volume: String,
+    /// The claim behind it.
+    pub claim: Option<String>,
+}
+
+/// How serious a note is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// Worth writing down.
+    Info,
+    /// Somebody should look.
+    Warning,
+    /// The backup does not hold what it should.
+    Error,
+}
+
+/// Something to say about a volume that is not moved.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Note {
+    /// How serious it is.
+    pub level: Level,
+    /// Namespace of pod or claim.
+    pub namespace: String,
+    /// The pod.
+    pub pod: String,
+    /// The volume's name in the pod.
+    pub volume: String,
+    /// The claim, if there is one.
+    pub claim: Option<String>,
+    /// What there is to say.
+    pub message: String,
+}
+
+/// A volume to move.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Selected {
+    /// Index of the pod that carries it.
+    pub pod: usize,
+    /// The volume's name in that pod.
+    pub volume: String,
+    /// The claim behind it.
+    pub claim: Option<String>,
+}
+
+/// What was decided about all volumes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Selection {
+    /// To be moved.
+    pub volumes: Vec<Selected>,
+    /// Not to be moved although wanted, and what else there is to say.
+    pub notes: Vec<Note>,
+}
+
+/// Chooses the volumes and their carriers. `claim` tells what is known of a claim (`None`: it does not exist), `claims_stored` whether
+/// the backup's filters let claims in, `agent` whether an agent runs on a node.
+pub fn select(
+    pods: &[PodVolumes],
+    mode: &Mode,
+    claims_stored: bool,
+    claim: &dyn Fn(&str, &str) -> Option<ClaimFacts>,
+    agent: &dyn Fn(&str) -> bool,
+) -> Selection {
+    let mut selector = Selector {
+        pods,
+        claim,
+        agent,
+        selection: Selection::default(),
+    };
+    // (namespace, claim) → the pods and volume names that were asked for.
+    let mut claims: BTreeMap<(String, String), Vec<(usize, String)>> = BTreeMap::new();
+    for (pod, volume) in selector.wanted(mode, claims_stored, &mut claims) {
+        selector.single(pod, &volume);
+    }
+    for ((namespace, name), asked) in claims {
+        selector.claim(&namespace, &name, &asked, mode);
+    }
+    let order = |selected: &Selected| {
+        let pod = &pods[selected.pod];
+        (
+            pod.namespace.clone(),
+            pod.name.clone(),
+            selected.volume.clone(),
+        )
+    };
+    selector.selection.volumes.sort_by_cached_key(order);
+    selector.selection
+}
+
+struct Selector<'a> {
+    pods: &'a [PodVolumes],
+    claim: &'a dyn Fn(&str, &str) -> Option<ClaimFacts>,
+    agent: &'a dyn Fn(&str) -> bool,
+    selection: Selection,
+}
+
+impl Selector<'_> {
+    fn note(
+        &mut self,
+        level: Level,
+        pod: &PodVolumes,
+        volume: &str,
+        claim: Option<&str>,
+        message: String,
+    ) {
+        self.selection.notes.push(Note {
+            level,
+            namespace: pod.namespace.clone(),
+            pod: pod.name.clone(),
+            volume: volume.to_owned(),
+            claim: claim.map(str::to_owned),
+            message,
+        });
+    }
+
+    /// The wanted volumes without a claim; those with one go into `claims`.
+    fn wanted(
+        &mut self,
+        mode: &Mode,
+        claims_stored: bool,
+        claims: &mut BTreeMap<(String, String), Vec<(usize, String)>>,
+    ) -> Vec<(usize, String)> {
+        let mut singles = Vec::new();
+        for (index, pod) in self.pods.iter().enumerate() {
+            for name in self.names(pod, mode) {
+                let Some(volume) = pod.volumes.iter().find(|volume| volume.name == name) else {
+                    let message = format!(
+                        "No volume named {name} found in pod {}/{}, skipping",
+                        pod.namespace, pod.name
+                    );
+                    self.note(Level::Warning, pod, &name, None, message);
+                    continue;
+                };
+                if !volume.is_eligible() {
+                    let message = format!(
+                        "volume {name} is of type {}, which is never backed up",
+                        volume.kind
+                    );
+                    self.note(Level::Warning, pod, &name, None, message);
+                    continue;
+                }
+                match &volume.claim {
+                    Some(_) if !claims_stored => {
+                        let message = "claims are not part of this backup".to_owned();
+                        self.note(Level::Info, pod, &name, volume.claim.as_deref(), message);
+                    }
+                    Some(claim) => {
+                        let asked = claims
+                            .entry((pod.namespace.clone(), claim.clone()))
+                            .or_default();
+                        asked.push((index, name));
+                    }
+                    None => singles.push((index, name)),
+                }
+            }
+        }
+        if let Mode::Governed(wanted) = mode {
+            self.gone(wanted, claims_stored, claims);
+        }
+        singles
+    }
+
+    /// The names of the volumes that are wanted of a pod.
+    fn names(&self, pod: &PodVolumes, mode: &Mode) -> Vec<String> {
+        match mode {
+            Mode::OptIn => pod.opt_in.clone().unwrap_or_default(),
+            Mode::OptOut => {
+                let eligible = pod
+                    .volumes
+                    .iter()
+                    .filter(|volume| volume.is_eligible() && !pod.opt_out.contains(&volume.name));
+                eligible.map(|volume| volume.name.clone()).collect()
+            }
+            Mode::Governed(wanted) => {
+                let of_pod = wanted
+                    .iter()
+                    .filter(|wanted| wanted.namespace == pod.namespace && wanted.pod == pod.name);
+                of_pod.map(|wanted| wanted.volume.clone()).collect()
+            }
+        }
+    }
+
+    /// Volumes of pods that are not there any more: a claim may have another pod.
+    fn gone(
+        &mut self,
+        wanted: &[Wanted],
+        claims_stored: bool,
+        claims: &mut BTreeMap<(String, String), Vec<(usize, String)>>,
+    ) {
+        for wanted in wanted {
+            let is_here =
+                |pod: &PodVolumes| pod.namespace == wanted.namespace && pod.name == wanted.pod;
+            if self.pods.iter().any(is_here) {
+                continue;
+            }
+            match &wanted.claim {
+                Some(claim) if claims_stored => {
+                    claims
+                        .entry((wanted.namespace.clone(), claim.clone()))
+                        .or_default();
+                }
+                Some(_) => {}
+                None => self.selection.notes.push(Note {
+                    level: Level::Warning,
+                    namespace: wanted.namespace.clone(),
+                    pod: wanted.pod.clone(),
+                    volume: wanted.volume.clone(),
+                    claim: None,
+                    message: format!(
+                        "pod {}/{} is gone, and volume {} with it",
+                        wanted.namespace, wanted.pod, wanted.volume
+                    ),
+                }),
+            }
+        }
+    }
+
+    /// A volume without a claim lives and dies with its pod.
+    fn single(&mut self, index: usize, name: &str) {
+        let pod = &self.pods[index];
+        let Some(volume) = pod.volumes.iter().find(|volume| volume.name == name) else {
+            return;
+        };
+        if let Some((level, message)) = not_running(pod, name).or_else(|| unusable(volume)) {
+            self.note(level, pod, name, None, message);
+            return;
+        }
+        self.take(index, name, None);
+    }
+
+    fn claim(&mut self, namespace: &str, claim: &str, asked: &[(usize, String)], mode: &Mode) {
+        let pods = self.pods;
+        let said = |index: usize, name: &str| {
+            asked
+                .iter()
+                .any(|(pod, volume)| *pod == index && volume == name)
+        };
+        // Every volume of every pod that is this claim.
+        let all: Vec<(usize, &PodVolume)> = pods
+            .iter()
+            .enumerate()
+            .filter(|(_, pod)| pod.namespace == namespace)
+            .flat_map(|(index, pod)| pod.volumes.iter().map(move |volume| (index, volume)))
+            .filter(|(_, volume)| volume.claim.as_deref() == Some(claim))
+            .collect();
+        let carrier = all
+            .iter()
+            .filter(|(index, volume)| pods[*index].is_running() && volume.mounted)
+            .filter(|(index, volume)| {
+                // Who opted out of a volume is not made to carry it.
+                *mode != Mode::OptOut || !pods[*index].opt_out.contains(&volume.name)
+            })
+            .min_by_key(|(index, volume)| {
+                let pod = &pods[*index];
+                let agent = pod.node.as_deref().is_some_and(|node| (self.agent)(node));
+                (!agent, !said(*index, &volume.name), &pod.name, &volume.name)
+            });
+        // The one to speak of when there is no carrier.
+        let spokesman = asked
+            .first()
+            .map(|(pod, volume)| (*pod, volume.as_str()))
+            .or_else(|| {
+                all.first()
+                    .map(|(pod, volume)| (*pod, volume.name.as_str()))
+            });
+        let Some(facts) = (self.claim)(namespace, claim) else {
+            if let Some((pod, volume)) = spokesman.filter(|(pod, _)| !pods[*pod].is_over()) {
+                let message = format!("persistent volume claim {namespace}/{claim} does not exist");
+                self.note(Level::Error, &pods[pod], volume, Some(claim), message);
+            }
+            return;
+        };
+        let problem = match (carrier, spokesman) {
+            (Some(_), _) if facts.host_path => Some((
+                Level::Warning,
+                format!(
+                    "Persistent volume claim {namespace}/{claim} is bound to a hostPath volume, which is not supported, skipping"
+                ),
+            )),
+            (Some(&(index, volume)), _) => {
+                let (name, claim) = (volume.name.clone(), claim.to_owned());
+                self.take(index, &name, Some(claim));
+                return;
+            }
+            (None, Some((index, name))) => {
+                let volume = pods[index]
+                    .volumes
+                    .iter()
+                    .find(|volume| volume.name == name);
+                not_running(&pods[index], name).or_else(|| volume.and_then(unusable))
+            }
+            (None, None) => None,
+        };
+        let (level, message) = problem.unwrap_or_else(|| {
+            (
+                Level::Warning,
+                format!(
+                    "no running pod mounts persistent volume claim {namespace}/{claim}, skipping"
+                ),
+            )
+        });
+        self.selection.notes.push(Note {
+            level,
+            namespace: namespace.to_owned(),
+            pod: spokesman
+                .map(|(pod, _)| pods[pod].name.clone())
+                .unwrap_or_default(),
+            volume: spokesman
+                .map(|(_, volume)| volume.to_owned())
+                .unwrap_or_default(),
+            claim: Some(claim.to_owned()),
+            message,
+        });
+    }
+
+    /// Takes the volume, when an agent can read it.
+    fn take(&mut self, index: usize, volume: &str, claim: Option<String>) {
+        let pod = &self.pods[index];
+        let node = pod.node.as_deref().unwrap_or_default();
+        if (self.agent)(node) {
+            self.selection.volumes.push(Selected {
+                pod: index,
+                volume: volume.to_owned(),
+                claim,
+            });
+        } else {
+            let message = format!("daemonset pod not found in running state in node {node}");
+            self.note(Level::Error, pod, volume, claim.as_deref(), message);
+        }
+    }
+}
+
+/// Why the volumes of a pod cannot be read, if it does not run. A pod that has ended is nothing to worry about.
+fn not_running(pod: &PodVolumes, volume: &str) -> Option<(Level, String)> {
+    if pod.is_running() {
+        return None;
+    }
+    let level = if pod.is_over() {
+        Level::Info
+    } else {
+        Level::Warning
+    };
+    let phase = if pod.phase.is_empty() {
+        "Unknown"
+    } else {
+        &pod.phase
+    };
+    Some((
+        level,
+        format!(
+            "Skip pod volume {volume}: pod is not in the expected status, name={}, namespace={}, phase={phase}",
+            pod.name, pod.namespace
+        ),
+    ))
+}
+
+fn unusable(volume: &PodVolume) -> Option<(Level, String)> {
+    if volume.device {
+        let message = format!(
+            "Volume {} is used as a raw block device, which is not supported, skipping",
+            volume.name
+        );
+        return Some((Level::Warning, message));
+    }
+    (!volume.mounted).then(|| {
+        (
+            Level::Warning,
+            format!(
+                "Volume {} is declared in the pod, but not mounted by any container, skipping",
+                volume.name
+            ),
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests;
