@@ -10,7 +10,7 @@ use kube::core::schema::{OptionalEnum, OptionalIntOrString, StructuralSchemaRewr
 use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
 use schemars::transform::AddNullable;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 /// A printer column: name, type, JSON path, priority.
 pub(crate) type Column = (&'static str, &'static str, &'static str, i32);
@@ -63,11 +63,48 @@ pub(crate) fn schema<Spec: JsonSchema, Status: JsonSchema>(description: &str) ->
         root.remove("title");
     }
     for part in ["spec", "status"] {
-        if let Some(part) = schema["properties"][part].as_object_mut() {
-            part.remove("nullable");
+        not_null(&mut schema["properties"][part]);
+    }
+    each(&mut schema, &mut |field| {
+        // Of containers read with `serde(default)`. What is absent stays absent: a server that fills fields in makes every
+        // comparison of wanted and found differ.
+        field.remove("default");
+    });
+    schema
+}
+
+/// Takes `null` out of a schema, so that rules need not look for it.
+pub(crate) fn without_nulls(schema: &mut Value) {
+    each(schema, &mut |field| not_null_object(field));
+}
+
+fn not_null(schema: &mut Value) {
+    if let Some(schema) = schema.as_object_mut() {
+        not_null_object(schema);
+    }
+}
+
+fn not_null_object(schema: &mut Map<String, Value>) {
+    schema.remove("nullable");
+    if let Some(values) = schema.get_mut("enum").and_then(Value::as_array_mut) {
+        values.retain(|value| !value.is_null());
+    }
+}
+
+/// Visits a schema and every schema in it.
+fn each(schema: &mut Value, visit: &mut impl FnMut(&mut Map<String, Value>)) {
+    let Some(schema) = schema.as_object_mut() else {
+        return;
+    };
+    visit(schema);
+    if let Some(properties) = schema.get_mut("properties").and_then(Value::as_object_mut) {
+        properties.values_mut().for_each(|field| each(field, visit));
+    }
+    for inner in ["items", "additionalProperties"] {
+        if let Some(inner) = schema.get_mut(inner) {
+            each(inner, visit);
         }
     }
-    schema
 }
 
 /// The CustomResourceDefinition of a kind.

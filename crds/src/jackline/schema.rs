@@ -44,6 +44,7 @@ pub(super) fn namespaced() -> Value {
 fn policy(description: &str) -> Value {
     let mut schema = kind::schema::<PolicySpec, PolicyStatus>(description);
     schema["required"] = json!(["spec"]);
+    kind::without_nulls(&mut schema);
     schema
 }
 
