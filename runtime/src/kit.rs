@@ -15,7 +15,7 @@ use crate::{
     logging::{BadFilter, LogArgs},
     queue::QueueKey,
     supervise::Fatal,
-    watch::{Surroundings, Watched, into_hook, into_store},
+    watch::{Keep, Surroundings, Watched, into_hook, into_store},
     worker,
 };
 
@@ -150,18 +150,28 @@ impl Kit {
 
     /// Watches a kind into a store, for ever.
     pub fn watch<K: Watched>(&self, spec: WatchSpec) -> Store<K> {
-        self.watch_store(spec, false)
+        self.watch_store(spec, Box::new(|_| true), false)
     }
 
     /// Like [`Kit::watch`], but objects that do not have the kind's shape are left out (and counted) instead of stopping the list:
     /// for custom resources.
     pub fn watch_guarded<K: Watched>(&self, spec: WatchSpec) -> Store<K> {
-        self.watch_store(spec, true)
+        self.watch_store(spec, Box::new(|_| true), true)
     }
 
-    fn watch_store<K: Watched>(&self, spec: WatchSpec, guard: bool) -> Store<K> {
+    /// Like [`Kit::watch_guarded`], but holds only the objects for which `keep` says so (by fields that the API server cannot
+    /// select). An object that stops being one of them leaves the store like a deleted one.
+    pub fn watch_some<K: Watched>(
+        &self,
+        spec: WatchSpec,
+        keep: impl Fn(&K) -> bool + Send + 'static,
+    ) -> Store<K> {
+        self.watch_store(spec, Box::new(keep), true)
+    }
+
+    fn watch_store<K: Watched>(&self, spec: WatchSpec, keep: Keep<K>, guard: bool) -> Store<K> {
         let store = Store::default();
-        let task = into_store(self.surroundings(&spec), spec.clone(), store.clone(), guard);
+        let task = into_store(self.surroundings(&spec), spec.clone(), store.clone(), keep, guard);
         self.spawn_watch(&spec, task);
         store
     }

@@ -255,17 +255,16 @@ impl Election {
 
     fn won(&self, started: Instant) {
         let until = started + self.settings.duration - self.settings.margin();
-        let name = [self.settings.name.as_str()];
         self.sender.send_modify(|held| {
             if held.until.is_none() {
                 held.term += 1;
-                tracing::info!(lease = name[0], identity = self.settings.identity, "leading");
+                tracing::info!(lease = self.settings.name, identity = self.settings.identity, "leading");
                 let families = &self.metrics.families;
-                families.leader_transitions.with_label_values(&[name[0], "won"]).inc();
+                families.leader_transitions.with_label_values(&["won"]).inc();
             }
             held.until = Some(until);
         });
-        self.metrics.families.leader.with_label_values(&name).set(1);
+        self.metrics.families.leader.set(1);
     }
 
     fn lost(&self, why: &str) {
@@ -275,11 +274,11 @@ impl Election {
             if led {
                 tracing::warn!(lease = name, why, "not leading any more");
                 let families = &self.metrics.families;
-                families.leader_transitions.with_label_values(&[name, "lost"]).inc();
+                families.leader_transitions.with_label_values(&["lost"]).inc();
             }
             led
         });
-        self.metrics.families.leader.with_label_values(&[name]).set(0);
+        self.metrics.families.leader.set(0);
     }
 
     /// When to look again while another leads: at the moment that its time is over, if that is near.

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use prometheus::{
-    Encoder, GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts,
+    Encoder, GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     Registry, TextEncoder, core::Collector,
 };
 
@@ -26,9 +26,10 @@ pub(crate) struct Families {
     pub queue_depth: IntGaugeVec,
     pub queue_oldest: GaugeVec,
     pub passes: IntCounterVec,
+    pub pass_failures: IntCounterVec,
     pub pass_seconds: HistogramVec,
     pub passes_running: IntGaugeVec,
-    pub leader: IntGaugeVec,
+    pub leader: IntGauge,
     pub leader_transitions: IntCounterVec,
     pub status_writes: IntCounterVec,
     pub events_published: IntCounter,
@@ -49,9 +50,9 @@ impl Metrics {
         build.with_label_values(&[env!("CARGO_PKG_VERSION"), component]).set(1);
         r.register(Box::new(build))?;
         let pass_seconds = HistogramVec::new(
-            HistogramOpts::new("jackline_pass_duration_seconds", "Time that one pass took.")
+            HistogramOpts::new("jackline_reconcile_duration_seconds", "Time that one pass took.")
                 .buckets(vec![0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0, 300.0, 1800.0]),
-            &["queue"],
+            &["controller"],
         )?;
         r.register(Box::new(pass_seconds.clone()))?;
         let families = Families {
@@ -60,19 +61,19 @@ impl Metrics {
                     "jackline_watch_last_event_timestamp_seconds",
                     "When the API server last said anything on this watch, bookmarks included.",
                 ),
-                &["watch"],
+                &["resource"],
             )?)?,
-            watch_resyncs: add(r, counter("jackline_watch_resyncs_total", "Full lists taken.", &["watch"])?)?,
+            watch_resyncs: add(r, counter("jackline_watch_resyncs_total", "Full lists taken.", &["resource"])?)?,
             watch_errors: add(r, counter(
                 "jackline_watch_errors_total",
                 "Errors of watches, by class.",
-                &["watch", "class"],
+                &["resource", "class"],
             )?)?,
-            watch_objects: add(r, gauge("jackline_watch_objects", "Objects held in memory.", &["watch"])?)?,
+            watch_objects: add(r, gauge("jackline_watch_objects", "Objects held in memory.", &["resource"])?)?,
             watch_invalid: add(r, gauge(
                 "jackline_watch_invalid_objects",
                 "Objects that do not have the shape of their kind and are left out.",
-                &["watch"],
+                &["resource"],
             )?)?,
             queue_depth: add(r, gauge("jackline_queue_depth", "Keys that are due and wait for a worker.", &["queue"])?)?,
             queue_oldest: add(r, GaugeVec::new(
@@ -80,17 +81,22 @@ impl Metrics {
                 &["queue"],
             )?)?,
             passes: add(r, counter(
-                "jackline_passes_total",
-                "Passes, by outcome: ok, transient, conflict, throttled, waiting, terminal, panicked, timeout, aborted.",
-                &["queue", "outcome"],
+                "jackline_reconcile_total",
+                "Passes, by outcome: ok or error. Waiting for others and losing a race are ok.",
+                &["controller", "outcome"],
+            )?)?,
+            pass_failures: add(r, counter(
+                "jackline_reconcile_failures_total",
+                "Passes that failed, by class: transient, throttled, terminal, panicked, timeout, aborted.",
+                &["controller", "class"],
             )?)?,
             pass_seconds,
-            passes_running: add(r, gauge("jackline_passes_running", "Passes in progress.", &["queue"])?)?,
-            leader: add(r, gauge("jackline_leader", "1 while this process holds the lease.", &["lease"])?)?,
+            passes_running: add(r, gauge("jackline_reconcile_running", "Passes in progress.", &["controller"])?)?,
+            leader: add(r, IntGauge::new("jackline_leader", "1 while this process holds the lease.")?)?,
             leader_transitions: add(r, counter(
                 "jackline_leader_transitions_total",
                 "Times that this process won or lost the lease.",
-                &["lease", "change"],
+                &["change"],
             )?)?,
             status_writes: add(r, counter(
                 "jackline_status_writes_total",
@@ -168,7 +174,7 @@ mod tests {
             assert!(!family.help().is_empty(), "{name}");
             for label in family.get_metric().iter().flat_map(|m| m.get_label()) {
                 assert!(
-                    ["watch", "queue", "lease", "class", "outcome", "result", "change", "version", "component"]
+                    ["resource", "queue", "controller", "class", "outcome", "result", "change", "version", "component"]
                         .contains(&label.name()),
                     "{name}: {}",
                     label.name()
@@ -176,7 +182,7 @@ mod tests {
             }
         }
         let text = metrics.render();
-        assert!(text.contains("jackline_watch_objects{watch=\"pods\"} 3"), "{text}");
+        assert!(text.contains("jackline_watch_objects{resource=\"pods\"} 3"), "{text}");
         assert!(text.contains("process_resident_memory_bytes"), "{text}");
     }
 }

@@ -133,9 +133,13 @@ trait Sink<K>: Send {
     fn objects(&self) -> Option<usize>;
 }
 
+/// Which objects a store holds.
+pub(crate) type Keep<K> = Box<dyn Fn(&K) -> bool + Send>;
+
 struct IntoStore<K> {
     store: Store<K>,
     epoch: u64,
+    keep: Keep<K>,
 }
 
 impl<K: Resource + Send + Sync> Sink<K> for IntoStore<K> {
@@ -152,15 +156,15 @@ impl<K: Resource + Send + Sync> Sink<K> for IntoStore<K> {
                 });
                 if same {
                     self.store.keep(&key, self.epoch);
-                } else {
+                } else if (self.keep)(&object) {
                     self.store.apply(key, object, self.epoch);
                 }
             }
             WatchEvent::InitDone => self.store.sweep(self.epoch),
-            WatchEvent::Apply(object) => {
+            WatchEvent::Apply(object) if (self.keep)(&object) => {
                 self.store.apply(Key::of(&object), object, self.epoch);
             }
-            WatchEvent::Delete(object) => self.store.remove(Key::of(&object)),
+            WatchEvent::Apply(object) | WatchEvent::Delete(object) => self.store.remove(Key::of(&object)),
         }
     }
 
@@ -210,9 +214,10 @@ pub(crate) async fn into_store<K: Watched>(
     around: Surroundings,
     spec: WatchSpec,
     store: Store<K>,
+    keep: Keep<K>,
     guard: bool,
 ) {
-    let sink = IntoStore { store, epoch: 0 };
+    let sink = IntoStore { store, epoch: 0, keep };
     if guard {
         Task::<DeserializeGuard<K>, K, _>::new(around, spec, guarded::<K>, sink).run().await;
     } else {

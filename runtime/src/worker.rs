@@ -148,8 +148,14 @@ impl<K: QueueKey> Drop for Active<'_, K> {
 }
 
 impl<K: QueueKey> Active<'_, K> {
-    fn count(&self, outcome: &str) {
-        self.metrics.families.passes.with_label_values(&[self.queue.name(), outcome]).inc();
+    fn count(&self, class: &str) {
+        let families = &self.metrics.families;
+        let fine = matches!(class, "ok" | "waiting" | "conflict");
+        let outcome = if fine { "ok" } else { "error" };
+        families.passes.with_label_values(&[self.queue.name(), outcome]).inc();
+        if !fine {
+            families.pass_failures.with_label_values(&[self.queue.name(), class]).inc();
+        }
     }
 }
 
@@ -160,6 +166,9 @@ impl<K: QueueKey> Runner<K> {
         Fut: Future<Output = Result<Next, Failure>> + Send + 'static,
     {
         let mut running = JoinSet::new();
+        for outcome in ["ok", "error"] {
+            self.metrics.families.passes.with_label_values(&[self.queue.name(), outcome]);
+        }
         let mut report = tokio::time::interval(Duration::from_secs(5));
         loop {
             tokio::select! {

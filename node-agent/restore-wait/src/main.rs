@@ -1,1 +1,194 @@
-fn main() {}
+//! Holds a restored pod back until its volumes have their data.
+//!
+//! Runs as the pod's first init container: `jackline-restore-wait <restore UID>`, with each volume under restore mounted at
+//! `/restores/<volume>`. The node agent writes `.velero/<restore UID>` into a volume when its data is complete; when every volume
+//! has it, this program ends and the pod's own containers start. It has no time limit: a pod without its data must not run. So it
+//! says every 30 s what it still waits for.
+//!
+//! `JACKLINE_WAITERS` (`<volume>=<pods>,…`) says how many pods wait for a volume; unnamed volumes have one. Where this pod is the
+//! only one, it removes the marker itself, as Velero's helper does; otherwise the others still need it, and the node agent removes
+//! it when all have gone on.
+
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    io::Write,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+const ROOT: &str = "/restores";
+const MARKER_DIR: &str = ".velero";
+const POLL: Duration = Duration::from_millis(250);
+const SAY_EVERY: Duration = Duration::from_secs(30);
+
+/// As process 1 of a container, SIGTERM would be ignored without a handler, and deleting the pod would take its whole grace period.
+#[allow(unsafe_code)]
+mod on_term {
+    const SIGTERM: i32 = 15;
+
+    unsafe extern "C" {
+        fn signal(number: i32, handler: extern "C" fn(i32)) -> usize;
+        fn _exit(code: i32) -> !;
+    }
+
+    extern "C" fn end(number: i32) {
+        // SAFETY: `_exit` is async-signal-safe and takes no memory of ours.
+        unsafe { _exit(128 + number) }
+    }
+
+    pub fn exit() {
+        // SAFETY: `signal` with a handler of the right signature; called before any other thread exists.
+        unsafe { signal(SIGTERM, end) };
+    }
+}
+
+fn main() -> ExitCode {
+    on_term::exit();
+    let mut arguments = std::env::args().skip(1);
+    let uid = match (arguments.next(), arguments.next()) {
+        (Some(uid), None) if is_uid(&uid) => uid,
+        _ => {
+            say("usage: jackline-restore-wait <restore UID>");
+            return ExitCode::from(2);
+        }
+    };
+    let root = std::env::var_os("JACKLINE_RESTORES").map_or_else(|| PathBuf::from(ROOT), PathBuf::from);
+    let waiters = waiters(&std::env::var("JACKLINE_WAITERS").unwrap_or_default());
+    let mut last_said: Option<(Instant, String)> = None;
+    loop {
+        let missing = match missing(&root, &uid) {
+            Ok(missing) if missing.is_empty() => break,
+            Ok(missing) => format!("waiting for the data of {}", missing.join(", ")),
+            Err(error) => format!("cannot look into {}: {error}", root.display()),
+        };
+        let news = last_said
+            .as_ref()
+            .is_none_or(|(at, text)| at.elapsed() >= SAY_EVERY || *text != missing);
+        if news {
+            say(&missing);
+            last_said = Some((Instant::now(), missing));
+        }
+        std::thread::sleep(POLL);
+    }
+    for volume in volumes(&root).unwrap_or_default() {
+        let name = volume.to_string_lossy().into_owned();
+        if waiters.get(&name).is_none_or(|pods| *pods <= 1) {
+            // Not allowed to, as an unprivileged user: then the node agent removes it.
+            let _ = std::fs::remove_dir_all(root.join(&volume).join(MARKER_DIR));
+        }
+    }
+    say("all volumes have their data");
+    ExitCode::SUCCESS
+}
+
+/// A UID becomes a file name: nothing that could lead elsewhere.
+fn is_uid(text: &str) -> bool {
+    !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
+}
+
+fn volumes(root: &Path) -> std::io::Result<Vec<OsString>> {
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(root)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            names.push(entry.file_name());
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// Names of the volumes without the marker. No volume at all is an error: then nothing was mounted.
+fn missing(root: &Path, uid: &str) -> std::io::Result<Vec<String>> {
+    let volumes = volumes(root)?;
+    if volumes.is_empty() {
+        return Err(std::io::Error::other("no volume is mounted there"));
+    }
+    let mut missing = Vec::new();
+    for volume in volumes {
+        let marker = root.join(&volume).join(MARKER_DIR).join(uid);
+        match std::fs::symlink_metadata(&marker) {
+            Ok(found) if found.is_file() => {}
+            Ok(_) => missing.push(volume.to_string_lossy().into_owned()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                missing.push(volume.to_string_lossy().into_owned());
+            }
+            Err(error) => missing.push(format!("{} ({error})", volume.to_string_lossy())),
+        }
+    }
+    Ok(missing)
+}
+
+fn waiters(text: &str) -> BTreeMap<String, u32> {
+    text.split(',')
+        .filter_map(|part| part.split_once('='))
+        .filter_map(|(volume, pods)| Some((volume.trim().to_owned(), pods.trim().parse().ok()?)))
+        .collect()
+}
+
+fn say(text: &str) {
+    // A closed log is no reason to let the pod start.
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn volume(root: &Path, name: &str) -> PathBuf {
+        let path = root.join(name);
+        std::fs::create_dir_all(&path).unwrap();
+        path
+    }
+
+    struct Tmp(PathBuf);
+    impl Drop for Tmp {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+    fn tmp(name: &str) -> Tmp {
+        let path = std::env::temp_dir().join(format!("restore-wait-{}-{name}", std::process::id()));
+        std::fs::create_dir_all(&path).unwrap();
+        Tmp(path)
+    }
+
+    #[test]
+    fn every_volume_must_have_this_restores_marker() {
+        let tmp = tmp("markers");
+        let (a, b) = (volume(&tmp.0, "a"), volume(&tmp.0, "b"));
+        assert_eq!(missing(&tmp.0, "u1").unwrap(), ["a", "b"]);
+        std::fs::create_dir(a.join(".velero")).unwrap();
+        std::fs::write(a.join(".velero/u1"), "").unwrap();
+        std::fs::create_dir(b.join(".velero")).unwrap();
+        std::fs::write(b.join(".velero/u0"), "").unwrap();
+        assert_eq!(missing(&tmp.0, "u1").unwrap(), ["b"]);
+        std::fs::write(b.join(".velero/u1"), "").unwrap();
+        assert!(missing(&tmp.0, "u1").unwrap().is_empty());
+    }
+
+    #[test]
+    fn nothing_mounted_is_not_done() {
+        let tmp = tmp("nothing");
+        assert!(missing(&tmp.0, "u1").is_err());
+        assert!(missing(&tmp.0.join("absent"), "u1").is_err());
+    }
+
+    #[test]
+    fn the_uid_cannot_lead_elsewhere() {
+        assert!(is_uid("6f1c3b6e-0b5e-4f3e-9c55-0f1d2c3b4a5e"));
+        for bad in ["", "../x", "a/b", "."] {
+            assert!(!is_uid(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn waiters_are_read_leniently() {
+        let waiters = waiters("data=2, logs=1,broken,x=y");
+        assert_eq!(waiters.get("data"), Some(&2));
+        assert_eq!(waiters.get("logs"), Some(&1));
+        assert_eq!(waiters.len(), 2);
+    }
+}
