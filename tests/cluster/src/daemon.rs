@@ -20,7 +20,8 @@ const STOP_DEADLINE: Duration = Duration::from_secs(10);
 /// Joins the control group, starts the command in the background and prints its id. The shell ends at once, so the daemon
 /// is nobody's child and leaves no zombie with us.
 const LAUNCH: &str =
-    r#"log=$1 group=$2; shift 2; echo $$ > "$group"; "$@" <&0 >>"$log" 2>&1 & echo $!"#;
+    r#"log=$1 group=$2; shift 2; echo $$ > "$group"; exec 3<&0
+"$@" <&3 3<&- >>"$log" 2>&1 & echo $!"#;
 
 /// What to start.
 #[derive(Debug)]
@@ -134,6 +135,14 @@ impl Daemons {
             sleep(Duration::from_millis(5));
         }
         Ok(())
+    }
+
+    /// Fails with the last words of the first of these daemons that does not run.
+    pub(crate) fn ensure_running(&self, names: &[&str]) -> Result<()> {
+        match names.iter().find(|name| self.pid(name).is_none()) {
+            Some(name) => bail!("{name} ended:\n{}", self.last_words(name)),
+            None => Ok(()),
+        }
     }
 
     /// The end of a daemon's log, for error messages.

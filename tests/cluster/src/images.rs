@@ -143,7 +143,8 @@ impl Programs {
         controller.user = NONROOT.into();
         let mut agent = with_certificates(ImageSpec::new(AGENT_IMAGE))?
             .program("/usr/bin/jackline-node-agent", &stripped(&self.node_agent)?)?
-            .file("/usr/bin/jackline-restore-wait", waiter, 0o755);
+            .file("/usr/bin/jackline-restore-wait", waiter, 0o755)
+            .link("/jackline-restore-wait", "/usr/bin/jackline-restore-wait");
         agent.entrypoint = vec!["/usr/bin/jackline-node-agent".into()];
         Ok([controller, agent])
     }

@@ -39,5 +39,5 @@ pub use images::{AGENT_IMAGE, BUSYBOX_IMAGE, CONTROLLER_IMAGE, NGINX_IMAGE, Prog
 pub use network::NODE_ADDRESS;
 pub use oci::ImageSpec;
 pub use s3::{Object, S3};
-pub use tools::build_all as build_tools;
+pub use tools::{build_all as build_tools, minio};
 pub use up::{Options, Stage};

@@ -2,6 +2,7 @@
 
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
@@ -49,8 +50,17 @@ enum Action {
 }
 
 #[tokio::main]
-async fn main() -> Result<()> {
-    let Args { dir, action } = Args::parse();
+async fn main() -> ExitCode {
+    match run(Args::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("test-cluster: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(Args { dir, action }: Args) -> Result<()> {
     match action {
         Action::Up {
             control_plane,

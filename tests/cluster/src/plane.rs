@@ -145,13 +145,10 @@ pub(crate) async fn wait_ready(client: &kube::Client, daemons: &Daemons) -> Resu
                 let said = daemons.last_words("kube-apiserver");
                 bail!("the API server did not become ready: {error}; its log ends with\n{said}");
             }
-            Err(_) if daemons.pid("kube-apiserver").is_none() => {
-                bail!(
-                    "the API server ended:\n{}",
-                    daemons.last_words("kube-apiserver")
-                );
+            Err(_) => {
+                daemons.ensure_running(&["etcd", "kube-apiserver", "forward-api"])?;
+                tokio::time::sleep(Duration::from_millis(50)).await;
             }
-            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
         }
     }
 }

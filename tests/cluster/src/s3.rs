@@ -190,7 +190,8 @@ impl S3 {
     pub(crate) async fn wait_ready(&self, daemons: &Daemons) -> Result<()> {
         let deadline = Instant::now() + READY_DEADLINE;
         while let Err(error) = self.client.list_buckets().send().await {
-            if Instant::now() > deadline || daemons.pid(NAME).is_none() {
+            daemons.ensure_running(&[NAME, "forward-s3"])?;
+            if Instant::now() > deadline {
                 let error = error.into_service_error();
                 bail!(
                     "MinIO does not answer: {error}\n{}",

@@ -120,6 +120,11 @@ pub fn build_all() -> Result<Vec<PathBuf>> {
     ALL.into_iter().map(ready).collect()
 }
 
+/// The S3 server's program, for tests that need no cluster; built when it is not there.
+pub fn minio() -> Result<PathBuf> {
+    ready(MINIO)
+}
+
 /// A hash over everything that decides what the binary does.
 fn fingerprint(module: &Path, tool: Tool) -> Result<String> {
     let mut hash = Sha256::new();

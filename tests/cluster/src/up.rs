@@ -98,24 +98,35 @@ pub(crate) async fn up(options: Options) -> Result<Cluster> {
     let cgroups = Cgroups::of(&place.id)?;
     crate::cluster::clean(&place, &cgroups).context("clean up after an earlier run")?;
     let place = Place::at(&options.dir)?;
+    match start(&options, &place, &cgroups).await {
+        Ok(cluster) => Ok(cluster.owned(lock, options.keep)),
+        Err(error) => {
+            if let Err(also) = crate::cluster::clean(&place, &cgroups) {
+                eprintln!("clean up: {also:#}");
+            }
+            Err(error)
+        }
+    }
+}
 
+async fn start(options: &Options, place: &Place, cgroups: &Cgroups) -> Result<Cluster> {
     let kube = tools::ready(tools::KUBE)?;
     let forward = tools::ready(tools::FORWARD)?;
     let mut clock = Clock {
         last: Instant::now(),
         stages: Vec::new(),
     };
-    let daemons = Daemons::of(&place, &cgroups);
+    let daemons = Daemons::of(place, cgroups);
     cgroups.create()?;
-    network::create(&place)?;
-    plane::link_components(&place, &kube)?;
+    network::create(place)?;
+    plane::link_components(place, &kube)?;
     clock.stage("network and control groups");
 
-    plane::start_api(&place, &daemons, &options.node, options.audit_log)?;
+    plane::start_api(place, &daemons, &options.node, options.audit_log)?;
     let images = if options.control_plane_only {
         None
     } else {
-        node::start_containerd(&place, &daemons)?;
+        node::start_containerd(place, &daemons)?;
         let (place, daemons) = (place.clone(), daemons.clone());
         Some(thread::spawn(move || load_images(&place, &daemons)))
     };
@@ -127,7 +138,7 @@ pub(crate) async fn up(options: Options) -> Result<Cluster> {
         &format!("https://127.0.0.1:{api_port}"),
     )?;
     let s3_port = if options.s3 {
-        s3::start(&place, &daemons, &tools::ready(tools::MINIO)?)?;
+        s3::start(place, &daemons, &tools::ready(tools::MINIO)?)?;
         Some(network::forward(&daemons, &forward, "s3", s3::PORT)?)
     } else {
         None
@@ -137,13 +148,13 @@ pub(crate) async fn up(options: Options) -> Result<Cluster> {
     clock.stage("API server");
 
     if options.controllers {
-        plane::start_controller_manager(&place, &daemons)?;
+        plane::start_controller_manager(place, &daemons)?;
     }
     if let Some(images) = images {
-        plane::start_scheduler(&place, &daemons)?;
-        node::start_kubelet(&place, &daemons, &cgroups, &options.node)?;
+        plane::start_scheduler(place, &daemons)?;
+        node::start_kubelet(place, &daemons, cgroups, &options.node)?;
         let volumes = tools::ready(tools::VOLUMES)?;
-        node::start_volumes(&place, &daemons, &volumes, &options.node)?;
+        node::start_volumes(place, &daemons, &volumes, &options.node)?;
         let loaded = tokio::task::spawn_blocking(move || images.join()).await?;
         loaded.map_err(|_| anyhow!("the thread that loads the images panicked"))??;
         clock.stage("images");
@@ -160,12 +171,12 @@ pub(crate) async fn up(options: Options) -> Result<Cluster> {
         s3_port,
         control_plane_only: options.control_plane_only,
     };
-    let cluster = Cluster::new(place, cgroups, daemons, state.clone(), client, clock.stages);
+    let cluster = Cluster::new(place.clone(), cgroups.clone(), daemons, state.clone(), client, clock.stages);
     if let Some(s3) = cluster.object_storage() {
         s3.wait_ready(cluster.daemons()).await?;
     }
     state.save(cluster.place())?;
-    Ok(cluster.owned(lock, options.keep))
+    Ok(cluster)
 }
 
 /// Waits for containerd and loads the images that every cluster has.
@@ -202,11 +213,7 @@ async fn wait_node(client: &Client, daemons: &Daemons, name: &str) -> Result<()>
         if ready && driver.is_some_and(|node| !node.spec.drivers.is_empty()) {
             return Ok(());
         }
-        for name in ["kubelet", "containerd", "volumes"] {
-            if daemons.pid(name).is_none() {
-                bail!("{name} ended:\n{}", daemons.last_words(name));
-            }
-        }
+        daemons.ensure_running(&["kubelet", "containerd", "volumes"])?;
         if Instant::now() > deadline {
             bail!(
                 "the node did not become ready:\n{}",
@@ -222,7 +229,8 @@ async fn wait_service_account(client: &Client, daemons: &Daemons) -> Result<()> 
     let accounts = Api::<ServiceAccount>::namespaced(client.clone(), "default");
     let deadline = Instant::now() + NODE_DEADLINE;
     while accounts.get_opt("default").await?.is_none() {
-        if Instant::now() > deadline || daemons.pid("kube-controller-manager").is_none() {
+        daemons.ensure_running(&["kube-controller-manager"])?;
+        if Instant::now() > deadline {
             let said = daemons.last_words("kube-controller-manager");
             bail!("the controller manager makes no service accounts:\n{said}");
         }
