@@ -114,7 +114,7 @@ pub mod annotation {
     pub const FORGOTTEN_AT: &str = "jackline.dev/forgotten-at";
     /// On a PodVolumeRestore of a shared claim: every pod that waited for the data has gone on.
     pub const WAITERS_LEFT: &str = "jackline.dev/waiters-left";
-    /// On a policy: confirms a held mass deletion. The value is the plan that `DeletionHeld` names.
+    /// On a policy: confirms a held mass deletion. The value is the present time, RFC 3339; it counts for a day.
     pub const CONFIRM_DELETION: &str = "jackline.dev/confirm-deletion";
 }
 

@@ -156,20 +156,48 @@ tolerant_enum! {
     }
 }
 
+// Words instead of patterns: the message of a pattern is the pattern.
 text_schema! {
     CronText = {
         "type": "string",
         "minLength": 1,
         "maxLength": 128,
-        "pattern": "^((CRON_)?TZ=[A-Za-z0-9_+/-]+ +)?(@(yearly|annually|monthly|weekly|daily|midnight|hourly)|@every +[0-9.a-zµμ]+|[0-9A-Za-z*/,?-]+( +[0-9A-Za-z*/,?-]+){4})$"
+        "x-kubernetes-validations": [{
+            "rule": "self.matches(r'^((CRON_)?TZ=[A-Za-z0-9_+/-]+ +)?(@(yearly|annually|monthly|weekly|daily|midnight|hourly)|@every +[0-9.a-zµμ]+|[0-9A-Za-z*/,?-]+( +[0-9A-Za-z*/,?-]+){4})$')",
+            "message": "must be five cron fields, a descriptor such as @daily, or @every with a duration such as 1h30m"
+        }]
     };
-    TimeZoneName = {"type": "string", "maxLength": 64, "pattern": "^[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+)*$"};
+    TimeZoneName = {
+        "type": "string",
+        "maxLength": 64,
+        "x-kubernetes-validations": [{
+            "rule": "self.matches(r'^[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+)*$')",
+            "message": "must be an IANA time zone such as Europe/Berlin"
+        }]
+    };
     DurationText = {
         "type": "string",
         "maxLength": 64,
-        "pattern": "^(0|([0-9]+(\\.[0-9]+)? *(nanos|nsec|ns|usec|us|µs|millis|msec|ms|seconds|second|secs|sec|s|minutes|minute|mins|min|m|hours|hour|hrs|hr|h|days|day|d|weeks|week|wks|wk|w|months|month|M|years|year|yrs|yr|y) *)+)$"
+        "x-kubernetes-validations": [{
+            "rule": "self.matches(r'^(0|([0-9]+(\\.[0-9]+)? *(nanos|nsec|ns|usec|us|µs|millis|msec|ms|seconds|second|secs|sec|s|minutes|minute|mins|min|m|hours|hour|hrs|hr|h|days|day|d|weeks|week|wks|wk|w|months|month|M|years|year|yrs|yr|y) *)+)$')",
+            "message": "must be a duration such as 30m, 26h or 90days"
+        }]
     };
-    Percentage = {"type": "string", "maxLength": 8, "pattern": "^(100(\\.0{1,2})?|[0-9]{1,2}(\\.[0-9]{1,2})?)%$"};
-    ClockTime = {"type": "string", "maxLength": 5, "pattern": "^(([01]?[0-9]|2[0-3]):[0-5][0-9]|24:00)$"};
+    Percentage = {
+        "type": "string",
+        "maxLength": 8,
+        "x-kubernetes-validations": [{
+            "rule": "self.matches(r'^(100(\\.0{1,2})?|[0-9]{1,2}(\\.[0-9]{1,2})?)%$')",
+            "message": "must be a percentage from 0% to 100%"
+        }]
+    };
+    ClockTime = {
+        "type": "string",
+        "maxLength": 5,
+        "x-kubernetes-validations": [{
+            "rule": "self.matches(r'^(([01]?[0-9]|2[0-3]):[0-5][0-9]|24:00)$')",
+            "message": "must be a time of day, HH:MM"
+        }]
+    };
     Day = {"type": "string", "enum": ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"]};
 }

@@ -1,0 +1,89 @@
+//! Installs Jackline from `deploy/`, as a user would, with what differs from cluster to cluster in one overlay.
+
+use std::fs;
+use std::path::{Component, Path, PathBuf};
+
+use anyhow::{Context, Result};
+use jackline_test_cluster::Cluster;
+
+/// What an installation for tests may set.
+#[derive(Debug, Clone, Default)]
+pub struct Settings {
+    /// Arguments of the controller beside those of `deploy/`.
+    pub controller_args: Vec<String>,
+    /// Arguments of the node agent beside those of `deploy/`.
+    pub agent_args: Vec<String>,
+    /// The bucket of the location `default`; `velero` when empty.
+    pub bucket: String,
+}
+
+/// Applies `tests/e2e/deploy` with the overlay for this cluster, and returns before the pods run.
+///
+/// # Errors
+/// When kubectl refuses.
+pub fn apply(cluster: &Cluster, settings: &Settings) -> Result<()> {
+    let directory = overlay(cluster, settings)?;
+    cluster.kubectl([
+        "apply",
+        "--server-side",
+        "-k",
+        directory.to_str().context("a path in UTF-8")?,
+    ])?;
+    Ok(())
+}
+
+/// Waits until every pod of the installation is ready.
+///
+/// # Errors
+/// When one is not within two minutes.
+pub fn ready(cluster: &Cluster) -> Result<()> {
+    for object in ["deployment/jackline-controller", "daemonset/node-agent"] {
+        cluster.kubectl(["-n", "velero", "rollout", "status", object, "--timeout=120s"])?;
+    }
+    Ok(())
+}
+
+/// Writes the overlay and returns its directory.
+fn overlay(cluster: &Cluster, settings: &Settings) -> Result<PathBuf> {
+    let directory = cluster.dir().join("deploy");
+    fs::create_dir_all(&directory)?;
+    let directory = directory.canonicalize()?;
+    let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").canonicalize()?;
+    let pods = cluster.kubelet_pods_dir();
+    let bucket = if settings.bucket.is_empty() { "velero" } else { &settings.bucket };
+    let mut patches = vec![
+        patch("DaemonSet", "node-agent", "replace", "/spec/template/spec/volumes/0/hostPath/path", &pods.to_string_lossy()),
+        patch("BackupStorageLocation", "default", "replace", "/spec/objectStorage/bucket", bucket),
+    ];
+    for (kind, name, args) in [
+        ("Deployment", "jackline-controller", &settings.controller_args),
+        ("DaemonSet", "node-agent", &settings.agent_args),
+    ] {
+        if !args.is_empty() {
+            patches.push(patch(kind, name, "add", "/spec/template/spec/containers/0/args", args));
+        }
+    }
+    // kustomize takes no absolute path.
+    let kustomization = serde_json::json!({
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "resources": [relative(&directory, &base)],
+        "patches": patches,
+    });
+    fs::write(directory.join("kustomization.yaml"), serde_json::to_vec_pretty(&kustomization)?)?;
+    Ok(directory)
+}
+
+/// One JSON patch of one object.
+fn patch<V: serde::Serialize + ?Sized>(kind: &str, name: &str, op: &str, path: &str, value: &V) -> serde_json::Value {
+    let operations = serde_json::json!([{"op": op, "path": path, "value": value}]);
+    serde_json::json!({"target": {"kind": kind, "name": name}, "patch": operations.to_string()})
+}
+
+/// The way from one directory to another; both absolute.
+fn relative(from: &Path, to: &Path) -> PathBuf {
+    let (from, to): (Vec<Component<'_>>, Vec<Component<'_>>) = (from.components().collect(), to.components().collect());
+    let common = from.iter().zip(&to).take_while(|(a, b)| a == b).count();
+    let up = from[common..].iter().map(|_| Component::ParentDir);
+    up.chain(to[common..].iter().copied()).collect()
+}
