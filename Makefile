@@ -23,10 +23,10 @@ generate: ## CRDs and reference pages from the code
 	tests/run generate
 
 cluster-up: bootstrap ## a real single-node Kubernetes, kubeconfig in target/cluster
-	$(cluster) up --dir $(CLUSTER)
+	$(cluster) --dir $(CLUSTER) up
 
 cluster-down:
-	$(cluster) down --dir $(CLUSTER)
+	$(cluster) --dir $(CLUSTER) down
 
 bootstrap:
 	@tests/bootstrap

@@ -38,7 +38,14 @@ pub fn apply(cluster: &Cluster, settings: &Settings) -> Result<()> {
 /// When one is not within two minutes.
 pub fn ready(cluster: &Cluster) -> Result<()> {
     for object in ["deployment/jackline-controller", "daemonset/node-agent"] {
-        cluster.kubectl(["-n", "velero", "rollout", "status", object, "--timeout=120s"])?;
+        cluster.kubectl([
+            "-n",
+            "velero",
+            "rollout",
+            "status",
+            object,
+            "--timeout=120s",
+        ])?;
     }
     Ok(())
 }
@@ -48,19 +55,47 @@ fn overlay(cluster: &Cluster, settings: &Settings) -> Result<PathBuf> {
     let directory = cluster.dir().join("deploy");
     fs::create_dir_all(&directory)?;
     let directory = directory.canonicalize()?;
-    let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").canonicalize()?;
+    let base = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("deploy")
+        .canonicalize()?;
     let pods = cluster.kubelet_pods_dir();
-    let bucket = if settings.bucket.is_empty() { "velero" } else { &settings.bucket };
+    let bucket = if settings.bucket.is_empty() {
+        "velero"
+    } else {
+        &settings.bucket
+    };
     let mut patches = vec![
-        patch("DaemonSet", "node-agent", "replace", "/spec/template/spec/volumes/0/hostPath/path", &pods.to_string_lossy()),
-        patch("BackupStorageLocation", "default", "replace", "/spec/objectStorage/bucket", bucket),
+        patch(
+            "DaemonSet",
+            "node-agent",
+            "replace",
+            "/spec/template/spec/volumes/0/hostPath/path",
+            &pods.to_string_lossy(),
+        ),
+        patch(
+            "BackupStorageLocation",
+            "default",
+            "replace",
+            "/spec/objectStorage/bucket",
+            bucket,
+        ),
     ];
     for (kind, name, args) in [
-        ("Deployment", "jackline-controller", &settings.controller_args),
+        (
+            "Deployment",
+            "jackline-controller",
+            &settings.controller_args,
+        ),
         ("DaemonSet", "node-agent", &settings.agent_args),
     ] {
         if !args.is_empty() {
-            patches.push(patch(kind, name, "add", "/spec/template/spec/containers/0/args", args));
+            patches.push(patch(
+                kind,
+                name,
+                "add",
+                "/spec/template/spec/containers/0/args",
+                args,
+            ));
         }
     }
     // kustomize takes no absolute path.
@@ -70,19 +105,29 @@ fn overlay(cluster: &Cluster, settings: &Settings) -> Result<PathBuf> {
         "resources": [relative(&directory, &base)],
         "patches": patches,
     });
-    fs::write(directory.join("kustomization.yaml"), serde_json::to_vec_pretty(&kustomization)?)?;
+    fs::write(
+        directory.join("kustomization.yaml"),
+        serde_json::to_vec_pretty(&kustomization)?,
+    )?;
     Ok(directory)
 }
 
 /// One JSON patch of one object.
-fn patch<V: serde::Serialize + ?Sized>(kind: &str, name: &str, op: &str, path: &str, value: &V) -> serde_json::Value {
+fn patch<V: serde::Serialize + ?Sized>(
+    kind: &str,
+    name: &str,
+    op: &str,
+    path: &str,
+    value: &V,
+) -> serde_json::Value {
     let operations = serde_json::json!([{"op": op, "path": path, "value": value}]);
     serde_json::json!({"target": {"kind": kind, "name": name}, "patch": operations.to_string()})
 }
 
 /// The way from one directory to another; both absolute.
 fn relative(from: &Path, to: &Path) -> PathBuf {
-    let (from, to): (Vec<Component<'_>>, Vec<Component<'_>>) = (from.components().collect(), to.components().collect());
+    let (from, to): (Vec<Component<'_>>, Vec<Component<'_>>) =
+        (from.components().collect(), to.components().collect());
     let common = from.iter().zip(&to).take_while(|(a, b)| a == b).count();
     let up = from[common..].iter().map(|_| Component::ParentDir);
     up.chain(to[common..].iter().copied()).collect()

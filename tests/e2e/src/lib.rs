@@ -1,0 +1,12 @@
+//! What the end-to-end tests and the demo share: a cluster with Jackline deployed, waiting, file trees, restic.
+
+pub mod deploy;
+mod env;
+mod restic;
+mod tree;
+mod wait;
+
+pub use env::{BUCKET, Env, NAMESPACE};
+pub use restic::Restic;
+pub use tree::{Entry, Tree};
+pub use wait::{until, wait_for, wait_gone};

@@ -62,46 +62,141 @@ fn refused() -> Vec<(&'static str, Value)> {
         ("spec.mode", json!({"mode": "Enforced"})),
         ("spec.deletionPolicy", json!({"deletionPolicy": "Orphan"})),
         ("spec.priority", json!({"priority": "high"})),
-        ("spec.namespaces.exclude", json!({"namespaces": {"include": ["a", "b"], "exclude": ["b"]}})),
-        ("spec.namespaces.include[0]", json!({"namespaces": {"include": [""]}})),
-        ("spec.namespaces.regex", json!({"namespaces": {"regex": "("}})),
-        ("spec.volumes.rules[0].match.claimRegex", matching(json!({"claimRegex": "["}))),
-        ("spec.volumes.rules[0].name", rules(json!([{"action": "Skip"}]))),
-        ("spec.volumes.rules[0].name", rules(json!([{"name": " ", "action": "Skip"}]))),
-        ("spec.volumes.rules", rules(json!([{"name": "a", "action": "Skip"}, {"name": "a", "action": "Backup"}]))),
-        ("spec.volumes.rules[0].action", rules(json!([{"name": "a", "action": "Drop"}]))),
-        ("spec.volumes.rules[0].match.types[0]", matching(json!({"types": ["PVC"]}))),
-        ("spec.volumes.rules[0].match.accessModes[0]", matching(json!({"accessModes": ["RWX"]}))),
-        ("spec.volumes.rules[0].match.capacity.min", matching(json!({"capacity": {"min": "2Gi", "max": "1Gi"}}))),
-        ("spec.volumes.rules[0].match.capacity.min", matching(json!({"capacity": {"min": 5, "max": "1"}}))),
-        ("spec.volumes.rules[0].match.capacity.max", matching(json!({"capacity": {"max": "big"}}))),
-        ("spec.volumes.rules[0].match.capacity.max", matching(json!({"capacity": {"max": -1}}))),
-        ("spec.volumes.default", json!({"volumes": {"default": "Some"}})),
+        (
+            "spec.namespaces.exclude",
+            json!({"namespaces": {"include": ["a", "b"], "exclude": ["b"]}}),
+        ),
+        (
+            "spec.namespaces.include[0]",
+            json!({"namespaces": {"include": [""]}}),
+        ),
+        (
+            "spec.namespaces.regex",
+            json!({"namespaces": {"regex": "("}}),
+        ),
+        (
+            "spec.volumes.rules[0].match.claimRegex",
+            matching(json!({"claimRegex": "["})),
+        ),
+        (
+            "spec.volumes.rules[0].name",
+            rules(json!([{"action": "Skip"}])),
+        ),
+        (
+            "spec.volumes.rules[0].name",
+            rules(json!([{"name": " ", "action": "Skip"}])),
+        ),
+        (
+            "spec.volumes.rules",
+            rules(json!([{"name": "a", "action": "Skip"}, {"name": "a", "action": "Backup"}])),
+        ),
+        (
+            "spec.volumes.rules[0].action",
+            rules(json!([{"name": "a", "action": "Drop"}])),
+        ),
+        (
+            "spec.volumes.rules[0].match.types[0]",
+            matching(json!({"types": ["PVC"]})),
+        ),
+        (
+            "spec.volumes.rules[0].match.accessModes[0]",
+            matching(json!({"accessModes": ["RWX"]})),
+        ),
+        (
+            "spec.volumes.rules[0].match.capacity.min",
+            matching(json!({"capacity": {"min": "2Gi", "max": "1Gi"}})),
+        ),
+        (
+            "spec.volumes.rules[0].match.capacity.min",
+            matching(json!({"capacity": {"min": 5, "max": "1"}})),
+        ),
+        (
+            "spec.volumes.rules[0].match.capacity.max",
+            matching(json!({"capacity": {"max": "big"}})),
+        ),
+        (
+            "spec.volumes.rules[0].match.capacity.max",
+            matching(json!({"capacity": {"max": -1}})),
+        ),
+        (
+            "spec.volumes.default",
+            json!({"volumes": {"default": "Some"}}),
+        ),
         ("spec.schedule.cron", json!({"schedule": {}})),
-        ("spec.schedule.cron", json!({"schedule": {"cron": "whenever"}})),
-        ("spec.schedule.cron", json!({"schedule": {"cron": "* * * *"}})),
-        ("spec.schedule.timeZone", json!({"schedule": {"cron": "TZ=UTC 0 2 * * *", "timeZone": "UTC"}})),
-        ("spec.schedule.timeZone", daily(json!({"timeZone": "no such zone"}))),
+        (
+            "spec.schedule.cron",
+            json!({"schedule": {"cron": "whenever"}}),
+        ),
+        (
+            "spec.schedule.cron",
+            json!({"schedule": {"cron": "* * * *"}}),
+        ),
+        (
+            "spec.schedule.timeZone",
+            json!({"schedule": {"cron": "TZ=UTC 0 2 * * *", "timeZone": "UTC"}}),
+        ),
+        (
+            "spec.schedule.timeZone",
+            daily(json!({"timeZone": "no such zone"})),
+        ),
         ("spec.schedule.jitter", daily(json!({"jitter": "soon"}))),
-        ("spec.schedule.startingDeadline", daily(json!({"startingDeadline": "-1h"}))),
-        ("spec.schedule.blackoutWindows[0].start", daily(json!({"blackoutWindows": [{"start": "8am", "end": "9:00"}]}))),
-        ("spec.schedule.blackoutWindows[0].end", daily(json!({"blackoutWindows": [{"start": "9:00", "end": "9:00"}]}))),
+        (
+            "spec.schedule.startingDeadline",
+            daily(json!({"startingDeadline": "-1h"})),
+        ),
+        (
+            "spec.schedule.blackoutWindows[0].start",
+            daily(json!({"blackoutWindows": [{"start": "8am", "end": "9:00"}]})),
+        ),
+        (
+            "spec.schedule.blackoutWindows[0].end",
+            daily(json!({"blackoutWindows": [{"start": "9:00", "end": "9:00"}]})),
+        ),
         (
             "spec.schedule.blackoutWindows[0].days[0]",
-            daily(json!({"blackoutWindows": [{"days": ["Monday"], "start": "8:00", "end": "9:00"}]})),
+            daily(
+                json!({"blackoutWindows": [{"days": ["Monday"], "start": "8:00", "end": "9:00"}]}),
+            ),
         ),
         ("spec.retention", json!({"retention": {}})),
         ("spec.retention", json!({"retention": {"keepLast": 0}})),
-        ("spec.retention.keepLast", json!({"retention": {"keepLast": -1}})),
-        ("spec.retention.keepDaily", json!({"retention": {"keepDaily": -7}})),
-        ("spec.retention.keepWithin", json!({"retention": {"keepWithin": "2 fortnights"}})),
-        ("spec.retention.minimumGood", json!({"retention": {"keepLast": 1, "minimumGood": 0}})),
-        ("spec.template.ttl", json!({"retention": {"keepLast": 1}, "template": {"ttl": "72h"}})),
+        (
+            "spec.retention.keepLast",
+            json!({"retention": {"keepLast": -1}}),
+        ),
+        (
+            "spec.retention.keepDaily",
+            json!({"retention": {"keepDaily": -7}}),
+        ),
+        (
+            "spec.retention.keepWithin",
+            json!({"retention": {"keepWithin": "2 fortnights"}}),
+        ),
+        (
+            "spec.retention.minimumGood",
+            json!({"retention": {"keepLast": 1, "minimumGood": 0}}),
+        ),
+        (
+            "spec.template.ttl",
+            json!({"retention": {"keepLast": 1}, "template": {"ttl": "72h"}}),
+        ),
         ("spec.template.ttl", json!({"template": {"ttl": "30d"}})),
-        ("spec.template.includedNamespaces", json!({"template": {"includedNamespaces": ["a"]}})),
-        ("spec.repository.prune", json!({"repository": {"prune": "sometimes"}})),
-        ("spec.repository.checkReadData", json!({"repository": {"checkReadData": "120%"}})),
-        ("spec.verification.volumes", json!({"verification": {"schedule": "@daily", "volumes": 0}})),
+        (
+            "spec.template.includedNamespaces",
+            json!({"template": {"includedNamespaces": ["a"]}}),
+        ),
+        (
+            "spec.repository.prune",
+            json!({"repository": {"prune": "sometimes"}}),
+        ),
+        (
+            "spec.repository.checkReadData",
+            json!({"repository": {"checkReadData": "120%"}}),
+        ),
+        (
+            "spec.verification.volumes",
+            json!({"verification": {"schedule": "@daily", "volumes": 0}}),
+        ),
         ("spec.rpo", json!({"rpo": "a day"})),
         ("spec.keepLast", json!({"keepLast": 3})),
     ]
@@ -113,9 +208,18 @@ struct Server {
 
 impl Server {
     /// What the API server says to an object of ours with this spec.
-    async fn answer(&self, kind: &str, namespace: Option<&str>, spec: &Value) -> Result<(), String> {
+    async fn answer(
+        &self,
+        kind: &str,
+        namespace: Option<&str>,
+        spec: &Value,
+    ) -> Result<(), String> {
         let gvk = GroupVersionKind::gvk("jackline.dev", "v1alpha1", kind);
-        let plural = if kind == "BackupPolicy" { "backuppolicies" } else { "clusterbackuppolicies" };
+        let plural = if kind == "BackupPolicy" {
+            "backuppolicies"
+        } else {
+            "clusterbackuppolicies"
+        };
         let resource = ApiResource::from_gvk_with_plural(&gvk, plural);
         let api: Api<DynamicObject> = match namespace {
             Some(namespace) => Api::namespaced_with(self.cluster.client(), namespace, &resource),
@@ -137,7 +241,13 @@ async fn every_kind_is_served_and_bad_policies_are_refused_by_name_of_the_field(
     let cluster = Cluster::up(Options::named("crds").control_plane()).await?;
     let yaml = concat!(env!("CARGO_MANIFEST_DIR"), "/../../crds/yaml");
     cluster.kubectl(["apply", "--server-side", "-k", yaml])?;
-    cluster.kubectl(["wait", "--for=condition=Established", "--timeout=30s", "crd", "--all"])?;
+    cluster.kubectl([
+        "wait",
+        "--for=condition=Established",
+        "--timeout=30s",
+        "crd",
+        "--all",
+    ])?;
 
     let crds: Api<CustomResourceDefinition> = Api::all(cluster.client());
     for definition in definitions() {
@@ -151,36 +261,67 @@ async fn every_kind_is_served_and_bad_policies_are_refused_by_name_of_the_field(
         }
     }
     // Short names as Velero's users and ours type them.
-    for short in ["cbp", "bp", "bcov", "bak", "rst", "sched", "bsl", "vsl", "pvb", "pvr", "repo", "dbr", "dreq", "ssr"] {
-        cluster.kubectl(["get", short, "--all-namespaces"]).with_context(|| short.to_owned())?;
+    for short in [
+        "cbp", "bp", "bcov", "bak", "rst", "sched", "bsl", "vsl", "pvb", "pvr", "repo", "dbr",
+        "dreq", "ssr",
+    ] {
+        cluster
+            .kubectl(["get", short, "--all-namespaces"])
+            .with_context(|| short.to_owned())?;
     }
 
     let server = Server { cluster };
-    for (at, spec) in [full(), json!({}), daily(json!({})), json!({"schedule": {"cron": "CRON_TZ=Europe/Berlin 0 2 * * MON-FRI"}})]
-        .iter()
-        .enumerate()
+    for (at, spec) in [
+        full(),
+        json!({}),
+        daily(json!({})),
+        json!({"schedule": {"cron": "CRON_TZ=Europe/Berlin 0 2 * * MON-FRI"}}),
+    ]
+    .iter()
+    .enumerate()
     {
         let answer = server.answer("ClusterBackupPolicy", None, spec).await;
         assert_eq!(answer, Ok(()), "good spec {at}");
     }
     for (field, spec) in refused() {
-        let error = server.answer("ClusterBackupPolicy", None, &spec).await.expect_err(&spec.to_string());
-        assert!(error.contains(field), "{spec} is refused, but {field} is not named: {error}");
+        let error = server
+            .answer("ClusterBackupPolicy", None, &spec)
+            .await
+            .expect_err(&spec.to_string());
+        assert!(
+            error.contains(field),
+            "{spec} is refused, but {field} is not named: {error}"
+        );
     }
 
     let tenant = |spec: Value| {
         let server = &server;
         async move { server.answer("BackupPolicy", Some("default"), &spec).await }
     };
-    assert_eq!(tenant(json!({"template": {"metadata": {"labels": {"tier": "gold"}}}})).await, Ok(()));
+    assert_eq!(
+        tenant(json!({"template": {"metadata": {"labels": {"tier": "gold"}}}})).await,
+        Ok(())
+    );
     for (field, spec) in [
         ("spec.namespaces", json!({"namespaces": {"include": ["*"]}})),
-        ("spec.template.hooks", json!({"template": {"hooks": {"resources": []}}})),
-        ("spec.template.metadata.annotations", json!({"template": {"metadata": {"annotations": {"a": "b"}}}})),
-        ("spec.retention.keepLast", json!({"retention": {"keepLast": -1}})),
+        (
+            "spec.template.hooks",
+            json!({"template": {"hooks": {"resources": []}}}),
+        ),
+        (
+            "spec.template.metadata.annotations",
+            json!({"template": {"metadata": {"annotations": {"a": "b"}}}}),
+        ),
+        (
+            "spec.retention.keepLast",
+            json!({"retention": {"keepLast": -1}}),
+        ),
     ] {
         let error = tenant(spec.clone()).await.expect_err(&spec.to_string());
-        assert!(error.contains(field), "{spec} is refused, but {field} is not named: {error}");
+        assert!(
+            error.contains(field),
+            "{spec} is refused, but {field} is not named: {error}"
+        );
     }
     velero_objects(&server.cluster)?;
     server.cluster.down()
@@ -195,19 +336,30 @@ fn velero_objects(cluster: &Cluster) -> Result<()> {
     );
     let mut backup: Value = serde_json::from_slice(&std::fs::read(fixture)?)?;
     let metadata = backup["metadata"].as_object_mut().context("metadata")?;
-    metadata.retain(|key, _| ["name", "namespace", "labels", "annotations"].contains(&key.as_str()));
+    metadata
+        .retain(|key, _| ["name", "namespace", "labels", "annotations"].contains(&key.as_str()));
     cluster.apply(&backup.to_string())?;
     cluster.kubectl([
-        "-n", "velero", "patch", "backup", "first", "--type=merge",
-        "-p", r#"{"status":{"warnings":3,"validationErrors":null}}"#,
+        "-n",
+        "velero",
+        "patch",
+        "backup",
+        "first",
+        "--type=merge",
+        "-p",
+        r#"{"status":{"warnings":3,"validationErrors":null}}"#,
     ])?;
-    let found: Value =
-        serde_json::from_str(&cluster.kubectl(["-n", "velero", "get", "backup", "first", "-o", "json"])?)?;
+    let found: Value = serde_json::from_str(
+        &cluster.kubectl(["-n", "velero", "get", "backup", "first", "-o", "json"])?,
+    )?;
     assert_eq!(found["spec"], backup["spec"]);
     assert_eq!(found["status"]["phase"], "Completed");
     assert_eq!(found["status"]["warnings"], 3);
     assert_eq!(found["status"]["progress"], backup["status"]["progress"]);
     let table = cluster.kubectl(["-n", "velero", "get", "backups"])?;
-    assert!(table.contains("STATUS") && table.contains("Completed"), "{table}");
+    assert!(
+        table.contains("STATUS") && table.contains("Completed"),
+        "{table}"
+    );
     Ok(())
 }

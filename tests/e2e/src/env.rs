@@ -1,0 +1,229 @@
+//! A cluster with Jackline running in it.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use jackline_crds::velero::{Backup, BackupPhase, PodVolumeBackup, Restore, RestorePhase};
+use jackline_test_cluster::{Cluster, Options, Programs};
+use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::core::v1::{Pod, Secret};
+use kube::api::ListParams;
+use kube::{Api, Resource};
+
+use crate::deploy::{self, Settings};
+use crate::{Restic, wait_for};
+
+/// The namespace of Jackline and of every velero.io object.
+pub const NAMESPACE: &str = "velero";
+/// The bucket of the location `default`.
+pub const BUCKET: &str = "velero";
+
+/// A cluster of this name's own, with Jackline deployed and ready. Dropping it takes everything down.
+#[derive(Debug)]
+pub struct Env {
+    pub cluster: Cluster,
+}
+
+impl Env {
+    /// Brings up a cluster with Jackline as `deploy/` installs it.
+    ///
+    /// # Errors
+    /// When anything does not come up.
+    pub async fn up(name: &str) -> Result<Self> {
+        Self::up_with(Options::named(name), &Settings::default()).await
+    }
+
+    /// As [`Self::up`], with other options and settings.
+    ///
+    /// # Errors
+    /// When anything does not come up.
+    pub async fn up_with(options: Options, settings: &Settings) -> Result<Self> {
+        let programs = Programs::build()?;
+        let cluster = Cluster::up(options).await?;
+        cluster.load_jackline(&programs)?;
+        let bucket = if settings.bucket.is_empty() {
+            BUCKET
+        } else {
+            &settings.bucket
+        };
+        cluster.s3().make_bucket(bucket).await?;
+        deploy::apply(&cluster, settings)?;
+        deploy::ready(&cluster)?;
+        Ok(Self { cluster })
+    }
+
+    /// The objects of a kind in Jackline's own namespace.
+    pub fn api<K>(&self) -> Api<K>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
+    {
+        self.api_in(NAMESPACE)
+    }
+
+    /// The objects of a kind in a namespace.
+    pub fn api_in<K>(&self, namespace: &str) -> Api<K>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
+    {
+        Api::namespaced(self.cluster.client(), namespace)
+    }
+
+    /// Waits until a backup has ended, whatever its end.
+    ///
+    /// # Errors
+    /// After `limit`.
+    pub async fn backup_ended(&self, name: &str, limit: Duration) -> Result<Backup> {
+        let ended = |backup: &Backup| phase(backup).is_some_and(BackupPhase::is_terminal);
+        wait_for(&self.api::<Backup>(), name, limit, ended).await
+    }
+
+    /// Waits until a backup has ended as Completed.
+    ///
+    /// # Errors
+    /// When it ends otherwise, with its status and the volumes' messages, or after `limit`.
+    pub async fn backup_completed(&self, name: &str, limit: Duration) -> Result<Backup> {
+        let backup = self.backup_ended(name, limit).await?;
+        if phase(&backup) != Some(BackupPhase::Completed) {
+            let volumes = self.volumes_of(name).await?;
+            let messages: Vec<_> = volumes
+                .iter()
+                .map(|v| (&v.spec.volume, &v.status))
+                .collect();
+            anyhow::bail!("backup {name}: {:?}; volumes: {messages:?}", backup.status);
+        }
+        Ok(backup)
+    }
+
+    /// The PodVolumeBackups of a backup.
+    ///
+    /// # Errors
+    /// When the API server refuses.
+    pub async fn volumes_of(&self, backup: &str) -> Result<Vec<PodVolumeBackup>> {
+        let label = format!("{}={backup}", jackline_crds::names::label::BACKUP_NAME);
+        Ok(self
+            .api::<PodVolumeBackup>()
+            .list(&ListParams::default().labels(&label))
+            .await?
+            .items)
+    }
+
+    /// Waits until a restore has ended as Completed.
+    ///
+    /// # Errors
+    /// When it ends otherwise or after `limit`.
+    pub async fn restore_completed(&self, name: &str, limit: Duration) -> Result<Restore> {
+        let restore = self.restore_ended(name, limit).await?;
+        let phase = restore.status.as_ref().and_then(|status| status.phase);
+        ensure!(
+            phase == Some(RestorePhase::Completed),
+            "restore {name}: {:?}",
+            restore.status
+        );
+        Ok(restore)
+    }
+
+    /// Waits until a restore has ended, whatever its end.
+    ///
+    /// # Errors
+    /// After `limit`.
+    pub async fn restore_ended(&self, name: &str, limit: Duration) -> Result<Restore> {
+        let ended = |restore: &Restore| {
+            let phase = restore.status.as_ref().and_then(|status| status.phase);
+            phase.is_some_and(RestorePhase::is_terminal)
+        };
+        wait_for(&self.api::<Restore>(), name, limit, ended).await
+    }
+
+    /// The password of the repositories.
+    ///
+    /// # Errors
+    /// When the Secret is missing.
+    pub async fn repository_password(&self) -> Result<String> {
+        let secret = self.api::<Secret>().get("velero-repo-credentials").await?;
+        let data = secret.data.unwrap_or_default();
+        let password = data
+            .get("repository-password")
+            .context("key repository-password")?;
+        Ok(String::from_utf8(password.0.clone())?)
+    }
+
+    /// restic on a namespace's repository in the location `default`.
+    ///
+    /// # Errors
+    /// When the password's Secret is missing.
+    pub async fn restic(&self, namespace: &str) -> Result<Restic> {
+        Ok(Restic::new(
+            self.cluster.s3(),
+            BUCKET,
+            namespace,
+            &self.repository_password().await?,
+        ))
+    }
+
+    /// The directory of a pod's volume on this machine, by the volume's name in the pod.
+    ///
+    /// # Errors
+    /// When the pod has no such volume mounted.
+    pub async fn volume_dir(&self, namespace: &str, pod: &str, volume: &str) -> Result<PathBuf> {
+        let found = self.api_in::<Pod>(namespace).get(pod).await?;
+        let uid = found.metadata.uid.context("a pod has a UID")?;
+        let volumes = found.spec.and_then(|spec| spec.volumes).unwrap_or_default();
+        let source = volumes
+            .iter()
+            .find(|v| v.name == volume)
+            .with_context(|| format!("{pod} has no volume {volume}"))?;
+        let directory = match &source.persistent_volume_claim {
+            Some(claim) => {
+                let api =
+                    self.api_in::<k8s_openapi::api::core::v1::PersistentVolumeClaim>(namespace);
+                let claim = api.get(&claim.claim_name).await?;
+                claim
+                    .spec
+                    .and_then(|spec| spec.volume_name)
+                    .context("the claim is not bound")?
+            }
+            None => volume.to_owned(),
+        };
+        let volumes = self.cluster.kubelet_pods_dir().join(uid).join("volumes");
+        for plugin in std::fs::read_dir(&volumes)? {
+            let path = plugin?.path().join(&directory);
+            let mount = path.join("mount");
+            if path.exists() {
+                return Ok(if mount.exists() { mount } else { path });
+            }
+        }
+        anyhow::bail!(
+            "{namespace}/{pod}: nothing for {volume} below {}",
+            volumes.display()
+        )
+    }
+
+    /// The names of a namespace's pods that are Running and Ready, by label selector.
+    ///
+    /// # Errors
+    /// When the API server refuses.
+    pub async fn ready_pods(&self, namespace: &str, labels: &str) -> Result<Vec<String>> {
+        let pods = self
+            .api_in::<Pod>(namespace)
+            .list(&ListParams::default().labels(labels))
+            .await?;
+        let ready = |pod: &Pod| {
+            let status = pod.status.as_ref();
+            let conditions = status.and_then(|status| status.conditions.as_ref());
+            pod.metadata.deletion_timestamp.is_none()
+                && conditions
+                    .is_some_and(|all| all.iter().any(|c| c.type_ == "Ready" && c.status == "True"))
+        };
+        let names = pods
+            .items
+            .into_iter()
+            .filter(ready)
+            .filter_map(|pod| pod.metadata.name);
+        Ok(names.collect())
+    }
+}
+
+fn phase(backup: &Backup) -> Option<BackupPhase> {
+    backup.status.as_ref().and_then(|status| status.phase)
+}
