@@ -1,0 +1,533 @@
+//! DeleteBackupRequest: a backup goes with its snapshots, its files and its restores (velero-compat §9.3, its faults mended).
+//!
+//! Each step can be repeated, and a request is worked on until it is done or cannot be: a crash in the middle costs nothing. The files
+//! in the bucket go only when every snapshot was forgotten, so that nothing which names a snapshot is lost before the snapshot is.
+
+mod snapshots;
+
+use std::{sync::Arc, time::Duration};
+
+use jackline_crds::{
+    names::{FIELD_MANAGER, label, label_value},
+    velero::{
+        Backup, BackupPhase, BackupStorageLocation, DeleteBackupRequest, DeleteBackupRequestStatus,
+        DeletePhase, Restore,
+    },
+};
+use jackline_runtime::{
+    Event, EventKind, Failure, Key, Kit, LeaderToken, Lease, Next, Queue, RunOptions,
+    status::{Guard, StatusAt, write_status},
+};
+use jackline_storage::{
+    ObjectStore,
+    layout::{BackupFile, backup_directory, backup_object},
+};
+use jiff::Timestamp;
+use kube::{
+    Resource, ResourceExt,
+    api::{DeleteParams, Patch, PatchParams, Preconditions},
+};
+use prometheus::{IntCounterVec, Opts};
+
+use crate::{context::Context, location, maintenance, sync};
+
+/// A request that is done with errors is kept this long.
+const KEPT: Duration = Duration::from_secs(24 * 3600);
+/// How soon a step that others hold up is tried again.
+const RETRY: Duration = Duration::from_secs(10);
+
+/// Velero's metrics of deletions.
+#[derive(Debug, Clone)]
+struct Families {
+    attempts: IntCounterVec,
+    successes: IntCounterVec,
+    failures: IntCounterVec,
+}
+
+impl Families {
+    fn register(context: &Context) -> Result<Self, prometheus::Error> {
+        let counter = |name: &str, help: &str| {
+            IntCounterVec::new(Opts::new(name, help), &["schedule"]).and_then(|family| {
+                jackline_runtime::metrics::add(context.metrics.registry(), family)
+            })
+        };
+        Ok(Self {
+            attempts: counter(
+                "velero_backup_deletion_attempt_total",
+                "Deletions of backups begun.",
+            )?,
+            successes: counter(
+                "velero_backup_deletion_success_total",
+                "Deletions of backups done.",
+            )?,
+            failures: counter(
+                "velero_backup_deletion_failure_total",
+                "Deletions of backups failed.",
+            )?,
+        })
+    }
+}
+
+/// Starts the controller.
+///
+/// # Errors
+/// When its metrics cannot be registered.
+pub fn register(context: &Arc<Context>, kit: &Kit, lease: &Lease) -> Result<(), prometheus::Error> {
+    let families = Families::register(context)?;
+    let queue = Queue::new("deletions");
+    context
+        .stores
+        .deletions
+        .enqueue(&queue, |change| vec![change.key.clone()]);
+    let context = context.clone();
+    let options = RunOptions::new()
+        .concurrency(4)
+        .pass_deadline(Duration::from_secs(3600));
+    kit.run_leading(&queue, options, lease, move |key, token| {
+        let (context, families) = (context.clone(), families.clone());
+        async move {
+            Deletion {
+                context: &context,
+                families: &families,
+                token: &token,
+            }
+            .pass(&key)
+            .await
+        }
+    });
+    Ok(())
+}
+
+/// How a deletion can stop.
+enum Stop {
+    /// It cannot be done: the request says why and ends.
+    Refused(Vec<String>),
+    /// It can be done later.
+    Later(Failure),
+}
+
+impl From<Failure> for Stop {
+    fn from(failure: Failure) -> Self {
+        Self::Later(failure)
+    }
+}
+
+impl From<kube::Error> for Stop {
+    fn from(error: kube::Error) -> Self {
+        Self::Later(error.into())
+    }
+}
+
+struct Deletion<'a> {
+    context: &'a Context,
+    families: &'a Families,
+    token: &'a LeaderToken,
+}
+
+impl Deletion<'_> {
+    async fn pass(&self, key: &Key) -> Result<Next, Failure> {
+        self.context.stores.ready().await;
+        let Some(request) = self.context.stores.deletions.get(key) else {
+            return Ok(Next::Done);
+        };
+        if request.phase() == DeletePhase::Processed {
+            return self.forget_old(&request).await;
+        }
+        let name = request.spec.backup_name.as_str();
+        if name.is_empty() {
+            return self
+                .refuse(
+                    &request,
+                    None,
+                    vec!["spec.backupName is required".to_owned()],
+                )
+                .await;
+        }
+        let backup = self.context.api::<Backup>().get_opt(name).await?;
+        let Some(backup) = backup else {
+            if request.phase() == DeletePhase::InProgress {
+                // Everything but the request itself was done before a crash.
+                self.remove_requests(name).await?;
+                return Ok(Next::Done);
+            }
+            return self
+                .refuse(&request, None, vec![format!("backup {name} not found")])
+                .await;
+        };
+        match self.delete(&request, &backup).await {
+            Ok(()) => {
+                self.families
+                    .successes
+                    .with_label_values(&[schedule(&backup)])
+                    .inc();
+                tracing::info!(backup = name, "backup is deleted");
+                Ok(Next::Done)
+            }
+            Err(Stop::Refused(errors)) => self.refuse(&request, Some(&backup), errors).await,
+            Err(Stop::Later(failure)) => {
+                // The request stays, with what holds it up, and is taken up again.
+                self.say(&request, DeletePhase::InProgress, vec![failure.to_string()])
+                    .await?;
+                Err(failure)
+            }
+        }
+    }
+
+    async fn delete(&self, request: &DeleteBackupRequest, backup: &Backup) -> Result<(), Stop> {
+        let name = backup.name_any();
+        self.label(request, backup).await?;
+        for other in self.requests(&name) {
+            if other.metadata.uid != request.metadata.uid && older(request, &other) {
+                self.remove_request(&other).await?;
+            }
+        }
+        let location = self.check(backup)?;
+        let store = location::open(
+            &self.context.clients.call,
+            &self.context.namespace,
+            &location,
+        )
+        .await
+        .map_err(|error| Failure::transient("LocationClosed", error))?;
+        let restores = self.restores(&name);
+        if let Some(running) = restores
+            .iter()
+            .find(|restore| !restore.phase().is_terminal())
+        {
+            let why = format!(
+                "restore {} of this backup is in progress",
+                running.name_any()
+            );
+            return Err(Failure::waiting(RETRY, "RestoreInProgress", why).into());
+        }
+        if request.phase() != DeletePhase::InProgress {
+            self.families
+                .attempts
+                .with_label_values(&[schedule(backup)])
+                .inc();
+            self.say(request, DeletePhase::InProgress, Vec::new())
+                .await?;
+        }
+        self.mark(backup).await?;
+        self.forget(backup, &location, &*store).await?;
+        self.token.check().map_err(Failure::from)?;
+        remove_files(&*store, &name).await?;
+        for restore in restores {
+            self.remove_restore(&restore).await?;
+        }
+        self.remove_backup(backup).await?;
+        self.remove_requests(&name).await?;
+        Ok(())
+    }
+
+    /// The location, if the backup may be deleted now.
+    fn check(&self, backup: &Backup) -> Result<Arc<BackupStorageLocation>, Stop> {
+        let refuse = |why: String| Err(Stop::Refused(vec![why]));
+        let phase = backup.phase();
+        let done = phase.is_terminal() || phase == BackupPhase::Deleting;
+        if !done && phase != BackupPhase::New {
+            return refuse("backup is still in progress".to_owned());
+        }
+        let name = backup.spec.storage_location.clone().unwrap_or_default();
+        let Some(location) = self.context.stores.locations.get(&self.context.key(&name)) else {
+            return refuse(format!("backup storage location {name} not found"));
+        };
+        if location::read_only(&location) {
+            return refuse(format!(
+                "cannot delete backup because backup storage location {name} is currently in read-only mode"
+            ));
+        }
+        match location::usable(&location, true) {
+            Ok(()) => Ok(location),
+            Err(why) => refuse(format!("cannot delete backup because {why}")),
+        }
+    }
+
+    /// Forgets every snapshot of the backup.
+    async fn forget(
+        &self,
+        backup: &Backup,
+        location: &BackupStorageLocation,
+        store: &dyn ObjectStore,
+    ) -> Result<(), Stop> {
+        let wanted = snapshots::of_backup(self.context, backup, store).await?;
+        let mut errors = Vec::new();
+        for (namespace, ids) in &wanted.by_namespace {
+            self.token.check().map_err(Failure::from)?;
+            match snapshots::forget(self.context, location, namespace, ids, &wanted.tags).await {
+                Ok(0) => {}
+                Ok(count) => {
+                    tracing::info!(
+                        backup = backup.name_any(),
+                        namespace,
+                        count,
+                        "snapshots are forgotten"
+                    );
+                    let repository =
+                        crate::repository::find(self.context, &location.name_any(), namespace);
+                    if let Some(repository) = repository {
+                        maintenance::request(self.context, &repository).await?;
+                    }
+                }
+                Err(error) if error.is_retryable() => {
+                    return Err(Failure::transient("RepositoryBusy", error).into());
+                }
+                Err(error) => {
+                    errors.push(format!(
+                        "repository of namespace {namespace}: {}",
+                        location::chain(&error)
+                    ));
+                }
+            }
+        }
+        if errors.is_empty() {
+            Ok(())
+        } else {
+            Err(Stop::Refused(errors))
+        }
+    }
+
+    fn restores(&self, backup: &str) -> Vec<Arc<Restore>> {
+        self.context.stores.restores.filter(|restore| {
+            restore.spec.backup_name.as_deref() == Some(backup)
+                && restore.metadata.deletion_timestamp.is_none()
+        })
+    }
+
+    fn requests(&self, backup: &str) -> Vec<Arc<DeleteBackupRequest>> {
+        self.context
+            .stores
+            .deletions
+            .filter(|request| request.spec.backup_name == backup)
+    }
+
+    /// Adds Velero's labels where whoever made the request left them out.
+    async fn label(
+        &self,
+        request: &DeleteBackupRequest,
+        backup: &Backup,
+    ) -> Result<(), kube::Error> {
+        let uid = backup.metadata.uid.clone().unwrap_or_default();
+        let wanted = [
+            (label::BACKUP_NAME, label_value(&backup.name_any())),
+            (label::BACKUP_UID, uid),
+        ];
+        if wanted
+            .iter()
+            .all(|(key, value)| request.labels().get(*key) == Some(value))
+        {
+            return Ok(());
+        }
+        let labels: serde_json::Map<_, _> = wanted
+            .into_iter()
+            .map(|(key, value)| (key.to_owned(), value.into()))
+            .collect();
+        let patch =
+            serde_json::json!({"metadata": {"uid": request.metadata.uid, "labels": labels}});
+        self.context
+            .api::<DeleteBackupRequest>()
+            .patch(&request.name_any(), &patch_params(), &Patch::Merge(patch))
+            .await
+            .map(|_| ())
+    }
+
+    async fn mark(&self, backup: &Backup) -> Result<(), Failure> {
+        if backup.phase() == BackupPhase::Deleting {
+            return Ok(());
+        }
+        self.token.check()?;
+        let mut status = backup.status.clone().unwrap_or_default();
+        status.phase = Some(BackupPhase::Deleting);
+        let api = self.context.api::<Backup>();
+        write_status(
+            &api,
+            backup,
+            &status,
+            StatusAt::Main,
+            Guard::SameVersion,
+            FIELD_MANAGER,
+        )
+        .await?;
+        Ok(())
+    }
+
+    async fn say(
+        &self,
+        request: &DeleteBackupRequest,
+        phase: DeletePhase,
+        errors: Vec<String>,
+    ) -> Result<(), Failure> {
+        self.token.check()?;
+        let status = DeleteBackupRequestStatus {
+            phase: Some(phase),
+            errors,
+        };
+        let api = self.context.api::<DeleteBackupRequest>();
+        write_status(
+            &api,
+            request,
+            &status,
+            StatusAt::Main,
+            Guard::SameObject,
+            FIELD_MANAGER,
+        )
+        .await?;
+        Ok(())
+    }
+
+    /// Ends a request that cannot be carried out.
+    async fn refuse(
+        &self,
+        request: &DeleteBackupRequest,
+        backup: Option<&Backup>,
+        errors: Vec<String>,
+    ) -> Result<Next, Failure> {
+        let why = errors.join("; ");
+        tracing::warn!(
+            backup = request.spec.backup_name,
+            why,
+            "backup is not deleted"
+        );
+        self.say(request, DeletePhase::Processed, errors).await?;
+        if let Some(backup) = backup {
+            self.families
+                .failures
+                .with_label_values(&[schedule(backup)])
+                .inc();
+            self.context.events.publish(Event {
+                regarding: backup.object_ref(&()),
+                related: Some(request.object_ref(&())),
+                kind: EventKind::Warning,
+                reason: "BackupNotDeleted",
+                action: "Delete",
+                note: why,
+            });
+        }
+        Ok(Next::After(KEPT))
+    }
+
+    /// A request that ended with errors is forgotten after a day.
+    async fn forget_old(&self, request: &DeleteBackupRequest) -> Result<Next, Failure> {
+        let created = request
+            .metadata
+            .creation_timestamp
+            .as_ref()
+            .map(|time| time.0);
+        let until = created.and_then(|created| created.checked_add(KEPT).ok());
+        match until {
+            Some(until) if until > Timestamp::now() => Ok(Next::At(until)),
+            _ => {
+                self.remove_request(request).await?;
+                Ok(Next::Done)
+            }
+        }
+    }
+
+    async fn remove_restore(&self, restore: &Restore) -> Result<(), Failure> {
+        self.token.check()?;
+        gone(
+            self.context
+                .api::<Restore>()
+                .delete(&restore.name_any(), &of(restore))
+                .await,
+        )
+    }
+
+    /// The PodVolumeBackups too: without a garbage collector nobody else removes them.
+    async fn remove_backup(&self, backup: &Backup) -> Result<(), Failure> {
+        use jackline_crds::velero::PodVolumeBackup;
+        for volume in sync::pod_volumes(self.context, backup) {
+            self.token.check()?;
+            let api = self.context.api::<PodVolumeBackup>();
+            gone(api.delete(&volume.name_any(), &of(&*volume)).await)?;
+        }
+        self.token.check()?;
+        gone(
+            self.context
+                .api::<Backup>()
+                .delete(&backup.name_any(), &of(backup))
+                .await,
+        )
+    }
+
+    async fn remove_requests(&self, backup: &str) -> Result<(), Failure> {
+        for request in self.requests(backup) {
+            self.remove_request(&request).await?;
+        }
+        Ok(())
+    }
+
+    async fn remove_request(&self, request: &DeleteBackupRequest) -> Result<(), Failure> {
+        self.token.check()?;
+        gone(
+            self.context
+                .api::<DeleteBackupRequest>()
+                .delete(&request.name_any(), &of(request))
+                .await,
+        )
+    }
+}
+
+/// The first of several requests does the work.
+fn older(one: &DeleteBackupRequest, other: &DeleteBackupRequest) -> bool {
+    let age = |request: &DeleteBackupRequest| {
+        (
+            request
+                .metadata
+                .creation_timestamp
+                .clone()
+                .map(|time| time.0),
+            request.name_any(),
+        )
+    };
+    age(one) < age(other)
+}
+
+fn schedule(backup: &Backup) -> &str {
+    backup
+        .labels()
+        .get(label::SCHEDULE_NAME)
+        .map_or("", String::as_str)
+}
+
+/// What says that the backup exists goes first: whoever looks in the middle sees no backup instead of half of one.
+async fn remove_files(store: &dyn ObjectStore, backup: &str) -> Result<(), Failure> {
+    let failed = |error: jackline_storage::Error| Failure::transient(error.reason(), error);
+    store
+        .delete(&backup_object(backup, BackupFile::Metadata))
+        .await
+        .map_err(failed)?;
+    store
+        .delete_prefix(&backup_directory(backup))
+        .await
+        .map_err(failed)?;
+    Ok(())
+}
+
+fn patch_params() -> PatchParams {
+    PatchParams {
+        field_manager: Some(FIELD_MANAGER.to_owned()),
+        ..PatchParams::default()
+    }
+}
+
+/// Deletes this very object, not another of its name.
+fn of<K: Resource>(object: &K) -> DeleteParams {
+    let uid = object.meta().uid.clone();
+    let preconditions = Preconditions {
+        uid,
+        resource_version: None,
+    };
+    DeleteParams {
+        preconditions: Some(preconditions),
+        ..DeleteParams::background()
+    }
+}
+
+fn gone<T>(result: Result<T, kube::Error>) -> Result<(), Failure> {
+    match result {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}

@@ -1,0 +1,382 @@
+//! BackupStorageLocation: can it be used, and if not, why.
+//!
+//! Input: the location, the Secrets it names, the bucket. Output: phase and message, the repository password where none was ever
+//! needed, one default. Invariants: an unchanged verdict is written at most once an hour; a location that cannot be used is tried
+//! again within a minute, and at once when it or one of its Secrets changes.
+
+mod open;
+mod password;
+
+use std::{
+    collections::HashMap,
+    hash::{DefaultHasher, Hash, Hasher},
+    sync::Arc,
+    time::Duration,
+};
+
+use jackline_crds::{
+    names::{FIELD_MANAGER, REPOSITORY_SECRET},
+    velero::{BackupStorageLocation, BackupStorageLocationStatus, LocationPhase},
+};
+use jackline_runtime::{
+    Event, EventKind, Failure, Key, Kit, LeaderToken, Lease, Next, Queue, RunOptions, WatchEvent,
+    WatchSpec,
+    status::{Guard, StatusAt, write_status},
+};
+use jiff::Timestamp;
+use k8s_openapi::{api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::Time};
+use kube::{
+    Resource, ResourceExt,
+    api::{Patch, PatchParams},
+};
+use parking_lot::Mutex;
+use prometheus::{GaugeVec, Opts};
+use tokio::time::Instant;
+
+pub use open::{LocationError, open, read_only, secrets, settings, usable};
+pub use password::{PasswordState, read as read_password, repositories};
+
+use crate::context::Context;
+
+/// How often a location is looked at when it does not say.
+const FREQUENCY: Duration = Duration::from_secs(60);
+/// How soon one that cannot be used is tried again.
+const RETRY: Duration = Duration::from_secs(15);
+/// How old `lastValidationTime` of an unchanged verdict may become.
+const HEARTBEAT: Duration = Duration::from_secs(3600);
+/// Longest time that a look at the bucket may take.
+const LOOK: Duration = Duration::from_secs(45);
+
+/// What this process last saw of each location.
+#[derive(Debug, Default)]
+struct Seen {
+    looks: Mutex<HashMap<String, (u64, Instant)>>,
+}
+
+impl Seen {
+    /// How long until the next look is due; `None`: now.
+    fn wait(&self, name: &str, spec: u64, every: Option<Duration>) -> Option<Duration> {
+        let looks = self.looks.lock();
+        let (known, at) = looks.get(name)?;
+        if *known != spec {
+            return None;
+        }
+        match every {
+            // Looking periodically is switched off.
+            None => Some(HEARTBEAT),
+            Some(every) => every
+                .checked_sub(at.elapsed())
+                .filter(|left| !left.is_zero()),
+        }
+    }
+
+    fn forget(&self, name: &str) {
+        self.looks.lock().remove(name);
+    }
+}
+
+/// Starts the controller.
+pub fn register(context: &Arc<Context>, kit: &Kit, lease: &Lease) {
+    let queue = Queue::new("locations");
+    let gauge = status_gauge(context);
+    let seen = Arc::new(Seen::default());
+    context
+        .stores
+        .locations
+        .enqueue(&queue, |change| vec![change.key.clone()]);
+    {
+        // Secrets are not kept in memory: a change only says which locations to look at again.
+        let (locations, queue, seen) = (
+            context.stores.locations.clone(),
+            queue.clone(),
+            seen.clone(),
+        );
+        let spec = WatchSpec::new("secrets").namespace(&context.namespace);
+        kit.watch_raw::<Secret>(spec, move |event| {
+            let (WatchEvent::Apply(secret) | WatchEvent::Delete(secret)) = event else {
+                return;
+            };
+            let name = secret.name_any();
+            for location in locations.list() {
+                if name == REPOSITORY_SECRET || secrets(&location).any(|used| used == name) {
+                    seen.forget(&location.name_any());
+                    queue.add(Key::of(&*location));
+                }
+            }
+        });
+    }
+    let context = context.clone();
+    kit.run_leading(
+        &queue,
+        RunOptions::new().concurrency(4),
+        lease,
+        move |key, token| {
+            let (context, seen, gauge) = (context.clone(), seen.clone(), gauge.clone());
+            async move {
+                let result = pass(&context, &seen, &key, &token).await;
+                show(&context, &gauge, &key);
+                result
+            }
+        },
+    );
+}
+
+/// Velero's gauge: 1 while a location can be used.
+fn status_gauge(context: &Context) -> Option<GaugeVec> {
+    let name = "velero_backup_location_status_gauge";
+    let options = Opts::new(
+        name,
+        "1 while the backup storage location can be used, else 0.",
+    );
+    let gauge = GaugeVec::new(options, &["backup_location_name"]).ok()?;
+    jackline_runtime::metrics::add(context.metrics.registry(), gauge)
+        .inspect_err(|error| tracing::error!(%error, "metric is not registered"))
+        .ok()
+}
+
+fn show(context: &Context, gauge: &Option<GaugeVec>, key: &Key) {
+    let Some(gauge) = gauge else { return };
+    match context.stores.locations.get(key) {
+        None => {
+            // An error means that it was never shown.
+            let _ = gauge.remove_label_values(&[&key.name]);
+        }
+        Some(location) => {
+            let phase = location.status.as_ref().and_then(|status| status.phase);
+            let up = phase == Some(LocationPhase::Available);
+            gauge
+                .with_label_values(&[&key.name])
+                .set(if up { 1.0 } else { 0.0 });
+        }
+    }
+}
+
+async fn pass(
+    context: &Context,
+    seen: &Seen,
+    key: &Key,
+    token: &LeaderToken,
+) -> Result<Next, Failure> {
+    let Some(location) = context.stores.locations.get(key) else {
+        seen.forget(&key.name);
+        return Ok(Next::Done);
+    };
+    if location.metadata.deletion_timestamp.is_some() {
+        return Ok(Next::OnChange);
+    }
+    yield_default(context, &location, token).await?;
+    let status = location.status.clone().unwrap_or_default();
+    let spec = fingerprint(&location);
+    let every = frequency(&location, status.phase);
+    if status.phase.is_some() {
+        if let Some(left) = seen.wait(&key.name, spec, every) {
+            return Ok(Next::After(left));
+        }
+    }
+    let verdict = match tokio::time::timeout(LOOK, look(context, &location, token)).await {
+        Ok(verdict) => verdict?,
+        Err(_) => Err(format!(
+            "the bucket did not answer within {} s",
+            LOOK.as_secs()
+        )),
+    };
+    seen.looks
+        .lock()
+        .insert(key.name.clone(), (spec, Instant::now()));
+    token.check()?;
+    write(context, &location, status, verdict).await?;
+    let phase = context
+        .stores
+        .locations
+        .get(key)
+        .and_then(|now| now.status.as_ref()?.phase);
+    Ok(frequency(&location, phase).map_or(Next::After(HEARTBEAT), Next::After))
+}
+
+/// How often this location is looked at; `None`: only when it or a Secret changes.
+fn frequency(location: &BackupStorageLocation, phase: Option<LocationPhase>) -> Option<Duration> {
+    let asked = location
+        .spec
+        .validation_frequency
+        .map(|every| every.to_std());
+    match (phase, asked) {
+        (Some(LocationPhase::Available), Some(every)) if every.is_zero() => None,
+        (Some(LocationPhase::Available), Some(every)) => Some(every),
+        (Some(LocationPhase::Available), None) => Some(FREQUENCY),
+        _ => Some(RETRY),
+    }
+}
+
+fn fingerprint(location: &BackupStorageLocation) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    location.metadata.uid.hash(&mut hasher);
+    serde_json::to_string(&location.spec)
+        .unwrap_or_default()
+        .hash(&mut hasher);
+    hasher.finish()
+}
+
+/// Of several defaults the newest wins; the others step back.
+async fn yield_default(
+    context: &Context,
+    location: &BackupStorageLocation,
+    token: &LeaderToken,
+) -> Result<(), Failure> {
+    if !location.spec.default {
+        return Ok(());
+    }
+    let age = |location: &BackupStorageLocation| {
+        (
+            location
+                .metadata
+                .creation_timestamp
+                .clone()
+                .map(|time| time.0),
+            location.name_any(),
+        )
+    };
+    let newer = context
+        .stores
+        .locations
+        .find(|other| other.spec.default && age(other) > age(location));
+    let Some(newer) = newer else { return Ok(()) };
+    token.check()?;
+    tracing::warn!(
+        location = location.name_any(),
+        newer = newer.name_any(),
+        "several locations say default: the newest is it"
+    );
+    let api = context.api::<BackupStorageLocation>();
+    let patch = serde_json::json!({
+        "metadata": {"uid": location.metadata.uid},
+        "spec": {"default": false}
+    });
+    let params = PatchParams {
+        field_manager: Some(FIELD_MANAGER.to_owned()),
+        ..PatchParams::default()
+    };
+    api.patch(&location.name_any(), &params, &Patch::Merge(patch))
+        .await?;
+    Ok(())
+}
+
+/// Looks into the bucket. `Ok(Err(message))`: the location cannot be used.
+async fn look(
+    context: &Context,
+    location: &BackupStorageLocation,
+    token: &LeaderToken,
+) -> Result<Result<(), String>, Failure> {
+    let client = &context.clients.call;
+    let store = match open(client, &context.namespace, location).await {
+        Ok(store) => store,
+        Err(error) => return Ok(Err(chain(&error))),
+    };
+    if let Err(error) = jackline_storage::layout::validate(&*store).await {
+        return Ok(Err(chain(&error)));
+    }
+    match password::state(client, &context.namespace, &*store).await {
+        Ok(PasswordState::Present) => Ok(Ok(())),
+        Ok(PasswordState::Lost(why)) => Ok(Err(why)),
+        Ok(PasswordState::MayBeMade) if read_only(location) => Ok(Ok(())),
+        Ok(PasswordState::MayBeMade) => {
+            if let Some(other) = other_repositories(context, location).await {
+                return Ok(Err(other));
+            }
+            token.check()?;
+            password::make(client, &context.namespace).await?;
+            Ok(Ok(()))
+        }
+        Err(error) => Ok(Err(chain(&error))),
+    }
+}
+
+/// Whether another location holds repositories, which the missing password must have been for.
+async fn other_repositories(context: &Context, location: &BackupStorageLocation) -> Option<String> {
+    for other in context.stores.locations.list() {
+        if other.metadata.uid == location.metadata.uid {
+            continue;
+        }
+        // A location that cannot be read now has no say: it would keep every other one from starting.
+        let Ok(store) = open(&context.clients.call, &context.namespace, &other).await else {
+            continue;
+        };
+        let state = password::state(&context.clients.call, &context.namespace, &*store).await;
+        if let Ok(PasswordState::Lost(why)) = state {
+            return Some(format!("location {}: {why}", other.name_any()));
+        }
+    }
+    None
+}
+
+async fn write(
+    context: &Context,
+    location: &BackupStorageLocation,
+    old: BackupStorageLocationStatus,
+    verdict: Result<(), String>,
+) -> Result<(), Failure> {
+    let name = location.name_any();
+    let now = Timestamp::now();
+    let (phase, message) = match verdict {
+        Ok(()) => (LocationPhase::Available, None),
+        Err(why) => (LocationPhase::Unavailable, Some(why)),
+    };
+    let changed = old.phase != Some(phase) || old.message != message;
+    let stale = old
+        .last_validation_time
+        .as_ref()
+        .is_none_or(|time| now.duration_since(time.0).unsigned_abs() >= HEARTBEAT);
+    if !changed && !stale {
+        return Ok(());
+    }
+    let mut status = old.clone();
+    status.phase = Some(phase);
+    status.message.clone_from(&message);
+    status.last_validation_time = Some(Time(now));
+    let api = context.api::<BackupStorageLocation>();
+    write_status(
+        &api,
+        location,
+        &status,
+        StatusAt::Main,
+        Guard::SameObject,
+        FIELD_MANAGER,
+    )
+    .await?;
+    if old.phase != Some(phase) || message.is_some() && changed {
+        match &message {
+            None => tracing::info!(location = name, "location is available"),
+            Some(why) => tracing::warn!(location = name, why, "location is unavailable"),
+        }
+        context.events.publish(Event {
+            regarding: location.object_ref(&()),
+            related: None,
+            kind: if message.is_none() {
+                EventKind::Normal
+            } else {
+                EventKind::Warning
+            },
+            reason: if message.is_none() {
+                "LocationAvailable"
+            } else {
+                "LocationUnavailable"
+            },
+            action: "Validate",
+            note: message.unwrap_or_else(|| "the bucket can be used".to_owned()),
+        });
+    }
+    Ok(())
+}
+
+/// An error and its causes in one line, without what moves by itself.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,417 @@
+//! BackupRepository: one restic repository per namespace and location, made or opened, and kept in shape.
+//!
+//! Input: the object, its location, the password. Output: phase, message, `resticIdentifier`. Invariants: an existing repository is
+//! never initialised again and never given another password; whoever needs one waits for `Ready` or gets the reason.
+
+mod holder;
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use jackline_crds::{
+    GoDuration,
+    names::{FIELD_MANAGER, REPOSITORY_SECRET, label, label_value},
+    velero::{
+        BackupRepository, BackupRepositorySpec, BackupRepositoryStatus, BackupStorageLocation,
+        RepositoryPhase, UploaderType,
+    },
+};
+use jackline_repository::{OpenOptions, Repository};
+use jackline_runtime::{
+    Failure, Key, Kit, LeaderToken, Lease, Next, Queue, RunOptions, WatchEvent, WatchSpec,
+    status::{Guard, StatusAt, write_status},
+};
+use jackline_storage::{Scoped, layout::restic_directory, restic_identifier};
+use k8s_openapi::api::core::v1::Secret;
+use kube::{
+    ResourceExt,
+    api::{ObjectMeta, Patch, PatchParams, PostParams},
+};
+use parking_lot::Mutex;
+
+pub use holder::Judge;
+
+use crate::{
+    context::Context,
+    location::{self, LocationError},
+};
+
+/// How often a repository is maintained when nobody says otherwise (Velero's default for restic).
+pub const MAINTENANCE: GoDuration = GoDuration::from_hours(168);
+/// How soon one that could not be opened is tried again.
+const RETRY: Duration = Duration::from_secs(30);
+/// How long whoever needs a repository waits for it.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// How long forget waits for an exclusive lock to go away.
+const LOCK_WAIT: Duration = Duration::from_secs(30);
+
+/// Why a repository cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum RepositoryError {
+    /// Its location cannot be opened.
+    #[error(transparent)]
+    Location(#[from] LocationError),
+    /// The repository itself says no.
+    #[error(transparent)]
+    Repository(#[from] jackline_repository::Error),
+    /// The API server says no.
+    #[error("BackupRepository {name} cannot be made")]
+    Api {
+        /// The object.
+        name: String,
+        /// The answer.
+        #[source]
+        source: kube::Error,
+    },
+    /// It did not get ready in time.
+    #[error("BackupRepository {name} is not ready: {message}")]
+    NotReady {
+        /// The object.
+        name: String,
+        /// What its status says.
+        message: String,
+    },
+}
+
+impl RepositoryError {
+    /// Whether trying again may help without anybody changing anything.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Location(error) => error.is_retryable(),
+            Self::Repository(error) => error.is_retryable(),
+            Self::Api { .. } | Self::NotReady { .. } => true,
+        }
+    }
+}
+
+/// Name of the object for a namespace's repository in a location.
+pub fn name(namespace: &str, location: &str) -> String {
+    format!("{namespace}-{location}-restic")
+}
+
+/// The object of a namespace's repository, made if it is missing; waits until it is ready.
+///
+/// # Errors
+/// When it cannot be made, or is not ready within two minutes; says why.
+pub async fn ensure(
+    context: &Context,
+    location: &BackupStorageLocation,
+    namespace: &str,
+) -> Result<Arc<BackupRepository>, RepositoryError> {
+    let store = &context.stores.repositories;
+    let found = find(context, &location.name_any(), namespace);
+    let name = match &found {
+        Some(found) => found.name_any(),
+        None => create(context, location, namespace).await?,
+    };
+    let key = Key::namespaced(&context.namespace, &name);
+    let ready = store.wait_for(|store| {
+        store
+            .get(&key)
+            .filter(|repository| repository.phase() == RepositoryPhase::Ready)
+    });
+    tokio::time::timeout(PATIENCE, ready).await.map_err(|_| {
+        let status = store
+            .get(&key)
+            .and_then(|repository| repository.status.clone());
+        let message = status.and_then(|status| status.message);
+        RepositoryError::NotReady {
+            name: name.clone(),
+            message: message.unwrap_or_else(|| "it was not looked at yet".to_owned()),
+        }
+    })
+}
+
+/// The object of a namespace's repository in a location, by its labels.
+pub fn find(context: &Context, location: &str, namespace: &str) -> Option<Arc<BackupRepository>> {
+    context.stores.repositories.find(|repository| {
+        let spec = &repository.spec;
+        spec.volume_namespace == namespace
+            && spec.backup_storage_location == location
+            && spec.repository_type != UploaderType::Kopia
+    })
+}
+
+async fn create(
+    context: &Context,
+    location: &BackupStorageLocation,
+    namespace: &str,
+) -> Result<String, RepositoryError> {
+    let location_name = location.name_any();
+    let name = name(namespace, &location_name);
+    let settings = location::settings(&context.clients.call, &context.namespace, location).await?;
+    let identifier = restic_identifier(&settings, namespace).map_err(LocationError::from)?;
+    let labels = BTreeMap::from([
+        (label::VOLUME_NAMESPACE.to_owned(), label_value(namespace)),
+        (
+            label::STORAGE_LOCATION.to_owned(),
+            label_value(&location_name),
+        ),
+        (label::REPOSITORY_TYPE.to_owned(), "restic".to_owned()),
+    ]);
+    let repository = BackupRepository {
+        metadata: ObjectMeta {
+            name: Some(name.clone()),
+            namespace: Some(context.namespace.clone()),
+            labels: Some(labels),
+            ..ObjectMeta::default()
+        },
+        spec: BackupRepositorySpec {
+            volume_namespace: namespace.to_owned(),
+            backup_storage_location: location_name,
+            repository_type: UploaderType::Restic,
+            restic_identifier: Some(identifier),
+            maintenance_frequency: MAINTENANCE,
+            ..BackupRepositorySpec::default()
+        },
+        status: None,
+    };
+    let api = context.api::<BackupRepository>();
+    match api.create(&PostParams::default(), &repository).await {
+        Ok(_) => Ok(name),
+        Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(name),
+        Err(source) => Err(RepositoryError::Api { name, source }),
+    }
+}
+
+/// Opens a namespace's repository.
+///
+/// # Errors
+/// When the location, the password or the repository says no.
+pub async fn open(
+    context: &Context,
+    location: &BackupStorageLocation,
+    namespace: &str,
+) -> Result<Repository, RepositoryError> {
+    let store = location::open(&context.clients.call, &context.namespace, location).await?;
+    let options = options(context).await?;
+    Ok(Repository::open(
+        Arc::new(Scoped::new(store, &restic_directory(namespace))),
+        &options,
+    )
+    .await?)
+}
+
+async fn options(context: &Context) -> Result<OpenOptions, LocationError> {
+    let password = location::read_password(&context.clients.call, &context.namespace).await?;
+    let mut options = OpenOptions::new(password).with_lock_wait(LOCK_WAIT);
+    options.holder = holder::holder(context);
+    options.judge = Arc::new(Judge::new(
+        context.clients.call.clone(),
+        context.cluster_uid.clone(),
+    ));
+    Ok(options)
+}
+
+/// Starts the controller.
+pub fn register(context: &Arc<Context>, kit: &Kit, lease: &Lease) {
+    let queue = Queue::new("repositories");
+    // Objects whose repository this process has opened with the password as it is now.
+    let opened = Arc::new(Mutex::new(BTreeMap::<String, String>::new()));
+    context
+        .stores
+        .repositories
+        .enqueue(&queue, |change| vec![change.key.clone()]);
+    {
+        let (repositories, queue) = (context.stores.repositories.clone(), queue.clone());
+        context.stores.locations.on_change(move |change| {
+            let phase = |location: &Arc<BackupStorageLocation>| {
+                location.status.as_ref().and_then(|status| status.phase)
+            };
+            let same = change
+                .before
+                .as_ref()
+                .zip(change.after.as_ref())
+                .is_some_and(|(before, after)| {
+                    before.spec == after.spec && phase(before) == phase(after)
+                });
+            for repository in repositories.list() {
+                if !same && repository.spec.backup_storage_location == change.key.name {
+                    queue.add(Key::of(&*repository));
+                }
+            }
+        });
+    }
+    {
+        let (repositories, queue, opened) = (
+            context.stores.repositories.clone(),
+            queue.clone(),
+            opened.clone(),
+        );
+        let spec = WatchSpec::new("repository-password")
+            .namespace(&context.namespace)
+            .fields(format!("metadata.name={REPOSITORY_SECRET}"));
+        kit.watch_raw::<Secret>(spec, move |event| {
+            if matches!(event, WatchEvent::Apply(_) | WatchEvent::Delete(_)) {
+                opened.lock().clear();
+                repositories
+                    .keys()
+                    .into_iter()
+                    .for_each(|key| queue.add(key));
+            }
+        });
+    }
+    let context = context.clone();
+    kit.run_leading(&queue, RunOptions::new(), lease, move |key, token| {
+        let (context, opened) = (context.clone(), opened.clone());
+        async move { pass(&context, &opened, &key, &token).await }
+    });
+}
+
+async fn pass(
+    context: &Context,
+    opened: &Mutex<BTreeMap<String, String>>,
+    key: &Key,
+    token: &LeaderToken,
+) -> Result<Next, Failure> {
+    let Some(repository) = context.stores.repositories.get(key) else {
+        opened.lock().remove(&key.name);
+        return Ok(Next::Done);
+    };
+    if repository.spec.repository_type == UploaderType::Kopia {
+        return Ok(Next::OnChange);
+    }
+    let location_key =
+        Key::namespaced(&context.namespace, &repository.spec.backup_storage_location);
+    context.stores.locations.ready().await;
+    let Some(location) = context.stores.locations.get(&location_key) else {
+        let message = format!("BackupStorageLocation {} does not exist", location_key.name);
+        write(
+            context,
+            &repository,
+            RepositoryPhase::NotReady,
+            Some(message),
+            token,
+        )
+        .await?;
+        return Ok(Next::OnChange);
+    };
+    if location::usable(&location, false).is_err() {
+        // The location's own status says why; it wakes this key when it can be used again.
+        return Ok(Next::OnChange);
+    }
+    let known = opened.lock().get(&key.name).cloned();
+    let wanted = fingerprint(&repository, &location);
+    if repository.phase() == RepositoryPhase::Ready && known.as_ref() == Some(&wanted) {
+        return Ok(Next::OnChange);
+    }
+    match connect(context, &repository, &location, token).await {
+        Ok(()) => {
+            write(context, &repository, RepositoryPhase::Ready, None, token).await?;
+            opened.lock().insert(key.name.clone(), wanted);
+            Ok(Next::OnChange)
+        }
+        Err(error) => {
+            opened.lock().remove(&key.name);
+            let message = location::chain(&error);
+            tracing::warn!(repository = key.name, message, "repository is not ready");
+            write(
+                context,
+                &repository,
+                RepositoryPhase::NotReady,
+                Some(message),
+                token,
+            )
+            .await?;
+            Ok(Next::After(RETRY))
+        }
+    }
+}
+
+fn fingerprint(repository: &BackupRepository, location: &BackupStorageLocation) -> String {
+    let spec = serde_json::to_string(&location.spec).unwrap_or_default();
+    format!(
+        "{} {} {spec}",
+        repository.uid().unwrap_or_default(),
+        location.uid().unwrap_or_default()
+    )
+}
+
+/// Opens the repository, or makes it where there is none.
+async fn connect(
+    context: &Context,
+    repository: &BackupRepository,
+    location: &BackupStorageLocation,
+    token: &LeaderToken,
+) -> Result<(), RepositoryError> {
+    let namespace = &repository.spec.volume_namespace;
+    let settings = location::settings(&context.clients.call, &context.namespace, location).await?;
+    let identifier = restic_identifier(&settings, namespace).map_err(LocationError::from)?;
+    if repository.spec.restic_identifier.as_deref() != Some(&identifier) {
+        set_identifier(context, repository, &identifier).await?;
+    }
+    match open(context, location, namespace).await {
+        Ok(_) => Ok(()),
+        Err(RepositoryError::Repository(jackline_repository::Error::NotFound { .. }))
+            if !location::read_only(location) && token.check().is_ok() =>
+        {
+            let store = location::open(&context.clients.call, &context.namespace, location).await?;
+            let store = Arc::new(Scoped::new(store, &restic_directory(namespace)));
+            let options = options(context).await?;
+            match Repository::init(store, &options).await {
+                Ok(_) => {
+                    tracing::info!(repository = repository.name_any(), "made a repository");
+                    Ok(())
+                }
+                // Somebody else was faster, or parts of one are there: what it is, opening says.
+                Err(jackline_repository::Error::AlreadyExists { .. }) => {
+                    open(context, location, namespace).await.map(|_| ())
+                }
+                Err(error) => Err(error.into()),
+            }
+        }
+        Err(error) => Err(error),
+    }
+}
+
+async fn set_identifier(
+    context: &Context,
+    repository: &BackupRepository,
+    identifier: &str,
+) -> Result<(), RepositoryError> {
+    let api = context.api::<BackupRepository>();
+    let name = repository.name_any();
+    let patch = serde_json::json!({
+        "metadata": {"uid": repository.metadata.uid},
+        "spec": {"resticIdentifier": identifier}
+    });
+    let params = PatchParams {
+        field_manager: Some(FIELD_MANAGER.to_owned()),
+        ..PatchParams::default()
+    };
+    match api.patch(&name, &params, &Patch::Merge(patch)).await {
+        Ok(_) => Ok(()),
+        Err(source) => Err(RepositoryError::Api { name, source }),
+    }
+}
+
+async fn write(
+    context: &Context,
+    repository: &BackupRepository,
+    phase: RepositoryPhase,
+    message: Option<String>,
+    token: &LeaderToken,
+) -> Result<(), Failure> {
+    token.check()?;
+    // The newest state: maintenance writes this status too.
+    let key = Key::of(repository);
+    let Some(newest) = context.stores.repositories.get(&key) else {
+        return Ok(());
+    };
+    let old = newest.status.clone().unwrap_or_default();
+    let status = BackupRepositoryStatus {
+        phase: Some(phase),
+        message,
+        ..old
+    };
+    let api = context.api::<BackupRepository>();
+    write_status(
+        &api,
+        &newest,
+        &status,
+        StatusAt::Main,
+        Guard::SameObject,
+        FIELD_MANAGER,
+    )
+    .await?;
+    Ok(())
+}

@@ -1,0 +1,461 @@
+//! Restore: brings the objects and the data of a backup back (velero-compat §7).
+//!
+//! Input: the Restore, its backup in the bucket, the cluster. Output: objects, PodVolumeRestores, files in `restores/<name>/`, the
+//! status. Invariants: a restore that was cut off is continued by whoever leads next, never marked Failed for that; no pod of a claim
+//! and no workload that would make one starts before the claim's data is back.
+
+mod catalog;
+mod cluster;
+mod copies;
+mod files;
+mod items;
+mod pods;
+mod report;
+mod run;
+mod served;
+mod validate;
+mod volumes;
+mod waiters;
+
+use std::{sync::Arc, time::Duration};
+
+use jackline_crds::{
+    names::{FIELD_MANAGER, finalizer, label},
+    velero::{Restore, RestorePhase, RestoreProgress, RestoreStatus},
+};
+use jackline_runtime::{
+    Event, EventKind, Failure, Key, Kit, LeaderToken, Lease, Next, Queue, RunOptions, Store,
+    WatchSpec,
+    status::{Guard, StatusAt, write_status},
+};
+use jackline_storage::layout::restore_directory;
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::{
+    Resource, ResourceExt,
+    api::{Patch, PatchParams},
+};
+use prometheus::{IntCounterVec, IntGauge, Opts};
+
+pub use pods::RestoredPod;
+
+use crate::{context::Context, location};
+use run::{Ending, Finished};
+use served::Served;
+use validate::Valid;
+
+/// Restores that run at once.
+const CONCURRENCY: usize = 4;
+/// How long a restore that is being deleted waits for a location that does not answer.
+const CLEAN_UP: Duration = Duration::from_secs(45);
+
+/// Velero's metrics of restores.
+#[derive(Debug, Clone)]
+struct Families {
+    total: IntGauge,
+    running: IntGauge,
+    attempts: IntCounterVec,
+    successes: IntCounterVec,
+    partial: IntCounterVec,
+    failed: IntCounterVec,
+    invalid: IntCounterVec,
+}
+
+impl Families {
+    fn register(context: &Context) -> Result<Self, prometheus::Error> {
+        let registry = context.metrics.registry();
+        let counter = |what: &str, help: &str| {
+            let family = IntCounterVec::new(
+                Opts::new(format!("velero_restore_{what}_total"), help),
+                &["schedule"],
+            )?;
+            // The series of restores by hand exists from the start.
+            family.with_label_values(&[""]);
+            jackline_runtime::metrics::add(registry, family)
+        };
+        let gauge = |name: &str, help: &str| {
+            IntGauge::new(name, help).and_then(|g| jackline_runtime::metrics::add(registry, g))
+        };
+        Ok(Self {
+            total: gauge("velero_restore_total", "Restore objects.")?,
+            running: gauge("jackline_restores_in_progress", "Restores in progress.")?,
+            attempts: counter("attempt", "Restores begun.")?,
+            successes: counter("success", "Restores completed.")?,
+            partial: counter("partial_failure", "Restores that ended with errors.")?,
+            failed: counter("failed", "Restores that failed.")?,
+            invalid: counter("validation_failed", "Restores that were refused.")?,
+        })
+    }
+
+    fn ended(&self, phase: RestorePhase, schedule: &str) {
+        let family = match phase {
+            RestorePhase::Completed => &self.successes,
+            RestorePhase::PartiallyFailed => &self.partial,
+            RestorePhase::FailedValidation => &self.invalid,
+            _ => &self.failed,
+        };
+        family.with_label_values(&[schedule]).inc();
+    }
+}
+
+/// Starts the controller.
+///
+/// # Errors
+/// When its metrics cannot be registered.
+pub fn register(context: &Arc<Context>, kit: &Kit, lease: &Lease) -> Result<(), prometheus::Error> {
+    let families = Families::register(context)?;
+    let pods: Store<RestoredPod> =
+        kit.watch(WatchSpec::new("restored-pods").labels(label::RESTORE_NAME));
+    waiters::register(context, kit, lease, &pods);
+    let queue = Queue::new("restores");
+    {
+        let (restores, families) = (context.stores.restores.clone(), families.clone());
+        context.stores.restores.on_change(move |_| {
+            let running = restores.filter(|restore| restore.phase() == RestorePhase::InProgress);
+            families
+                .running
+                .set(i64::try_from(running.len()).unwrap_or(i64::MAX));
+            families
+                .total
+                .set(i64::try_from(restores.len()).unwrap_or(i64::MAX));
+        });
+    }
+    context
+        .stores
+        .restores
+        .enqueue(&queue, |change| vec![change.key.clone()]);
+    let context = context.clone();
+    let options = RunOptions::new()
+        .concurrency(CONCURRENCY)
+        .pass_deadline(None);
+    kit.run_leading(&queue, options, lease, move |key, token| {
+        let (context, pods, families) = (context.clone(), pods.clone(), families.clone());
+        async move {
+            let controller = Controller {
+                context: &context,
+                pods: &pods,
+                families: &families,
+                token: &token,
+            };
+            controller.pass(&key).await
+        }
+    });
+    Ok(())
+}
+
+struct Controller<'a> {
+    context: &'a Context,
+    pods: &'a Store<RestoredPod>,
+    families: &'a Families,
+    token: &'a LeaderToken,
+}
+
+impl Controller<'_> {
+    async fn pass(&self, key: &Key) -> Result<Next, Failure> {
+        self.context.stores.ready().await;
+        // Not from the watch: what was just written must not be begun again.
+        let Some(restore) = self.context.api::<Restore>().get_opt(&key.name).await? else {
+            return Ok(Next::Done);
+        };
+        if restore.metadata.deletion_timestamp.is_some() {
+            return self.clean_up(&restore).await;
+        }
+        match restore.phase() {
+            RestorePhase::New => self.begin(restore).await,
+            RestorePhase::InProgress => self.carry_on(&restore).await,
+            _ => Ok(Next::OnChange),
+        }
+    }
+
+    /// Validates a new restore.
+    async fn begin(&self, restore: Restore) -> Result<Next, Failure> {
+        let restore = self.claim(restore).await?;
+        let served = Served::discover(&self.context.clients.call).await?;
+        let checked = validate::validate(self.context, &served, &restore);
+        let mut status = restore.status.clone().unwrap_or_default();
+        status.start_timestamp = Some(Time(Timestamp::now()));
+        match checked {
+            Ok(valid) => {
+                let schedule = schedule(&valid).to_owned();
+                self.families.attempts.with_label_values(&[&schedule]).inc();
+                status.phase = Some(RestorePhase::InProgress);
+                let restore = self.write(&restore, status).await?;
+                tracing::info!(
+                    restore = restore.name_any(),
+                    backup = valid.backup.name_any(),
+                    "restore begins"
+                );
+                self.say(
+                    &restore,
+                    EventKind::Normal,
+                    "RestoreStarted",
+                    "the restore has begun".to_owned(),
+                );
+                self.run(&restore, valid, served).await
+            }
+            Err(errors) => {
+                self.families.ended(RestorePhase::FailedValidation, "");
+                status.phase = Some(RestorePhase::FailedValidation);
+                status.validation_errors.clone_from(&errors);
+                self.write(&restore, status).await?;
+                self.say(
+                    &restore,
+                    EventKind::Warning,
+                    "RestoreInvalid",
+                    errors.join("; "),
+                );
+                Ok(Next::OnChange)
+            }
+        }
+    }
+
+    /// Adds the finalizer, and the name of the backup where only the schedule is given.
+    async fn claim(&self, restore: Restore) -> Result<Restore, Failure> {
+        let name = validate::backup_name(self.context, &restore.spec).ok();
+        let named = restore.spec.backup_name.is_some() || name.is_none();
+        let finalizers = restore.finalizers().to_vec();
+        let kept = finalizers.iter().any(|entry| entry == finalizer::RESTORE);
+        if kept && named {
+            return Ok(restore);
+        }
+        let mut patch = serde_json::json!({"metadata": {
+            "uid": restore.metadata.uid,
+            "resourceVersion": restore.metadata.resource_version,
+        }});
+        if !kept {
+            let mut all = finalizers;
+            all.push(finalizer::RESTORE.to_owned());
+            patch["metadata"]["finalizers"] = serde_json::json!(all);
+        }
+        if let (false, Some(name)) = (named, name) {
+            patch["spec"] = serde_json::json!({"backupName": name, "scheduleName": null});
+        }
+        self.token.check()?;
+        let api = self.context.api::<Restore>();
+        Ok(api
+            .patch(&restore.name_any(), &params(), &Patch::Merge(patch))
+            .await?)
+    }
+
+    /// Takes up a restore that another run began.
+    async fn carry_on(&self, restore: &Restore) -> Result<Next, Failure> {
+        let served = Served::discover(&self.context.clients.call).await?;
+        match validate::validate(self.context, &served, restore) {
+            Ok(valid) => self.run(restore, valid, served).await,
+            // It was valid; its location may be away for the moment.
+            Err(errors) => {
+                let backup = restore.spec.backup_name.clone().unwrap_or_default();
+                if self
+                    .context
+                    .stores
+                    .backups
+                    .get(&self.context.key(&backup))
+                    .is_none()
+                {
+                    let ending = Ending::Failed(errors.join("; "));
+                    return self.end(restore, "", ending).await;
+                }
+                Err(Failure::transient("NotRestorableNow", errors.join("; ")))
+            }
+        }
+    }
+
+    async fn run(&self, restore: &Restore, valid: Valid, served: Served) -> Result<Next, Failure> {
+        let ending =
+            run::execute(self.context, self.pods, self.token, restore, &valid, served).await?;
+        let schedule = schedule(&valid).to_owned();
+        self.end(restore, &schedule, ending).await
+    }
+
+    async fn end(
+        &self,
+        restore: &Restore,
+        schedule: &str,
+        ending: Ending,
+    ) -> Result<Next, Failure> {
+        // The newest state: progress was written meanwhile.
+        let Some(newest) = self
+            .context
+            .api::<Restore>()
+            .get_opt(&restore.name_any())
+            .await?
+        else {
+            return Ok(Next::Done);
+        };
+        let mut status = newest.status.clone().unwrap_or_default();
+        let (phase, note) = match ending {
+            Ending::Deleted => return self.clean_up(&newest).await,
+            Ending::Failed(why) => {
+                status.failure_reason = Some(why.clone());
+                (RestorePhase::Failed, why)
+            }
+            Ending::Done(finished) => {
+                self.finish(&newest, &finished, &mut status).await?;
+                let text = format!("{} warnings, {} errors", status.warnings, status.errors);
+                let whole = status.errors == 0;
+                (
+                    if whole {
+                        RestorePhase::Completed
+                    } else {
+                        RestorePhase::PartiallyFailed
+                    },
+                    text,
+                )
+            }
+        };
+        status.phase = Some(phase);
+        status.completion_timestamp = Some(Time(Timestamp::now()));
+        let written = self.write(&newest, status).await?;
+        self.families.ended(phase, schedule);
+        tracing::info!(restore = written.name_any(), %phase, note, "restore has ended");
+        let good = phase == RestorePhase::Completed;
+        let kind = if good {
+            EventKind::Normal
+        } else {
+            EventKind::Warning
+        };
+        let reason = match phase {
+            RestorePhase::Completed => "RestoreCompleted",
+            RestorePhase::PartiallyFailed => "RestorePartiallyFailed",
+            _ => "RestoreFailed",
+        };
+        self.say(&written, kind, reason, note);
+        Ok(Next::OnChange)
+    }
+
+    async fn finish(
+        &self,
+        restore: &Restore,
+        finished: &Finished,
+        status: &mut RestoreStatus,
+    ) -> Result<(), Failure> {
+        let (warnings, errors) = finished.report.counts();
+        status.warnings = warnings;
+        status.errors = errors;
+        status.progress = Some(RestoreProgress {
+            total_items: finished.total,
+            items_restored: finished.report.items(),
+        });
+        self.token.check()?;
+        files::upload(
+            &*finished.store,
+            &restore.name_any(),
+            &finished.report,
+            &finished.volumes,
+        )
+        .await
+        .map_err(|error| Failure::transient(error.reason(), error))
+    }
+
+    /// A restore goes with its files; objects stay.
+    async fn clean_up(&self, restore: &Restore) -> Result<Next, Failure> {
+        let finalizers = restore.finalizers();
+        if !finalizers.iter().any(|entry| entry == finalizer::RESTORE) {
+            return Ok(Next::Done);
+        }
+        if let Err(failure) = self.remove_files(restore).await {
+            let since = restore
+                .metadata
+                .deletion_timestamp
+                .as_ref()
+                .map(|time| time.0);
+            let age = since.map_or(Duration::MAX, |since| {
+                Timestamp::now().duration_since(since).unsigned_abs()
+            });
+            if age < CLEAN_UP {
+                return Err(failure);
+            }
+            // A namespace or a person waits; files without their restore do no harm.
+            tracing::warn!(restore = restore.name_any(), error = %failure, "files of the restore stay in the bucket");
+        }
+        self.token.check()?;
+        let rest: Vec<&String> = finalizers
+            .iter()
+            .filter(|f| *f != finalizer::RESTORE)
+            .collect();
+        let patch = serde_json::json!({"metadata": {
+            "uid": restore.metadata.uid,
+            "resourceVersion": restore.metadata.resource_version,
+            "finalizers": rest,
+        }});
+        let api = self.context.api::<Restore>();
+        match api
+            .patch(&restore.name_any(), &params(), &Patch::Merge(patch))
+            .await
+        {
+            Ok(_) => Ok(Next::Done),
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(Next::Done),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn remove_files(&self, restore: &Restore) -> Result<(), Failure> {
+        let stores = &self.context.stores;
+        let backup = restore.spec.backup_name.as_ref();
+        let backup = backup.and_then(|name| stores.backups.get(&self.context.key(name)));
+        let location = backup.and_then(|backup| backup.spec.storage_location.clone());
+        let location = location.and_then(|name| stores.locations.get(&self.context.key(name)));
+        // Without its backup nobody knows where the files are.
+        let Some(location) = location else {
+            return Ok(());
+        };
+        if location::read_only(&location) {
+            return Ok(());
+        }
+        self.token.check()?;
+        let store = location::open(
+            &self.context.clients.call,
+            &self.context.namespace,
+            &location,
+        )
+        .await
+        .map_err(|error| Failure::transient("LocationClosed", error))?;
+        let directory = restore_directory(&restore.name_any());
+        store
+            .delete_prefix(&directory)
+            .await
+            .map_err(|error| Failure::transient(error.reason(), error))?;
+        Ok(())
+    }
+
+    async fn write(&self, restore: &Restore, status: RestoreStatus) -> Result<Restore, Failure> {
+        self.token.check()?;
+        let api = self.context.api::<Restore>();
+        let written = write_status(
+            &api,
+            restore,
+            &status,
+            StatusAt::Main,
+            Guard::SameVersion,
+            FIELD_MANAGER,
+        )
+        .await?;
+        Ok(written.unwrap_or_else(|| restore.clone()))
+    }
+
+    fn say(&self, restore: &Restore, kind: EventKind, reason: &'static str, note: String) {
+        self.context.events.publish(Event {
+            regarding: restore.object_ref(&()),
+            related: None,
+            kind,
+            reason,
+            action: "Restore",
+            note,
+        });
+    }
+}
+
+fn params() -> PatchParams {
+    PatchParams {
+        field_manager: Some(FIELD_MANAGER.to_owned()),
+        ..PatchParams::default()
+    }
+}
+
+fn schedule(valid: &Valid) -> &str {
+    valid
+        .backup
+        .labels()
+        .get(label::SCHEDULE_NAME)
+        .map_or("", String::as_str)
+}

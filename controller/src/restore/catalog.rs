@@ -1,0 +1,263 @@
+//! The objects of a backup, on disk, ready to be read in any order.
+//!
+//! The tarball is streamed once into one unnamed file; names in it never become paths. What is kept in memory is where each object
+//! lies: about 150 bytes an object.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::{self, Write},
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use jackline_storage::{
+    ObjectStore,
+    layout::{BackupFile, backup_object},
+};
+use serde_json::Value;
+
+use crate::tarball::{self, Limits, TarballError};
+
+/// Why the objects of a backup cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum CatalogError {
+    /// The bucket did not give the tarball.
+    #[error(transparent)]
+    Storage(#[from] jackline_storage::Error),
+    /// It is damaged, or holds what it must not.
+    #[error("{key} is refused")]
+    Tarball {
+        /// The object in the bucket.
+        key: String,
+        /// What is wrong with it.
+        #[source]
+        source: TarballError,
+    },
+    /// Temporary files cannot be written.
+    #[error("temporary files in {path} cannot be written")]
+    Scratch {
+        /// The directory.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// The thread that reads has died.
+    #[error("reading the tarball was interrupted")]
+    Interrupted,
+}
+
+impl CatalogError {
+    /// Whether trying again may help.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Storage(error) => error.is_retryable(),
+            Self::Tarball { .. } => false,
+            Self::Scratch { .. } | Self::Interrupted => true,
+        }
+    }
+}
+
+/// One object of the backup.
+#[derive(Debug, Clone)]
+pub struct Item {
+    /// `None` for objects outside of namespaces.
+    pub namespace: Option<String>,
+    /// The object's name.
+    pub name: String,
+    offset: u64,
+    length: usize,
+}
+
+/// All objects of a backup.
+#[derive(Debug)]
+pub struct Catalog {
+    file: Arc<File>,
+    /// `plural[.group]` → objects, in the tarball's order.
+    resources: BTreeMap<String, Vec<Item>>,
+}
+
+impl Catalog {
+    /// Fetches the tarball of a backup.
+    ///
+    /// # Errors
+    /// When it is missing, damaged or hostile.
+    pub async fn fetch(
+        store: &dyn ObjectStore,
+        backup: &str,
+        scratch: &Path,
+    ) -> Result<Self, CatalogError> {
+        let key = backup_object(backup, BackupFile::Contents);
+        let failed = |source| CatalogError::Scratch {
+            path: scratch.to_owned(),
+            source,
+        };
+        let tarball = tempfile::Builder::new()
+            .prefix("restore-")
+            .tempfile_in(scratch)
+            .map_err(failed)?;
+        store.download(&key, tarball.path()).await?;
+        let (reader, spool) = (
+            File::open(tarball.path()).map_err(failed)?,
+            tempfile::tempfile_in(scratch).map_err(failed)?,
+        );
+        // The file lives on without its name until it is read.
+        drop(tarball);
+        let read = tokio::task::spawn_blocking(move || Self::read_from(reader, spool));
+        read.await
+            .map_err(|_| CatalogError::Interrupted)?
+            .map_err(|source| CatalogError::Tarball { key, source })
+    }
+
+    fn read_from(tarball: impl io::Read, spool: File) -> Result<Self, TarballError> {
+        let mut resources: BTreeMap<String, Vec<Item>> = BTreeMap::new();
+        let mut offset = 0;
+        let mut writer = io::BufWriter::with_capacity(1 << 20, spool);
+        tarball::read(tarball, Limits::default(), |entry, content| {
+            // The same objects lie below their versions once more.
+            if entry.version.is_some() {
+                return Ok(());
+            }
+            writer.write_all(&content)?;
+            let item = Item {
+                namespace: entry.namespace,
+                name: entry.name,
+                offset,
+                length: content.len(),
+            };
+            offset += content.len() as u64;
+            resources.entry(entry.resource).or_default().push(item);
+            Ok(())
+        })?;
+        let spool = writer
+            .into_inner()
+            .map_err(|error| TarballError::Read(error.into_error()))?;
+        Ok(Self {
+            file: Arc::new(spool),
+            resources,
+        })
+    }
+
+    /// The kinds in the backup.
+    pub fn kinds(&self) -> impl Iterator<Item = &String> {
+        self.resources.keys()
+    }
+
+    /// The objects of a kind.
+    pub fn items(&self, resource: &str) -> &[Item] {
+        self.resources.get(resource).map_or(&[], Vec::as_slice)
+    }
+
+    /// One object by name.
+    pub fn find(&self, resource: &str, namespace: Option<&str>, name: &str) -> Option<Value> {
+        let item = self
+            .items(resource)
+            .iter()
+            .find(|item| item.namespace.as_deref() == namespace && item.name == name)?;
+        self.read(item).ok()
+    }
+
+    /// An object's content. It has to be what its path in the tarball says.
+    ///
+    /// # Errors
+    /// What is wrong with the object.
+    pub fn read(&self, item: &Item) -> Result<Value, String> {
+        let mut bytes = vec![0; item.length];
+        self.file
+            .read_exact_at(&mut bytes, item.offset)
+            .map_err(|error| format!("temporary file cannot be read: {error}"))?;
+        let object: Value =
+            serde_json::from_slice(&bytes).map_err(|error| format!("it is not JSON: {error}"))?;
+        let metadata = &object["metadata"];
+        let namespace = metadata["namespace"]
+            .as_str()
+            .filter(|namespace| !namespace.is_empty());
+        if metadata["name"].as_str() != Some(&item.name) || namespace != item.namespace.as_deref() {
+            return Err(
+                "its name or namespace is another than its path in the tarball says".to_owned(),
+            );
+        }
+        Ok(object)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use flate2::{Compression, write::GzEncoder};
+    use jackline_storage::memory::MemoryStore;
+
+    use super::*;
+
+    fn tarball(entries: &[(&str, &str)]) -> bytes::Bytes {
+        let mut builder = tar::Builder::new(GzEncoder::new(Vec::new(), Compression::fast()));
+        for (path, content) in entries {
+            let mut header = tar::Header::new_gnu();
+            // `set_path` refuses what a hostile archive would hold.
+            header.as_old_mut().name[..path.len()].copy_from_slice(path.as_bytes());
+            header.set_size(content.len() as u64);
+            header.set_mode(0o755);
+            header.set_cksum();
+            builder.append(&header, content.as_bytes()).unwrap();
+        }
+        let mut encoder = builder.into_inner().unwrap();
+        encoder.flush().unwrap();
+        encoder.finish().unwrap().into()
+    }
+
+    async fn fetch(entries: &[(&str, &str)]) -> Result<Catalog, CatalogError> {
+        let store = MemoryStore::new();
+        store
+            .put("backups/b/b.tar.gz", tarball(entries))
+            .await
+            .unwrap();
+        let scratch = tempfile::tempdir().unwrap();
+        Catalog::fetch(&store, "b", scratch.path()).await
+    }
+
+    #[tokio::test]
+    async fn objects_are_found_by_kind_and_name() {
+        let pod = r#"{"metadata":{"name":"a","namespace":"n"}}"#;
+        let catalog = fetch(&[
+            ("metadata/version", "1.1.0\n"),
+            ("resources/pods/namespaces/n/a.json", pod),
+            (
+                "resources/pods/v1-preferredversion/namespaces/n/a.json",
+                pod,
+            ),
+            (
+                "resources/namespaces/cluster/n.json",
+                r#"{"metadata":{"name":"n"}}"#,
+            ),
+            ("resources/pods/namespaces/other/a.json", pod),
+        ])
+        .await
+        .unwrap();
+        assert_eq!(catalog.kinds().collect::<Vec<_>>(), ["namespaces", "pods"]);
+        assert_eq!(catalog.items("pods").len(), 2);
+        assert!(catalog.find("pods", Some("n"), "a").is_some());
+        assert!(catalog.find("namespaces", None, "n").is_some());
+        assert!(catalog.find("pods", Some("n"), "b").is_none());
+        // A path that speaks of another object than the content would get past the namespace filters.
+        assert!(catalog.read(&catalog.items("pods")[1]).is_err());
+    }
+
+    #[tokio::test]
+    async fn hostile_tarballs_are_refused_as_a_whole() {
+        let hostile = [
+            "../../etc/passwd",
+            "/etc/passwd",
+            "resources/pods/../../x.json",
+        ];
+        for path in hostile {
+            let error = fetch(&[("metadata/version", "1.1.0\n"), (path, "{}")])
+                .await
+                .unwrap_err();
+            assert!(!error.is_retryable());
+            assert_eq!(error.to_string(), "backups/b/b.tar.gz is refused");
+        }
+    }
+}

@@ -1,0 +1,582 @@
+//! One object of a backup: whether it is restored, what is changed on it, and what happens when it is there already.
+
+use std::time::{Duration, Instant};
+
+use jackline_crds::names::annotation;
+use jackline_policy::restore::{
+    action, claim,
+    conflict::{self, Conflict},
+    json, meta,
+    skip::{pinned_node, skip},
+    volume::claims_of_workload,
+    wait,
+};
+use jackline_runtime::Failure;
+use kube::core::ApiResource;
+use serde_json::Value;
+
+use super::{
+    catalog::Item,
+    cluster::Objects,
+    report::{Done, Place},
+    run::{Held, Run},
+    served::ServedResource,
+};
+use crate::{agents, location::chain};
+
+/// The waiter's program in the agent's image, found by the image's PATH.
+const WAITER: &str = "jackline-restore-wait";
+
+/// An object on its way back.
+struct Prepared {
+    /// As it is to be compared with what exists: no labels of a restore, no waiter.
+    object: Value,
+    status: Option<Value>,
+    api: ApiResource,
+    binding: Option<claim::Binding>,
+}
+
+impl Run<'_> {
+    /// Restores one object of the backup, if it is to be restored.
+    ///
+    /// # Errors
+    /// When this process may not act any more; what is wrong with the object is in the report.
+    pub async fn item(
+        &self,
+        kind: &str,
+        resource: &ServedResource,
+        item: &Item,
+    ) -> Result<(), Failure> {
+        self.token.check()?;
+        let namespace = item.namespace.as_deref();
+        if namespace.is_some_and(|namespace| !self.valid.scope.admits_namespace(namespace)) {
+            return Ok(());
+        }
+        let place = Place::from(namespace.map(|namespace| self.target(namespace)));
+        let object = match self.catalog.read(item) {
+            Ok(object) => object,
+            Err(why) => {
+                self.report.error(
+                    place,
+                    &format!("{kind} {} was not restored: {why}", item.name),
+                );
+                return Ok(());
+            }
+        };
+        if object["kind"] != resource.api.kind.as_str()
+            || resource.namespaced != namespace.is_some()
+        {
+            let why = "it is not of the kind that its path in the tarball says";
+            self.report.error(
+                place,
+                &format!("{kind} {} was not restored: {why}", item.name),
+            );
+            return Ok(());
+        }
+        if !self.admits(kind, namespace, &object) {
+            return Ok(());
+        }
+        if let Some(reason) = skip(kind, &object) {
+            self.report
+                .info(&format!("{kind} {} is not restored: {reason}", item.name));
+            return Ok(());
+        }
+        if kind == "namespaces" {
+            self.namespace(&item.name).await?;
+            return Ok(());
+        }
+        if !self.may_be_made(kind, resource, item, &object).await? {
+            return Ok(());
+        }
+        if let (Some(namespace), true) = (namespace, kind != "pods") {
+            let claims = claims_of_workload(&object, &self.plan.claims(namespace));
+            if !claims.is_empty() {
+                self.report.info(&format!(
+                    "{kind} {namespace}/{} waits for the data of {claims:?}",
+                    item.name
+                ));
+                let held = Held {
+                    kind: kind.to_owned(),
+                    item: item.clone(),
+                    claims,
+                };
+                self.state.lock().held.push(held);
+                return Ok(());
+            }
+        }
+        self.put(kind, resource, item, object).await
+    }
+
+    /// Rules of single kinds that need more than the object.
+    async fn may_be_made(
+        &self,
+        kind: &str,
+        resource: &ServedResource,
+        item: &Item,
+        object: &Value,
+    ) -> Result<bool, Failure> {
+        let namespace = item.namespace.as_deref().unwrap_or_default();
+        let key = (namespace.to_owned(), item.name.clone());
+        match kind {
+            "persistentvolumes" => {
+                let owner = claim::claim_of(object);
+                let copied = owner.is_some_and(|(namespace, name)| {
+                    self.copied
+                        .contains_key(&(namespace.to_owned(), name.to_owned()))
+                });
+                if claim::restores_volume(object, copied) {
+                    return Ok(true);
+                }
+                let why = if copied {
+                    "its data comes from a copy"
+                } else {
+                    "it went with its claim"
+                };
+                self.report
+                    .info(&format!("volume {} is not restored: {why}", item.name));
+                self.done(
+                    &resource.api.api_version,
+                    "PersistentVolume",
+                    None,
+                    &item.name,
+                    Done::Skipped,
+                );
+                Ok(false)
+            }
+            // The reason was given when the volumes were planned.
+            "persistentvolumeclaims" => Ok(!self.blocked.contains(&key)),
+            "pods" => {
+                let place = self.target(namespace);
+                if let Some(node) = pinned_node(object) {
+                    let nodes = Objects::new(
+                        &self.context.clients.call,
+                        &ApiResource::erase::<k8s_openapi::api::core::v1::Node>(&()),
+                        None,
+                    );
+                    if nodes.get(node).await?.is_none() {
+                        let why = format!(
+                            "pod {} was not restored: node {node} does not exist",
+                            item.name
+                        );
+                        self.report.warning(Place::Namespace(place), &why);
+                        return Ok(false);
+                    }
+                }
+                let pod = jackline_policy::restore::volume::Pod::read(object);
+                let blocked = pod.volumes.iter().find_map(|volume| match &volume.kind {
+                    jackline_policy::restore::volume::VolumeKind::Claim(claim) => {
+                        let key = (namespace.to_owned(), claim.clone());
+                        self.blocked.contains(&key).then_some(claim)
+                    }
+                    _ => None,
+                });
+                if let Some(claim) = blocked {
+                    let why = format!("pod {} was not restored: claim {claim} was not", item.name);
+                    self.report.error(Place::Namespace(place), &why);
+                    return Ok(false);
+                }
+                Ok(true)
+            }
+            _ => Ok(true),
+        }
+    }
+
+    /// Makes the object, or deals with the one that is there.
+    ///
+    /// # Errors
+    /// As [`Run::item`].
+    pub async fn put(
+        &self,
+        kind: &str,
+        resource: &ServedResource,
+        item: &Item,
+        object: Value,
+    ) -> Result<(), Failure> {
+        let source = item.namespace.as_deref();
+        let target = source.map(|namespace| self.target(namespace));
+        if let Some(source) = source {
+            if !self.namespace(source).await? {
+                let place = Place::from(target);
+                let why = format!(
+                    "{kind} {} was not restored: its namespace is not there",
+                    item.name
+                );
+                self.report.error(place, &why);
+                return Ok(());
+            }
+        }
+        let original_uid = json::text(&object, "/metadata/uid")
+            .unwrap_or_default()
+            .to_owned();
+        let prepared = self.prepare_object(kind, resource, item, object).await?;
+        let wanted = match self.finish_object(kind, item, &prepared, &original_uid) {
+            Ok(wanted) => wanted,
+            Err(why) => {
+                self.report.error(
+                    Place::from(target),
+                    &format!("{kind} {} was not restored: {why}", item.name),
+                );
+                return Ok(());
+            }
+        };
+        let objects = Objects::new(&self.context.clients.call, &prepared.api, target);
+        if kind == "pods"
+            && self.was_made_and_left(item)
+            && objects.get(&item.name).await?.is_none()
+        {
+            self.report.info(&format!(
+                "pod {} was restored before and has gone since",
+                item.name
+            ));
+            return Ok(());
+        }
+        self.token.check()?;
+        let done = match objects.create(&wanted).await {
+            Ok(Some(made)) => self.made(kind, item, &objects, &prepared, &made).await,
+            Ok(None) => self.exists(kind, item, &objects, &prepared, &wanted).await,
+            Err(error) => Err(error),
+        };
+        let done = done.unwrap_or_else(|error| {
+            let why = format!("error restoring {kind} {}: {}", item.name, chain(&error));
+            self.report.error(Place::from(target), &why);
+            Done::Failed
+        });
+        self.report.info(&format!("{kind} {} {done}", item.name));
+        self.done(
+            &prepared.api.api_version,
+            &prepared.api.kind,
+            target,
+            &item.name,
+            done,
+        );
+        Ok(())
+    }
+
+    async fn prepare_object(
+        &self,
+        kind: &str,
+        resource: &ServedResource,
+        item: &Item,
+        mut object: Value,
+    ) -> Result<Prepared, Failure> {
+        let binding = if kind == "persistentvolumeclaims" {
+            Some(self.binding(item, &object).await?)
+        } else {
+            None
+        };
+        let version = object["apiVersion"].as_str().unwrap_or_default();
+        let version = version.rsplit('/').next().unwrap_or_default();
+        let api = resource
+            .in_version(version)
+            .unwrap_or_else(|| resource.api.clone());
+        object["apiVersion"] = Value::String(api.api_version.clone());
+        let status = self.strip(kind, &mut object, binding);
+        if let Some(namespace) = item.namespace.as_deref() {
+            meta::put_namespace(&mut object, self.target(namespace));
+        }
+        Ok(Prepared {
+            object,
+            status,
+            api,
+            binding,
+        })
+    }
+
+    /// Takes off an object what ties it to where it was; the same for both sides of a comparison. Gives the status.
+    fn strip(
+        &self,
+        kind: &str,
+        object: &mut Value,
+        binding: Option<claim::Binding>,
+    ) -> Option<Value> {
+        let spec = &self.restore.spec;
+        let context = action::Context {
+            mapping: self.valid.scope.mapping(),
+            preserve_node_ports: spec.preserve_node_ports.unwrap_or_default(),
+        };
+        action::apply(kind, object, context);
+        match (kind, binding) {
+            ("persistentvolumeclaims", Some(binding)) => claim::prepare_claim(object, binding),
+            ("persistentvolumes", _) => claim::prepare_volume(object, self.valid.scope.mapping()),
+            ("pods", _) => wait::remove(object),
+            _ => {}
+        }
+        meta::reset(object);
+        for key in [self.labels().backup.0, self.labels().restore.0] {
+            json::remove(object, &["metadata", "labels"], key);
+        }
+        json::remove(
+            object,
+            &["metadata", "annotations"],
+            annotation::ANCESTOR_CLAIM_UID,
+        );
+        meta::take_status(object)
+    }
+
+    /// Adds what only a newly made object gets.
+    fn finish_object(
+        &self,
+        kind: &str,
+        item: &Item,
+        prepared: &Prepared,
+        original_uid: &str,
+    ) -> Result<Value, String> {
+        let mut wanted = prepared.object.clone();
+        meta::put_labels(&mut wanted, self.labels());
+        let namespace = item.namespace.as_deref().unwrap_or_default();
+        if prepared.binding == Some(claim::Binding::Provision) {
+            if let Some(uid) = self.copied.get(&(namespace.to_owned(), item.name.clone())) {
+                let uid = uid.as_deref().unwrap_or(original_uid);
+                claim::note_ancestor(&mut wanted, annotation::ANCESTOR_CLAIM_UID, uid);
+            }
+        }
+        if kind == "pods" {
+            let volumes = self.plan.waits(namespace, &item.name);
+            if !volumes.is_empty() {
+                let image = self.context.args.agent_image.clone();
+                let image = image.or_else(|| agents::image(&self.context.stores.agents));
+                let image = image.ok_or_else(|| {
+                    "no image for its waiter is known: set --agent-image or run the DaemonSet node-agent".to_owned()
+                })?;
+                let waiter = wait::Waiter {
+                    image: &image,
+                    command: WAITER,
+                    restore: &self.uid,
+                    volumes: &volumes,
+                };
+                wait::add(&mut wanted, waiter);
+            }
+        }
+        Ok(wanted)
+    }
+
+    async fn binding(&self, item: &Item, object: &Value) -> Result<claim::Binding, Failure> {
+        let namespace = item.namespace.as_deref().unwrap_or_default();
+        let copied = self
+            .copied
+            .contains_key(&(namespace.to_owned(), item.name.clone()));
+        let name = json::text(object, "/spec/volumeName").unwrap_or_default();
+        let (mut live, mut volume) = (None, None);
+        if !copied && !name.is_empty() {
+            let api = ApiResource::erase::<k8s_openapi::api::core::v1::PersistentVolume>(&());
+            live = Objects::new(&self.context.clients.call, &api, None)
+                .get(name)
+                .await?;
+            volume = self.catalog.find("persistentvolumes", None, name);
+        }
+        Ok(claim::binding(claim::ClaimFacts {
+            claim: object,
+            volume: volume.as_ref(),
+            live: live.as_ref(),
+            copied,
+            target: self.target(namespace),
+        }))
+    }
+
+    /// Whether an earlier run of this restore made the pod and its data has been back since: then it is not ours to make again.
+    fn was_made_and_left(&self, item: &Item) -> bool {
+        let namespace = item.namespace.as_deref().unwrap_or_default();
+        if self.plan.waits(namespace, &item.name).is_empty() {
+            return false;
+        }
+        let begun = self.begun();
+        self.plan.restorations.iter().any(|restoration| {
+            restoration.namespace == namespace
+                && restoration.waiters.iter().any(|(pod, _)| *pod == item.name)
+                && begun
+                    .iter()
+                    .any(|volume| volume.phase().is_terminal() && self.is_of(volume, restoration))
+        })
+    }
+
+    async fn made(
+        &self,
+        kind: &str,
+        item: &Item,
+        objects: &Objects,
+        prepared: &Prepared,
+        made: &Value,
+    ) -> Result<Done, kube::Error> {
+        self.remember(kind, item, made);
+        if let Some(status) = &prepared.status {
+            if meta::keeps_status(&prepared.object, self.restores_status(kind)) {
+                objects
+                    .patch_status(&item.name, &serde_json::json!({"status": status}))
+                    .await?;
+            }
+        }
+        Ok(Done::Created)
+    }
+
+    /// Pods of this restore: their volumes can be filled.
+    fn remember(&self, kind: &str, item: &Item, made: &Value) {
+        if kind == "pods" {
+            let uid = json::text(made, "/metadata/uid")
+                .unwrap_or_default()
+                .to_owned();
+            let key = (
+                item.namespace.clone().unwrap_or_default(),
+                item.name.clone(),
+            );
+            self.state.lock().pods.insert(key, uid);
+        }
+    }
+
+    fn restores_status(&self, kind: &str) -> bool {
+        let Some(spec) = &self.restore.spec.restore_status else {
+            return false;
+        };
+        let served = self.served.read().clone();
+        let names = |list: &[String]| {
+            list.iter()
+                .any(|name| name == "*" || served.resolve(name) == kind)
+        };
+        names(&spec.included_resources) && !names(&spec.excluded_resources)
+    }
+
+    /// An object of this name is there.
+    async fn exists(
+        &self,
+        kind: &str,
+        item: &Item,
+        objects: &Objects,
+        prepared: &Prepared,
+        wanted: &Value,
+    ) -> Result<Done, kube::Error> {
+        let Some(found) = objects.get(&item.name).await? else {
+            // It has just gone.
+            let made = objects.create(wanted).await?;
+            if let Some(made) = &made {
+                return self.made(kind, item, objects, prepared, made).await;
+            }
+            return Ok(Done::Failed);
+        };
+        if self.is_ours(kind, &found) {
+            self.remember(kind, item, &found);
+            return Ok(Done::Created);
+        }
+        let mut existing = found;
+        self.strip(kind, &mut existing, prepared.binding);
+        let namespace = item
+            .namespace
+            .as_deref()
+            .map(|namespace| self.target(namespace));
+        let policy = self.valid.existing;
+        match conflict::decide(
+            kind,
+            &prepared.api.kind,
+            &prepared.object,
+            &existing,
+            policy,
+        ) {
+            Conflict::Same => Ok(Done::Skipped),
+            Conflict::Leave(warning) => {
+                self.report.warning(Place::from(namespace), &warning);
+                Ok(Done::Failed)
+            }
+            Conflict::Patch(mut patch) => {
+                self.token_ok()?;
+                meta::put_labels(&mut patch, self.labels());
+                match objects.patch(&item.name, &patch).await {
+                    Ok(()) => Ok(Done::Updated),
+                    Err(kube::Error::Api(status)) if status.code == 422 => {
+                        // A field that cannot change: at least the labels tell which backup it is of.
+                        let mut labels = serde_json::json!({});
+                        meta::put_labels(&mut labels, self.labels());
+                        objects.patch(&item.name, &labels).await?;
+                        let why = format!(
+                            "{kind} {} could not be updated: {}",
+                            item.name, status.message
+                        );
+                        self.report.warning(Place::from(namespace), &why);
+                        Ok(Done::Failed)
+                    }
+                    Err(error) => Err(error),
+                }
+            }
+        }
+    }
+
+    fn token_ok(&self) -> Result<(), kube::Error> {
+        self.token
+            .check()
+            .map_err(|error| kube::Error::Service(Box::new(error)))
+    }
+
+    /// Whether an earlier run of this very restore made the object.
+    fn is_ours(&self, kind: &str, found: &Value) -> bool {
+        if kind == "pods" {
+            if let Some(restore) = wait::restore_of(found) {
+                return restore == self.uid;
+            }
+        }
+        let created = json::text(found, "/metadata/creationTimestamp");
+        let created = created.and_then(|text| text.parse::<jiff::Timestamp>().ok());
+        // Creation times are whole seconds.
+        meta::is_of_restore(found, self.labels())
+            && created.is_some_and(|created| created.as_second() >= self.started.as_second())
+    }
+
+    /// Sees to it that a namespace of the backup is there under its name in the cluster.
+    ///
+    /// # Errors
+    /// When the API server does not answer.
+    pub async fn namespace(&self, source: &str) -> Result<bool, Failure> {
+        let target = self.target(source).to_owned();
+        let mut known = self.namespaces.lock().await;
+        if let Some(there) = known.get(&target) {
+            return Ok(*there);
+        }
+        let there = self.ensure_namespace(source, &target).await?;
+        known.insert(target, there);
+        Ok(there)
+    }
+
+    async fn ensure_namespace(&self, source: &str, target: &str) -> Result<bool, Failure> {
+        let api = ApiResource::erase::<k8s_openapi::api::core::v1::Namespace>(&());
+        let objects = Objects::new(&self.context.clients.call, &api, None);
+        let deadline = Instant::now() + self.context.args.resource_timeout.to_std();
+        loop {
+            match objects.get(target).await? {
+                Some(found) if json::text(&found, "/metadata/deletionTimestamp").is_none() => {
+                    let ours = self.is_ours("namespaces", &found);
+                    let done = if ours { Done::Created } else { Done::Skipped };
+                    self.done("v1", "Namespace", None, target, done);
+                    return Ok(true);
+                }
+                Some(_) if Instant::now() > deadline => {
+                    let why = format!("namespace {target} is still being deleted");
+                    self.report.error(Place::Cluster, &why);
+                    return Ok(false);
+                }
+                Some(_) => tokio::time::sleep(Duration::from_millis(250)).await,
+                None => break,
+            }
+        }
+        let mut wanted = self
+            .catalog
+            .find("namespaces", None, source)
+            .unwrap_or_else(
+                || serde_json::json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {}}),
+            );
+        self.strip("namespaces", &mut wanted, None);
+        meta::put_labels(&mut wanted, self.labels());
+        wanted["metadata"]["name"] = Value::String(target.to_owned());
+        self.token.check()?;
+        match objects.create(&wanted).await {
+            Ok(_) => {
+                self.report.info(&format!("namespace {target} created"));
+                self.done("v1", "Namespace", None, target, Done::Created);
+                Ok(true)
+            }
+            Err(error) => {
+                self.report.error(
+                    Place::Cluster,
+                    &format!("error restoring namespace {target}: {}", chain(&error)),
+                );
+                self.done("v1", "Namespace", None, target, Done::Failed);
+                Ok(false)
+            }
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! Pods that a restore made, reduced to what tells whether they wait.
+
+use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::ObjectMeta};
+use serde::{Deserialize, Serialize};
+
+use jackline_crds::names::RESTORE_WAIT;
+
+/// A restored pod.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, kube::Resource)]
+#[resource(inherit = Pod)]
+pub struct RestoredPod {
+    /// Name and labels.
+    pub metadata: ObjectMeta,
+    /// Where it runs and what it mounts.
+    #[serde(default)]
+    pub spec: RestoredPodSpec,
+    /// How far it is.
+    #[serde(default)]
+    pub status: RestoredPodStatus,
+}
+
+/// Where a restored pod runs and what it mounts.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RestoredPodSpec {
+    /// Its node, once it is scheduled.
+    #[serde(default)]
+    pub node_name: Option<String>,
+    /// Its init containers; the first may be the waiter.
+    #[serde(default)]
+    pub init_containers: Vec<InitContainer>,
+    /// Its volumes.
+    #[serde(default)]
+    pub volumes: Vec<Volume>,
+}
+
+/// An init container.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct InitContainer {
+    /// Its name.
+    pub name: String,
+    /// The waiter's only argument is the restore's UID.
+    #[serde(default)]
+    pub args: Vec<String>,
+}
+
+/// A volume.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Volume {
+    /// Its name.
+    pub name: String,
+    /// The claim behind it.
+    #[serde(default)]
+    pub persistent_volume_claim: Option<Claim>,
+}
+
+/// The claim behind a volume.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Claim {
+    /// Its name.
+    pub claim_name: String,
+}
+
+/// How far a restored pod is.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RestoredPodStatus {
+    /// Its phase.
+    #[serde(default)]
+    pub phase: Option<String>,
+    /// Its init containers.
+    #[serde(default)]
+    pub init_container_statuses: Vec<InitStatus>,
+}
+
+/// How far an init container is.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct InitStatus {
+    /// Its name.
+    pub name: String,
+    /// What it does.
+    #[serde(default)]
+    pub state: InitState,
+}
+
+/// What an init container does.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct InitState {
+    /// It has ended.
+    #[serde(default)]
+    pub terminated: Option<Terminated>,
+}
+
+/// How an init container has ended.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Terminated {
+    /// 0 is good.
+    #[serde(default)]
+    pub exit_code: i32,
+}
+
+impl RestoredPod {
+    /// UID of the restore whose data the pod waits or waited for.
+    pub fn waits_for(&self) -> Option<&str> {
+        let waiter = self
+            .spec
+            .init_containers
+            .iter()
+            .find(|entry| entry.name == RESTORE_WAIT)?;
+        waiter.args.first().map(String::as_str)
+    }
+
+    /// The claim behind a volume.
+    pub fn claim_of(&self, volume: &str) -> Option<&str> {
+        let volume = self
+            .spec
+            .volumes
+            .iter()
+            .find(|entry| entry.name == volume)?;
+        volume
+            .persistent_volume_claim
+            .as_ref()
+            .map(|claim| claim.claim_name.as_str())
+    }
+
+    /// Whether the pod mounts the claim.
+    pub fn mounts(&self, claim: &str) -> bool {
+        let names = self
+            .spec
+            .volumes
+            .iter()
+            .filter_map(|v| v.persistent_volume_claim.as_ref());
+        names.into_iter().any(|found| found.claim_name == claim)
+    }
+
+    /// Whether the pod is finished or its waiter has let it go.
+    pub fn has_left(&self) -> bool {
+        if matches!(self.status.phase.as_deref(), Some("Succeeded" | "Failed")) {
+            return true;
+        }
+        self.status.init_container_statuses.iter().any(|status| {
+            status.name == RESTORE_WAIT
+                && status
+                    .state
+                    .terminated
+                    .as_ref()
+                    .is_some_and(|ended| ended.exit_code == 0)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pod_has_left_when_its_waiter_ended_well() {
+        let pod = |state: serde_json::Value| -> RestoredPod {
+            serde_json::from_value(serde_json::json!({
+                "metadata": {"name": "a"},
+                "spec": {"initContainers": [{"name": "restore-wait", "args": ["uid"]}],
+                    "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}, {"name": "e", "emptyDir": {}}]},
+                "status": {"phase": "Pending", "initContainerStatuses": [{"name": "restore-wait", "state": state}]}
+            }))
+            .unwrap()
+        };
+        let waiting = pod(serde_json::json!({"running": {}}));
+        assert_eq!(waiting.waits_for(), Some("uid"));
+        assert!(
+            waiting.mounts("c")
+                && waiting.claim_of("v") == Some("c")
+                && waiting.claim_of("e").is_none()
+        );
+        assert!(!waiting.has_left());
+        assert!(!pod(serde_json::json!({"terminated": {"exitCode": 1}})).has_left());
+        assert!(pod(serde_json::json!({"terminated": {"exitCode": 0}})).has_left());
+    }
+}

@@ -1,0 +1,540 @@
+//! The data of the volumes: one PodVolumeRestore per claim or private volume, and the workloads that wait for it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use jackline_crds::{
+    names::{FIELD_MANAGER, label, short_hash},
+    velero::{
+        BackupRepository, PodVolumePhase, PodVolumeRestore, PodVolumeRestoreSpec,
+        PodVolumeRestoreStatus, UploaderType,
+    },
+};
+use jackline_policy::restore::{order, volume::Restoration};
+use jackline_runtime::{
+    Failure,
+    status::{Guard, StatusAt, write_status},
+};
+use k8s_openapi::{
+    api::core::v1::{ObjectReference, PersistentVolumeClaim},
+    apimachinery::pkg::apis::meta::v1::{OwnerReference, Time},
+};
+use kube::{
+    Api, ResourceExt,
+    api::{DeleteParams, ObjectMeta, PostParams},
+};
+use serde_json::{Value, json};
+
+use super::{
+    report::{Done, Place},
+    run::{Held, Run},
+};
+use crate::{agents, location::chain, repository};
+
+/// On a PodVolumeRestore: the claim that it fills.
+pub const CLAIM: &str = jackline_crds::names::annotation::PVC_NAME;
+/// How long a node may be without an agent before its volumes are given up.
+const NO_AGENT: Duration = Duration::from_secs(120);
+/// How often time limits are looked at; changes are seen at once.
+const TICK: Duration = Duration::from_secs(5);
+
+/// How the data of one volume is doing.
+enum Progress {
+    Going,
+    Back,
+    Lost(String),
+}
+
+impl Run<'_> {
+    /// Whether a volume restore is for this part of the plan.
+    pub fn is_of(&self, volume: &PodVolumeRestore, restoration: &Restoration) -> bool {
+        let target = self.target(&restoration.namespace);
+        match &restoration.claim {
+            Some(claim) => self.is_for(volume, target, claim),
+            None => {
+                let (pod, name) = &restoration.carrier;
+                let of = &volume.spec.pod;
+                of.namespace.as_deref() == Some(target)
+                    && of.name.as_deref() == Some(pod)
+                    && volume.spec.volume == *name
+            }
+        }
+    }
+
+    /// Makes the PodVolumeRestores. All pods are there: nobody comes later who would have to wait.
+    pub async fn start_volumes(&self) -> Result<(), Failure> {
+        let mut repositories: BTreeMap<String, Option<Arc<BackupRepository>>> = BTreeMap::new();
+        for restoration in &self.plan.restorations {
+            self.token.check()?;
+            let Some(carrier) = self.carrier(restoration) else {
+                continue;
+            };
+            let source = &restoration.copy.namespace;
+            if !repositories.contains_key(source) {
+                let found = repository::ensure(self.context, &self.valid.location, source).await;
+                if let Err(error) = &found {
+                    let why = format!(
+                        "volumes of namespace {source} are not restored: {}",
+                        chain(error)
+                    );
+                    self.report.error(Place::Velero, &why);
+                }
+                repositories.insert(source.clone(), found.ok());
+            }
+            let Some(repository) = repositories.get(source).cloned().flatten() else {
+                continue;
+            };
+            self.start(restoration, carrier, &repository).await?;
+        }
+        Ok(())
+    }
+
+    /// The pod that the data goes through: pod, volume, UID. `None` where an existing pod keeps its volume.
+    fn carrier(&self, restoration: &Restoration) -> Option<(String, String, String)> {
+        let state = self.state.lock();
+        let made = |(pod, volume): &(String, String)| {
+            let uid = state
+                .pods
+                .get(&(restoration.namespace.clone(), pod.clone()))?;
+            Some((pod.clone(), volume.clone(), uid.clone()))
+        };
+        let first = made(&restoration.carrier);
+        let found = first.or_else(|| restoration.waiters.iter().find_map(made));
+        drop(state);
+        let begun = || {
+            self.begun()
+                .iter()
+                .any(|volume| self.is_of(volume, restoration))
+        };
+        if found.is_none() && !begun() {
+            let (pod, volume) = &restoration.carrier;
+            self.report.warning(
+                Place::Namespace(self.target(&restoration.namespace)),
+                &format!("the data of volume {volume} of pod {pod} was not restored: the pod was not made by this restore"),
+            );
+        }
+        found
+    }
+
+    async fn start(
+        &self,
+        restoration: &Restoration,
+        (pod, volume, uid): (String, String, String),
+        repository: &BackupRepository,
+    ) -> Result<(), Failure> {
+        let api = self.context.api::<PodVolumeRestore>();
+        for known in self
+            .begun()
+            .iter()
+            .filter(|known| self.is_of(known, restoration))
+        {
+            if known.spec.pod.uid.as_ref() == Some(&uid) || known.phase().is_terminal() {
+                return Ok(());
+            }
+            // Its pod was replaced while this process was away.
+            api.delete(&known.name_any(), &DeleteParams::default())
+                .await?;
+        }
+        let target = self.target(&restoration.namespace).to_owned();
+        let mut labels = BTreeMap::from([
+            (
+                label::RESTORE_NAME.to_owned(),
+                self.labels().restore.1.to_owned(),
+            ),
+            (label::RESTORE_UID.to_owned(), self.uid.clone()),
+            (label::POD_UID.to_owned(), uid.clone()),
+        ]);
+        let mut annotations = BTreeMap::new();
+        if let Some(claim) = &restoration.claim {
+            annotations.insert(CLAIM.to_owned(), claim.clone());
+            let claims: Api<PersistentVolumeClaim> =
+                Api::namespaced(self.context.clients.call.clone(), &target);
+            if let Some(found) = claims.get_metadata_opt(claim).await? {
+                labels.insert(label::PVC_UID.to_owned(), found.uid().unwrap_or_default());
+            }
+        }
+        let name = format!(
+            "{}-{}",
+            self.restore.name_any(),
+            short_hash(&format!("{uid}/{volume}"), 5)
+        );
+        let uploader = self.restore.spec.uploader_config.as_ref();
+        let sparse = uploader
+            .and_then(|config| config.write_sparse_files)
+            .unwrap_or_default();
+        let settings = sparse.then(|| ("WriteSparseFiles".to_owned(), "true".to_owned()));
+        let snapshot = restoration.copy.snapshot.clone();
+        let object = PodVolumeRestore {
+            metadata: ObjectMeta {
+                name: Some(name),
+                namespace: Some(self.context.namespace.clone()),
+                labels: Some(labels),
+                annotations: Some(annotations),
+                owner_references: Some(vec![OwnerReference {
+                    api_version: "velero.io/v1".to_owned(),
+                    kind: "Restore".to_owned(),
+                    name: self.restore.name_any(),
+                    uid: self.uid.clone(),
+                    controller: Some(true),
+                    block_owner_deletion: None,
+                }]),
+                ..ObjectMeta::default()
+            },
+            spec: PodVolumeRestoreSpec {
+                pod: ObjectReference {
+                    kind: Some("Pod".to_owned()),
+                    namespace: Some(target),
+                    name: Some(pod),
+                    uid: Some(uid),
+                    ..ObjectReference::default()
+                },
+                volume,
+                backup_storage_location: self.valid.location.name_any(),
+                repo_identifier: repository
+                    .spec
+                    .restic_identifier
+                    .clone()
+                    .unwrap_or_default(),
+                uploader_type: UploaderType::Restic,
+                snapshot_size: self.sizes.get(&snapshot).copied().unwrap_or_default(),
+                snapshot_id: snapshot,
+                source_namespace: restoration.copy.namespace.clone(),
+                uploader_settings: settings.into_iter().collect(),
+                ..PodVolumeRestoreSpec::default()
+            },
+            status: None,
+        };
+        match api.create(&PostParams::default(), &object).await {
+            Ok(_) => Ok(()),
+            Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Waits for the data, and makes each workload that waited as soon as its claims are filled. `None`: the restore was deleted.
+    pub async fn volumes(&self) -> Result<Option<Vec<Value>>, Failure> {
+        let deadline = self.deadline();
+        let mut waiting: Vec<&Restoration> = Vec::new();
+        let begun = self.begun_or_known().await;
+        for restoration in &self.plan.restorations {
+            if begun.iter().any(|volume| self.is_of(volume, restoration)) {
+                waiting.push(restoration);
+            }
+        }
+        let mut lost: BTreeSet<(String, String)> = BTreeSet::new();
+        // A claim whose repository could not be opened has pods that wait in vain; its workloads are not made either.
+        for restoration in &self.plan.restorations {
+            let unstarted = !begun.iter().any(|volume| self.is_of(volume, restoration));
+            if let (true, Some(claim)) = (
+                unstarted && self.has_waiters(restoration),
+                &restoration.claim,
+            ) {
+                lost.insert((restoration.namespace.clone(), claim.clone()));
+            }
+        }
+        let mut agentless: BTreeMap<String, Instant> = BTreeMap::new();
+        loop {
+            let news = self.context.stores.pod_volume_restores.next_change();
+            let pods = self.restored_pods.next_change();
+            self.token.check()?;
+            if self.is_deleted() {
+                return Ok(None);
+            }
+            let mut still = Vec::new();
+            for restoration in waiting {
+                match self.look(restoration, deadline, &mut agentless).await? {
+                    Progress::Going => still.push(restoration),
+                    Progress::Back => {}
+                    Progress::Lost(why) => {
+                        let place = Place::Namespace(self.target(&restoration.namespace));
+                        self.report.error(place, &why);
+                        if let Some(claim) = &restoration.claim {
+                            lost.insert((restoration.namespace.clone(), claim.clone()));
+                        }
+                    }
+                }
+            }
+            waiting = still;
+            self.release(&waiting, &lost).await?;
+            if waiting.is_empty() {
+                break;
+            }
+            tokio::select! {
+                () = news => {}
+                () = pods => {}
+                () = tokio::time::sleep(TICK) => {}
+            }
+        }
+        Ok(Some(self.volume_info()))
+    }
+
+    /// What was begun, once the watch has caught up with what was just made.
+    async fn begun_or_known(&self) -> Vec<Arc<PodVolumeRestore>> {
+        let made: Vec<&Restoration> = self
+            .plan
+            .restorations
+            .iter()
+            .filter(|restoration| self.has_waiters(restoration))
+            .collect();
+        let all = self.context.stores.pod_volume_restores.wait_for(|_| {
+            let begun = self.begun();
+            let seen = made
+                .iter()
+                .all(|restoration| begun.iter().any(|v| self.is_of(v, restoration)));
+            seen.then_some(())
+        });
+        // Not all may have been made: their reasons are in the report.
+        let _ = tokio::time::timeout(Duration::from_secs(2), all).await;
+        self.begun()
+    }
+
+    fn has_waiters(&self, restoration: &Restoration) -> bool {
+        let state = self.state.lock();
+        restoration.waiters.iter().any(|(pod, _)| {
+            state
+                .pods
+                .contains_key(&(restoration.namespace.clone(), pod.clone()))
+        })
+    }
+
+    fn deadline(&self) -> Instant {
+        let gone = jiff::Timestamp::now()
+            .duration_since(self.started)
+            .unsigned_abs();
+        Instant::now() + self.valid.volume_timeout.saturating_sub(gone)
+    }
+
+    async fn look(
+        &self,
+        restoration: &Restoration,
+        deadline: Instant,
+        agentless: &mut BTreeMap<String, Instant>,
+    ) -> Result<Progress, Failure> {
+        let (pod, name) = &restoration.carrier;
+        let what = format!(
+            "volume {name} of pod {}/{pod}",
+            self.target(&restoration.namespace)
+        );
+        let Some(volume) = self
+            .begun()
+            .into_iter()
+            .find(|volume| self.is_of(volume, restoration))
+        else {
+            return Ok(Progress::Lost(format!(
+                "the PodVolumeRestore of {what} was deleted"
+            )));
+        };
+        let message = volume
+            .status
+            .as_ref()
+            .and_then(|status| status.message.clone());
+        match volume.phase() {
+            PodVolumePhase::Completed => return Ok(Progress::Back),
+            PodVolumePhase::Failed | PodVolumePhase::Canceled => {
+                let why = message.unwrap_or_else(|| "no reason given".to_owned());
+                return Ok(Progress::Lost(format!(
+                    "pod volume restore failed: {what}: {why}"
+                )));
+            }
+            _ => {}
+        }
+        if Instant::now() > deadline {
+            let why = "timed out waiting for all PodVolumeRestores to complete".to_owned();
+            self.give_up(&volume, &why).await?;
+            return Ok(Progress::Lost(format!("{why}: {what}")));
+        }
+        match self.obstacle(&volume, agentless) {
+            Some(why) => {
+                self.give_up(&volume, &why).await?;
+                Ok(Progress::Lost(format!(
+                    "pod volume restore failed: {what}: {why}"
+                )))
+            }
+            None => Ok(Progress::Going),
+        }
+    }
+
+    /// What keeps a volume from ever being filled.
+    fn obstacle(
+        &self,
+        volume: &PodVolumeRestore,
+        agentless: &mut BTreeMap<String, Instant>,
+    ) -> Option<String> {
+        let name = volume.name_any();
+        let pod = self
+            .restored_pods
+            .find(|pod| pod.metadata.uid == volume.spec.pod.uid);
+        let age = volume
+            .metadata
+            .creation_timestamp
+            .as_ref()
+            .map_or(Duration::ZERO, |time| {
+                jiff::Timestamp::now().duration_since(time.0).unsigned_abs()
+            });
+        let Some(pod) = pod else {
+            // The watch of pods may be behind what was just made.
+            return (age > Duration::from_secs(30)).then(|| "its pod is gone".to_owned());
+        };
+        let Some(node) = pod.spec.node_name.as_deref() else {
+            let patience = self.context.args.resource_timeout.to_std();
+            return (age > patience).then(|| "its pod was not scheduled in time".to_owned());
+        };
+        if agents::runs_on(&self.context.stores.agents, node) {
+            agentless.remove(&name);
+            return None;
+        }
+        let since = agentless.entry(name).or_insert_with(Instant::now);
+        (since.elapsed() > NO_AGENT)
+            .then(|| format!("node-agent pod is not running in node {node}"))
+    }
+
+    /// Ends a volume restore that nobody will carry out.
+    async fn give_up(&self, volume: &PodVolumeRestore, why: &str) -> Result<(), Failure> {
+        let status = PodVolumeRestoreStatus {
+            phase: Some(PodVolumePhase::Failed),
+            message: Some(why.to_owned()),
+            completion_timestamp: Some(Time(jiff::Timestamp::now())),
+            ..volume.status.clone().unwrap_or_default()
+        };
+        let api = self.context.api::<PodVolumeRestore>();
+        // Not over the head of an agent that has just begun.
+        write_status(
+            &api,
+            volume,
+            &status,
+            StatusAt::Main,
+            Guard::SameVersion,
+            FIELD_MANAGER,
+        )
+        .await?;
+        Ok(())
+    }
+
+    /// Makes the workloads whose claims are all filled; names those that will not be made.
+    async fn release(
+        &self,
+        waiting: &[&Restoration],
+        lost: &BTreeSet<(String, String)>,
+    ) -> Result<(), Failure> {
+        let open: BTreeSet<(&str, &str)> = waiting
+            .iter()
+            .filter_map(|restoration| {
+                Some((
+                    restoration.namespace.as_str(),
+                    restoration.claim.as_deref()?,
+                ))
+            })
+            .collect();
+        let mut ready = Vec::new();
+        {
+            let mut state = self.state.lock();
+            let held = std::mem::take(&mut state.held);
+            for workload in held {
+                let namespace = workload.item.namespace.clone().unwrap_or_default();
+                let waits = workload
+                    .claims
+                    .iter()
+                    .any(|claim| open.contains(&(namespace.as_str(), claim)));
+                if waits {
+                    state.held.push(workload);
+                } else {
+                    ready.push(workload);
+                }
+            }
+        }
+        ready.sort_by(|a, b| {
+            order::rank(&a.kind)
+                .cmp(&order::rank(&b.kind))
+                .then(a.kind.cmp(&b.kind))
+        });
+        for workload in ready {
+            self.make(workload, lost).await?;
+        }
+        Ok(())
+    }
+
+    async fn make(&self, workload: Held, lost: &BTreeSet<(String, String)>) -> Result<(), Failure> {
+        let served = self.served.read().clone();
+        let Some(resource) = served.get(&workload.kind) else {
+            return Ok(());
+        };
+        let namespace = workload.item.namespace.clone().unwrap_or_default();
+        let missing: Vec<&String> = workload
+            .claims
+            .iter()
+            .filter(|claim| lost.contains(&(namespace.clone(), (*claim).clone())))
+            .collect();
+        let target = self.target(&namespace);
+        if !missing.is_empty() {
+            let (kind, name) = (&resource.api.kind, &workload.item.name);
+            self.report.error(
+                Place::Namespace(target),
+                &format!(
+                    "{kind} {name} was not restored: the data of its claims {missing:?} was not"
+                ),
+            );
+            self.done(
+                &resource.api.api_version,
+                kind,
+                Some(target),
+                name,
+                Done::Failed,
+            );
+            return Ok(());
+        }
+        match self.catalog.read(&workload.item) {
+            Ok(object) => {
+                self.put(&workload.kind, resource, &workload.item, object)
+                    .await
+            }
+            Err(why) => {
+                self.report.error(Place::Namespace(target), &why);
+                Ok(())
+            }
+        }
+    }
+
+    /// The entries of the volume info file (velero-compat §3.5).
+    fn volume_info(&self) -> Vec<Value> {
+        let begun = self.begun();
+        let mut entries = Vec::new();
+        for restoration in &self.plan.restorations {
+            let Some(volume) = begun.iter().find(|volume| self.is_of(volume, restoration)) else {
+                continue;
+            };
+            let progress = volume
+                .status
+                .as_ref()
+                .and_then(|status| status.progress.clone());
+            let mut entry = json!({
+                "restoreMethod": "PodVolumeRestore",
+                "snapshotDataMoved": false,
+                "pvrInfo": {
+                    "snapshotHandle": volume.spec.snapshot_id,
+                    "size": progress.map_or(0, |progress| progress.total_bytes),
+                    "uploaderType": "restic",
+                    "volumeName": volume.spec.volume,
+                    "podName": volume.spec.pod.name,
+                    "podNamespace": volume.spec.pod.namespace,
+                    "Phase": volume.phase().to_string(),
+                }
+            });
+            if let Some(claim) = &restoration.claim {
+                let stored = self.catalog.find(
+                    "persistentvolumeclaims",
+                    Some(&restoration.namespace),
+                    claim,
+                );
+                entry["pvcName"] = json!(claim);
+                entry["pvcNamespace"] = json!(volume.spec.pod.namespace);
+                entry["pvName"] =
+                    stored.map_or(Value::Null, |stored| stored["spec"]["volumeName"].clone());
+            }
+            entries.push(entry);
+        }
+        entries
+    }
+}

@@ -1,0 +1,390 @@
+//! Backups in the bucket appear in the cluster, and go from it with the bucket (velero-compat §9.2).
+//!
+//! Input: the directories of `backups/`, `velero-backup.json` and the stored PodVolumeBackups. Output: Backup and PodVolumeBackup
+//! objects. Nothing is written while bucket and cluster agree.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use jackline_crds::{
+    names::{FIELD_MANAGER, label, label_value},
+    velero::{
+        Backup, BackupPhase, BackupStorageLocation, LocationPhase, PodVolumeBackup, Schedule,
+    },
+};
+use jackline_runtime::{
+    Failure, Key, Kit, LeaderToken, Lease, Next, Queue, RunOptions,
+    status::{Guard, StatusAt, write_status},
+};
+use jackline_storage::{
+    ObjectStore,
+    layout::{BackupFile, backup_names, backup_object},
+};
+use k8s_openapi::{
+    api::core::v1::ObjectReference,
+    apimachinery::pkg::apis::meta::v1::{OwnerReference, Time},
+};
+use kube::{
+    ResourceExt,
+    api::{DeleteParams, ObjectMeta, PostParams, Preconditions},
+};
+use parking_lot::Mutex;
+
+use crate::{context::Context, location};
+
+mod read;
+
+pub use read::{ReadFileError, read_json};
+
+/// How often a bucket is listed when its location does not say.
+const PERIOD: Duration = Duration::from_secs(60);
+
+/// Starts the controller.
+pub fn register(context: &Arc<Context>, kit: &Kit, lease: &Lease) {
+    let queue = Queue::new("backup-sync");
+    context.stores.locations.enqueue(&queue, |change| {
+        // Status writes of the location itself are no reason to list the bucket.
+        let same = match (&change.before, &change.after) {
+            (Some(before), Some(after)) => {
+                let phase = |location: &BackupStorageLocation| {
+                    location.status.as_ref().and_then(|status| status.phase)
+                };
+                before.spec == after.spec && phase(before) == phase(after)
+            }
+            _ => false,
+        };
+        if same {
+            Vec::new()
+        } else {
+            vec![change.key.clone()]
+        }
+    });
+    let context = context.clone();
+    let verified = Arc::new(Mutex::new(BTreeSet::new()));
+    let options = RunOptions::new()
+        .concurrency(2)
+        .pass_deadline(Duration::from_secs(1800));
+    kit.run_leading(&queue, options, lease, move |key, token| {
+        let (context, verified) = (context.clone(), verified.clone());
+        async move { pass(&context, &verified, &key, &token).await }
+    });
+}
+
+async fn pass(
+    context: &Context,
+    verified: &Mutex<BTreeSet<String>>,
+    key: &Key,
+    token: &LeaderToken,
+) -> Result<Next, Failure> {
+    let Some(location) = context.stores.locations.get(key) else {
+        return Ok(Next::Done);
+    };
+    let period = match location.spec.backup_sync_period {
+        Some(period) if period.is_zero() => return Ok(Next::OnChange),
+        Some(period) => period.to_std(),
+        None => PERIOD,
+    };
+    let phase = location.status.as_ref().and_then(|status| status.phase);
+    if phase != Some(LocationPhase::Available) {
+        return Ok(Next::OnChange);
+    }
+    context.stores.backups.ready().await;
+    context.stores.pod_volume_backups.ready().await;
+    let uid = location.metadata.uid.clone().unwrap_or_default();
+    let first = verified.lock().insert(uid.clone());
+    let result = sync(context, &location, first, token).await;
+    if result.is_err() {
+        verified.lock().remove(&uid);
+    }
+    let changed = result?;
+    let never = location
+        .status
+        .as_ref()
+        .is_none_or(|status| status.last_synced_time.is_none());
+    if changed > 0 || never {
+        token.check()?;
+        // The newest state: another controller writes this status too.
+        if let Some(location) = context.stores.locations.get(key) {
+            let mut status = location.status.clone().unwrap_or_default();
+            status.last_synced_time = Some(Time(jiff::Timestamp::now()));
+            let api = context.api::<BackupStorageLocation>();
+            write_status(
+                &api,
+                &location,
+                &status,
+                StatusAt::Main,
+                Guard::SameVersion,
+                FIELD_MANAGER,
+            )
+            .await?;
+        }
+    }
+    Ok(Next::After(period))
+}
+
+/// Makes cluster and bucket agree; returns how many objects were written.
+async fn sync(
+    context: &Context,
+    location: &BackupStorageLocation,
+    first: bool,
+    token: &LeaderToken,
+) -> Result<usize, Failure> {
+    let name = location.name_any();
+    let store = location::open(&context.clients.call, &context.namespace, location)
+        .await
+        .map_err(|error| Failure::transient("LocationClosed", error))?;
+    // What is complete before the listing has to be in it; what completes later may not be.
+    let label = label_value(&name);
+    let known: Vec<Arc<Backup>> = context.stores.backups.filter(|backup| {
+        backup.labels().get(label::STORAGE_LOCATION) == Some(&label)
+            && matches!(
+                backup.phase(),
+                BackupPhase::Completed | BackupPhase::PartiallyFailed
+            )
+    });
+    let listed: BTreeSet<String> = backup_names(&*store)
+        .await
+        .map_err(|error| Failure::transient(error.reason(), error))?
+        .into_iter()
+        .collect();
+    let mut changed = 0;
+    for backup in &listed {
+        token.check()?;
+        let here = context
+            .stores
+            .backups
+            .get(&Key::namespaced(&context.namespace, backup));
+        match here {
+            None => changed += adopt(context, &*store, &name, backup).await?,
+            Some(here) if first => changed += complete(context, &*store, &name, &here).await?,
+            Some(_) => {}
+        }
+    }
+    for backup in known {
+        if listed.contains(&backup.name_any()) {
+            continue;
+        }
+        token.check()?;
+        tracing::info!(
+            backup = backup.name_any(),
+            location = name,
+            "backup is gone from the bucket"
+        );
+        remove(context, &backup).await?;
+        changed += 1;
+    }
+    Ok(changed)
+}
+
+/// Brings one backup of the bucket into the cluster.
+async fn adopt(
+    context: &Context,
+    store: &dyn ObjectStore,
+    location: &str,
+    name: &str,
+) -> Result<usize, Failure> {
+    let key = backup_object(name, BackupFile::Metadata);
+    let body = match store.get(&key).await {
+        Ok(body) => body,
+        // Leftovers of a backup that failed or is being deleted.
+        Err(error) if error.is_not_found() => return Ok(0),
+        Err(error) => return Err(Failure::transient(error.reason(), error)),
+    };
+    let stored: Backup = match serde_json::from_slice(&body) {
+        Ok(stored) => stored,
+        Err(error) => {
+            tracing::warn!(backup = name, %error, "{key} is no Backup: left out");
+            return Ok(0);
+        }
+    };
+    let done = [
+        BackupPhase::Completed,
+        BackupPhase::PartiallyFailed,
+        BackupPhase::Failed,
+    ];
+    if !done.contains(&stored.phase()) || stored.name_any() != name {
+        return Ok(0);
+    }
+    let backup = desired(context, stored, location);
+    let api = context.api::<Backup>();
+    let made = match api.create(&PostParams::default(), &backup).await {
+        Ok(made) => made,
+        Err(kube::Error::Api(status)) if status.is_already_exists() => return Ok(0),
+        Err(kube::Error::Api(status)) if status.code == 422 => {
+            tracing::warn!(
+                backup = name,
+                message = status.message,
+                "backup of the bucket is refused"
+            );
+            return Ok(0);
+        }
+        Err(error) => return Err(error.into()),
+    };
+    tracing::info!(
+        backup = name,
+        location,
+        "backup of the bucket is in the cluster now"
+    );
+    Ok(1 + volumes(context, store, location, &made).await?)
+}
+
+/// The Backup object as this cluster holds it.
+fn desired(context: &Context, stored: Backup, location: &str) -> Backup {
+    let metadata = stored.metadata;
+    let mut labels = metadata.labels.unwrap_or_default();
+    labels.insert(label::STORAGE_LOCATION.to_owned(), label_value(location));
+    let owners: Vec<OwnerReference> = metadata
+        .owner_references
+        .unwrap_or_default()
+        .into_iter()
+        .filter(|owner| {
+            let schedule = context
+                .stores
+                .schedules
+                .get(&Key::namespaced(&context.namespace, &owner.name));
+            schedule.is_some_and(|schedule: Arc<Schedule>| {
+                owner.kind == "Schedule" && schedule.metadata.uid.as_deref() == Some(&owner.uid)
+            })
+        })
+        .collect();
+    let mut backup = Backup {
+        metadata: ObjectMeta {
+            name: metadata.name,
+            namespace: Some(context.namespace.clone()),
+            labels: Some(labels),
+            annotations: metadata.annotations,
+            owner_references: (!owners.is_empty()).then_some(owners),
+            ..ObjectMeta::default()
+        },
+        spec: stored.spec,
+        status: stored.status,
+    };
+    backup.spec.storage_location = Some(location.to_owned());
+    backup
+}
+
+/// A backup whose PodVolumeBackups did not all get here before a crash gets the rest.
+async fn complete(
+    context: &Context,
+    store: &dyn ObjectStore,
+    location: &str,
+    backup: &Backup,
+) -> Result<usize, Failure> {
+    let done = [
+        BackupPhase::Completed,
+        BackupPhase::PartiallyFailed,
+        BackupPhase::Failed,
+    ];
+    let ours = backup.spec.storage_location.as_deref() == Some(location);
+    if !ours || !done.contains(&backup.phase()) || !pod_volumes(context, backup).is_empty() {
+        return Ok(0);
+    }
+    volumes(context, store, location, backup).await
+}
+
+/// The PodVolumeBackups of a backup that are in the cluster.
+pub fn pod_volumes(context: &Context, backup: &Backup) -> Vec<Arc<PodVolumeBackup>> {
+    let label = label_value(&backup.name_any());
+    context
+        .stores
+        .pod_volume_backups
+        .filter(|volume| volume.labels().get(label::BACKUP_NAME) == Some(&label))
+}
+
+/// The PodVolumeBackups of a backup that its directory in the bucket holds; an absent file is an empty list.
+///
+/// # Errors
+/// When the object cannot be read or is not what it should be.
+pub async fn stored_pod_volumes(
+    store: &dyn ObjectStore,
+    backup: &str,
+) -> Result<Vec<PodVolumeBackup>, Failure> {
+    let key = backup_object(backup, BackupFile::PodVolumeBackups);
+    let volumes: Option<Option<Vec<PodVolumeBackup>>> = read_json(store, &key).await?;
+    Ok(volumes.flatten().unwrap_or_default())
+}
+
+async fn volumes(
+    context: &Context,
+    store: &dyn ObjectStore,
+    location: &str,
+    backup: &Backup,
+) -> Result<usize, Failure> {
+    let api = context.api::<PodVolumeBackup>();
+    let mut made = 0;
+    for stored in stored_pod_volumes(store, &backup.name_any()).await? {
+        let volume = desired_volume(context, stored, location, backup);
+        match api.create(&PostParams::default(), &volume).await {
+            Ok(_) => made += 1,
+            Err(kube::Error::Api(status)) if status.is_already_exists() => {}
+            Err(kube::Error::Api(status)) if status.code == 422 => {
+                tracing::warn!(
+                    backup = backup.name_any(),
+                    volume = volume.name_any(),
+                    message = status.message,
+                    "PodVolumeBackup of the bucket is refused"
+                );
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(made)
+}
+
+/// A stored PodVolumeBackup as this cluster holds it: same name, labels, spec and status; owner and location are ours.
+fn desired_volume(
+    context: &Context,
+    stored: PodVolumeBackup,
+    location: &str,
+    backup: &Backup,
+) -> PodVolumeBackup {
+    let uid = backup.metadata.uid.clone().unwrap_or_default();
+    let mut labels = stored.metadata.labels.unwrap_or_default();
+    labels.insert(
+        label::BACKUP_NAME.to_owned(),
+        label_value(&backup.name_any()),
+    );
+    labels.insert(label::BACKUP_UID.to_owned(), uid.clone());
+    let owner = OwnerReference {
+        api_version: "velero.io/v1".to_owned(),
+        kind: "Backup".to_owned(),
+        name: backup.name_any(),
+        uid,
+        controller: Some(true),
+        block_owner_deletion: None,
+    };
+    let mut spec = stored.spec;
+    spec.backup_storage_location = location.to_owned();
+    spec.pod = ObjectReference {
+        kind: Some("Pod".to_owned()),
+        ..spec.pod
+    };
+    PodVolumeBackup {
+        metadata: ObjectMeta {
+            name: stored.metadata.name,
+            namespace: Some(context.namespace.clone()),
+            labels: Some(labels),
+            annotations: stored.metadata.annotations,
+            owner_references: Some(vec![owner]),
+            ..ObjectMeta::default()
+        },
+        spec,
+        status: stored.status,
+    }
+}
+
+/// Removes a Backup object (not its data) and its PodVolumeBackups, if it is still the one that was looked at.
+async fn remove(context: &Context, backup: &Backup) -> Result<(), Failure> {
+    let api = context.api::<Backup>();
+    let params = DeleteParams {
+        preconditions: Some(Preconditions {
+            uid: backup.metadata.uid.clone(),
+            resource_version: backup.metadata.resource_version.clone(),
+        }),
+        ..DeleteParams::background()
+    };
+    match api.delete(&backup.name_any(), &params).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
