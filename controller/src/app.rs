@@ -54,6 +54,11 @@ fn register(context: &Arc<Context>, kit: &Kit, lease: &Lease) -> anyhow::Result<
         tracing::info!("a Velero in namespace {} moves the data", context.namespace);
         return Ok(());
     }
-    let _ = (kit, lease);
+    crate::location::register(context, kit, lease);
+    crate::sync::register(context, kit, lease);
+    crate::repository::register(context, kit, lease);
+    crate::maintenance::register(context, kit, lease)?;
+    crate::deletion::register(context, kit, lease)?;
+    crate::restore::register(context, kit, lease)?;
     Ok(())
 }
