@@ -1,6 +1,7 @@
 //! The control groups of a cluster: `/<id>/host` holds the daemons, `/<id>/pods` is the kubelet's root. Every process the
 //! cluster ever starts is in one of them, so they also tell what has to end when it goes.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
@@ -12,6 +13,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::mounts;
 
 const KILL_DEADLINE: Duration = Duration::from_secs(20);
+const REAP_DEADLINE: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Clone)]
 pub(crate) struct Cgroups {
@@ -86,11 +88,13 @@ impl Cgroups {
     /// Kills every process of the cluster and waits until none is left.
     pub(crate) fn kill_all(&self) -> Result<()> {
         let deadline = Instant::now() + KILL_DEADLINE;
+        let mut killed = BTreeSet::new();
         loop {
             let left = self.processes();
             if left.is_empty() {
-                return Ok(());
+                break;
             }
+            killed.extend(left.iter().copied());
             if Instant::now() > deadline {
                 bail!("processes do not end although killed: {left:?}");
             }
@@ -100,6 +104,14 @@ impl Cgroups {
             }
             sleep(Duration::from_millis(10));
         }
+        // Their parent, the machine's first process, has yet to take note of their end. One that never does is no reason
+        // to fail.
+        let deadline = Instant::now() + REAP_DEADLINE;
+        let exists = |pid: &i32| Path::new(&format!("/proc/{pid}")).exists();
+        while killed.iter().any(exists) && Instant::now() < deadline {
+            sleep(Duration::from_millis(10));
+        }
+        Ok(())
     }
 
     /// Removes the control groups, which must hold no process any more.

@@ -132,6 +132,11 @@ impl Cluster {
         &self.place.dir
     }
 
+    /// The name of the cluster's control groups, unique on this machine.
+    pub fn id(&self) -> &str {
+        &self.place.id
+    }
+
     /// An administrator's kubeconfig for programs on this machine.
     pub fn kubeconfig(&self) -> PathBuf {
         self.place.path("kubeconfig")

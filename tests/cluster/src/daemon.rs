@@ -19,8 +19,7 @@ const STOP_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Joins the control group, starts the command in the background and prints its id. The shell ends at once, so the daemon
 /// is nobody's child and leaves no zombie with us.
-const LAUNCH: &str =
-    r#"log=$1 group=$2; shift 2; echo $$ > "$group"; exec 3<&0
+const LAUNCH: &str = r#"log=$1 group=$2; shift 2; echo $$ > "$group"; exec 3<&0
 "$@" <&3 3<&- >>"$log" 2>&1 & echo $!"#;
 
 /// What to start.

@@ -28,15 +28,18 @@ pub(crate) fn pause(program: &Path) -> ImageSpec {
 
 /// Debian's static busybox with a link for each of its programs.
 pub(crate) fn busybox() -> Result<ImageSpec> {
+    let mut spec = with_shell(ImageSpec::new(BUSYBOX_IMAGE))?;
+    spec.command = vec!["sleep".into(), "infinity".into()];
+    Ok(spec)
+}
+
+fn with_shell(mut spec: ImageSpec) -> Result<ImageSpec> {
     let program = Path::new("/bin/busybox");
-    let mut spec = ImageSpec::new(BUSYBOX_IMAGE).file("/bin/busybox", program, 0o755);
-    for applet in run(&mut command(program, ["--list"]))?
-        .lines()
-        .filter(|a| *a != "busybox")
-    {
+    spec = spec.file("/bin/busybox", program, 0o755);
+    let applets = run(&mut command(program, ["--list"]))?;
+    for applet in applets.lines().filter(|applet| *applet != "busybox") {
         spec = spec.link(&format!("/bin/{applet}"), "busybox");
     }
-    spec.command = vec!["sleep".into(), "infinity".into()];
     Ok(spec)
 }
 
@@ -56,7 +59,7 @@ http {
 
 /// Debian's nginx. Every request is answered with the pod's name and logged.
 pub(crate) fn nginx() -> Result<ImageSpec> {
-    let mut spec = ImageSpec::new(NGINX_IMAGE)
+    let mut spec = with_shell(ImageSpec::new(NGINX_IMAGE))?
         .bytes("/etc/nginx/nginx.conf", NGINX_CONFIG, 0o644)
         .dir("/var/log/nginx", 0o755, 0)
         .dir("/var/lib/nginx", 0o755, 0)
@@ -91,14 +94,8 @@ impl Programs {
             cargo
         };
         run(cargo()
-            .args([
-                "build",
-                "-p",
-                "jackline-controller",
-                "-p",
-                "jackline-node-agent",
-                "--bins",
-            ])
+            // All of them: another selection of packages would build the dependencies with other features.
+            .args(["build", "--workspace", "--bins"])
             .args(profile))?;
         // With a target of its own, so that it never takes the place of the dynamic build.
         let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);

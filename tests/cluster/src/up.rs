@@ -171,7 +171,14 @@ async fn start(options: &Options, place: &Place, cgroups: &Cgroups) -> Result<Cl
         s3_port,
         control_plane_only: options.control_plane_only,
     };
-    let cluster = Cluster::new(place.clone(), cgroups.clone(), daemons, state.clone(), client, clock.stages);
+    let cluster = Cluster::new(
+        place.clone(),
+        cgroups.clone(),
+        daemons,
+        state.clone(),
+        client,
+        clock.stages,
+    );
     if let Some(s3) = cluster.object_storage() {
         s3.wait_ready(cluster.daemons()).await?;
     }
