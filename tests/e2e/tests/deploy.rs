@@ -1,0 +1,192 @@
+//! What `kubectl apply -k deploy` installs runs, with no more rights than it says.
+
+use std::collections::BTreeSet;
+use std::fs;
+
+use anyhow::{Context, Result, ensure};
+use jackline_crds::jackline::ClusterBackupPolicy;
+use jackline_e2e::{Env, NAMESPACE};
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, Role};
+use kube::api::{Api, ListParams};
+
+/// Capabilities of capability.h by bit, as far as the node agent has them.
+const AGENT_CAPABILITIES: [(&str, u32); 6] = [
+    ("CHOWN", 0),
+    ("DAC_OVERRIDE", 1),
+    ("DAC_READ_SEARCH", 2),
+    ("FOWNER", 3),
+    ("FSETID", 4),
+    ("SETFCAP", 31),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_installation_runs_with_what_it_declares_and_no_more() -> Result<()> {
+    let env = Env::up("deploy").await?;
+    let deployment = env.api::<Deployment>().get("jackline-controller").await?;
+    assert_eq!(deployment.status.and_then(|s| s.ready_replicas), Some(2));
+    let agents = env.api::<DaemonSet>().get("node-agent").await?;
+    assert_eq!(agents.status.map(|s| s.number_ready), Some(1));
+
+    processes(&env).await?;
+    rights(&env).await?;
+    let table = env.cluster.kubectl(["get", "cbp"])?;
+    assert!(
+        table.contains("No resources found") || table.is_empty(),
+        "{table}"
+    );
+    let policies: Api<ClusterBackupPolicy> = Api::all(env.cluster.client());
+    assert!(
+        policies
+            .list(&ListParams::default())
+            .await?
+            .items
+            .is_empty()
+    );
+    env.cluster.down()
+}
+
+/// The processes as the kernel sees them.
+async fn processes(env: &Env) -> Result<()> {
+    let wanted: u64 = AGENT_CAPABILITIES.iter().map(|(_, bit)| 1 << bit).sum();
+    for (labels, container, user, capabilities) in [
+        (
+            "app.kubernetes.io/name=jackline-controller",
+            "controller",
+            "65532",
+            0,
+        ),
+        ("name=node-agent", "node-agent", "0", wanted),
+    ] {
+        let pods = env.ready_pods(NAMESPACE, labels).await?;
+        ensure!(!pods.is_empty(), "no pod with {labels}");
+        for pod in pods {
+            let process = env
+                .cluster
+                .container_pid(NAMESPACE, &pod, container)
+                .await?;
+            let status = fs::read_to_string(format!("/proc/{process}/status"))?;
+            let field = |name: &str| -> Result<String> {
+                let line = status
+                    .lines()
+                    .find(|line| line.starts_with(name))
+                    .with_context(|| name.to_owned())?;
+                Ok(line
+                    .split_whitespace()
+                    .nth(1)
+                    .unwrap_or_default()
+                    .to_owned())
+            };
+            assert_eq!(field("Uid:")?, user, "{pod}");
+            assert_eq!(field("NoNewPrivs:")?, "1", "{pod}");
+            assert_eq!(field("Seccomp:")?, "2", "{pod}");
+            let bounding = u64::from_str_radix(&field("CapBnd:")?, 16)?;
+            assert_eq!(bounding, capabilities, "{pod}: {bounding:#x}");
+            let mounts = fs::read_to_string(format!("/proc/{process}/mountinfo"))?;
+            let root = mounts
+                .lines()
+                .find(|line| line.split(' ').nth(4) == Some("/"))
+                .context("a root")?;
+            assert!(
+                root.split(' ')
+                    .nth(5)
+                    .is_some_and(|options| options.split(',').any(|o| o == "ro")),
+                "{root}"
+            );
+            if container == "node-agent" {
+                let volumes = mounts
+                    .lines()
+                    .find(|line| line.split(' ').nth(4) == Some("/host_pods"));
+                // A slave of the kubelet's mount sees what is mounted later.
+                assert!(
+                    volumes.context("/host_pods")?.contains("master:"),
+                    "{mounts}"
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+/// No wildcard verbs, no way to more rights, nobody is cluster-admin.
+async fn rights(env: &Env) -> Result<()> {
+    let roles: Api<ClusterRole> = Api::all(env.cluster.client());
+    let mut rules: Vec<(String, PolicyRule)> = Vec::new();
+    for role in roles.list(&ListParams::default()).await?.items {
+        let name = role.metadata.name.unwrap_or_default();
+        if name.starts_with("jackline") {
+            rules.extend(
+                role.rules
+                    .unwrap_or_default()
+                    .into_iter()
+                    .map(|rule| (name.clone(), rule)),
+            );
+        }
+    }
+    for role in env.api::<Role>().list(&ListParams::default()).await?.items {
+        let name = role.metadata.name.unwrap_or_default();
+        rules.extend(
+            role.rules
+                .unwrap_or_default()
+                .into_iter()
+                .map(|rule| (name.clone(), rule)),
+        );
+    }
+    ensure!(rules.len() > 10, "the roles are not there: {rules:?}");
+    for (name, rule) in &rules {
+        for verb in ["*", "escalate", "bind", "impersonate", "deletecollection"] {
+            assert!(
+                !rule.verbs.iter().any(|v| v == verb),
+                "{name} has {verb}: {rule:?}"
+            );
+        }
+        let everything = rule
+            .resources
+            .as_ref()
+            .is_some_and(|all| all.iter().any(|r| r == "*"));
+        assert!(
+            !(everything && rule.verbs.iter().any(|v| v == "delete")),
+            "{name} may delete anything"
+        );
+    }
+    let bindings: Api<ClusterRoleBinding> = Api::all(env.cluster.client());
+    for binding in bindings.list(&ListParams::default()).await?.items {
+        let ours = binding
+            .subjects
+            .iter()
+            .flatten()
+            .any(|s| s.namespace.as_deref() == Some(NAMESPACE));
+        assert!(
+            !(ours && binding.role_ref.name == "cluster-admin"),
+            "{:?}",
+            binding.metadata.name
+        );
+    }
+    let agent = format!("system:serviceaccount:{NAMESPACE}:node-agent");
+    let may = |verb: &str, resource: &str, namespace: &str| {
+        let asked = [
+            "auth", "can-i", verb, resource, "-n", namespace, "--as", &agent,
+        ];
+        env.cluster
+            .kubectl(asked)
+            .is_ok_and(|answer| answer.trim() == "yes")
+    };
+    let allowed: BTreeSet<_> = [
+        ("get", "secrets", "default"),
+        ("list", "secrets", NAMESPACE),
+        ("create", "pods", "default"),
+        ("patch", "pods", "default"),
+        ("delete", "podvolumebackups.velero.io", NAMESPACE),
+        ("get", "secrets", NAMESPACE),
+        ("patch", "podvolumebackups.velero.io", NAMESPACE),
+    ]
+    .into_iter()
+    .filter(|(verb, resource, namespace)| may(verb, resource, namespace))
+    .collect();
+    let expected = BTreeSet::from([
+        ("get", "secrets", NAMESPACE),
+        ("patch", "podvolumebackups.velero.io", NAMESPACE),
+    ]);
+    assert_eq!(allowed, expected);
+    Ok(())
+}

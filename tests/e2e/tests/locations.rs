@@ -1,0 +1,229 @@
+//! A location that cannot be used says why, harms nothing else, and recovers by itself; an existing repository is never given another
+//! key.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use jackline_crds::velero::{
+    Backup, BackupPhase, BackupRepository, BackupSpec, BackupStorageLocation, DeleteBackupRequest,
+    LocationPhase, RepositoryPhase, Restore, RestoreSpec,
+};
+use jackline_e2e::{Env, until, wait_for, wait_gone};
+use k8s_openapi::api::core::v1::Secret;
+use kube::api::{DeleteParams, PostParams};
+use serde_json::{Value, json};
+
+const MINUTE: Duration = Duration::from_secs(60);
+const PASSWORD: &str = "velero-repo-credentials";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn locations_say_what_is_wrong_and_recover() -> Result<()> {
+    let env = Env::up("locations").await?;
+    available(&env, "default").await?;
+    reasons_are_given(&env).await?;
+    backups_and_deletions_are_refused(&env).await?;
+    they_recover(&env).await?;
+    the_newest_default_wins(&env).await?;
+    existing_repositories_keep_their_key(&env).await?;
+    env.cluster.down()
+}
+
+fn phase(location: &BackupStorageLocation) -> Option<LocationPhase> {
+    location.status.as_ref().and_then(|status| status.phase)
+}
+
+async fn available(env: &Env, name: &str) -> Result<BackupStorageLocation> {
+    let good = |location: &BackupStorageLocation| phase(location) == Some(LocationPhase::Available);
+    wait_for(&env.api::<BackupStorageLocation>(), name, MINUTE, good).await
+}
+
+/// Waits until the location is unavailable with a message that holds all of `words`.
+async fn unavailable(env: &Env, name: &str, words: &[&str]) -> Result<String> {
+    let message = |location: &BackupStorageLocation| {
+        location.status.as_ref().and_then(|status| status.message.clone()).unwrap_or_default()
+    };
+    let bad = |location: &BackupStorageLocation| {
+        phase(location) == Some(LocationPhase::Unavailable)
+            && words.iter().all(|word| message(location).contains(word))
+    };
+    let location = wait_for(&env.api::<BackupStorageLocation>(), name, 2 * MINUTE, bad).await?;
+    Ok(message(&location))
+}
+
+fn apply(env: &Env, name: &str, bucket: &str, url: &str, secret: &str) -> Result<()> {
+    let location = json!({
+        "apiVersion": "velero.io/v1", "kind": "BackupStorageLocation",
+        "metadata": {"name": name, "namespace": "velero"},
+        "spec": {
+            "provider": "aws",
+            "objectStorage": {"bucket": bucket},
+            "config": {"region": "us-east-1", "s3ForcePathStyle": "true", "s3Url": url},
+            "credential": {"name": secret, "key": "cloud"}
+        }
+    });
+    env.cluster.apply(&location.to_string())?;
+    Ok(())
+}
+
+fn credentials(env: &Env, name: &str, key: &str, secret: &str) -> Result<()> {
+    let text = format!("[default]\naws_access_key_id={key}\naws_secret_access_key={secret}\n");
+    let object = json!({
+        "apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "namespace": "velero"},
+        "stringData": {"cloud": text}
+    });
+    env.cluster.apply(&object.to_string())?;
+    Ok(())
+}
+
+async fn reasons_are_given(env: &Env) -> Result<()> {
+    let url = env.cluster.s3().endpoint.clone();
+    credentials(env, "wrong", "nobody", "nothing-at-all")?;
+    apply(env, "no-bucket", "missing", &url, "cloud-credentials")?;
+    apply(env, "no-right", "velero", &url, "wrong")?;
+    apply(env, "no-secret", "velero", &url, "absent")?;
+    apply(env, "no-server", "velero", "http://198.18.0.1:9", "cloud-credentials")?;
+    env.cluster.s3().make_bucket("shared").await?;
+    env.cluster.s3().put("shared", "holiday-pictures/1.jpg", vec![1]).await?;
+    apply(env, "not-ours", "shared", &url, "cloud-credentials")?;
+    for (name, words) in [
+        ("no-bucket", &["no such bucket"][..]),
+        ("no-right", &["access denied"]),
+        ("no-secret", &["Secret velero/absent does not exist"]),
+        ("no-server", &["unreachable"]),
+        ("not-ours", &["invalid top-level directories", "holiday-pictures"]),
+    ] {
+        let message = unavailable(env, name, words).await?;
+        ensure!(!message.contains("nothing-at-all"), "a secret is in the message");
+        println!("{name}: {message}");
+    }
+    // The one that works goes on working.
+    available(env, "default").await?;
+    Ok(())
+}
+
+async fn backups_and_deletions_are_refused(env: &Env) -> Result<()> {
+    for location in ["no-bucket", "no-server", "never-made"] {
+        let name = format!("into-{location}");
+        let spec: BackupSpec = serde_json::from_value(json!({
+            "includedNamespaces": ["default"], "storageLocation": location
+        }))?;
+        let backups = env.api::<Backup>();
+        backups.create(&PostParams::default(), &Backup::new(&name, spec)).await?;
+        let ended = env.backup_ended(&name, MINUTE).await?;
+        ensure!(ended.phase() == BackupPhase::FailedValidation, "{:?}", ended.status);
+        let errors = ended.status.map(|status| status.validation_errors).unwrap_or_default();
+        ensure!(errors.iter().any(|error| error.contains(location)), "{errors:?}");
+    }
+    let spec: RestoreSpec = serde_json::from_value(json!({"backupName": "never-made"}))?;
+    env.api::<Restore>().create(&PostParams::default(), &Restore::new("of-nothing", spec)).await?;
+    let ended = env.restore_ended("of-nothing", MINUTE).await?;
+    let errors = ended.status.map(|status| status.validation_errors).unwrap_or_default();
+    ensure!(errors.iter().any(|error| error.contains("never-made")), "{errors:?}");
+    let request: DeleteBackupRequest = serde_json::from_value(json!({
+        "metadata": {"name": "of-nothing"}, "spec": {"backupName": "never-made"}
+    }))?;
+    let requests = env.api::<DeleteBackupRequest>();
+    requests.create(&PostParams::default(), &request).await?;
+    let said = |request: &DeleteBackupRequest| {
+        request.status.as_ref().is_some_and(|status| status.errors.iter().any(|e| e.contains("not found")))
+    };
+    wait_for(&requests, "of-nothing", MINUTE, said).await?;
+    Ok(())
+}
+
+async fn they_recover(env: &Env) -> Result<()> {
+    env.cluster.s3().make_bucket("missing").await?;
+    env.cluster.s3().delete("shared", "holiday-pictures/1.jpg").await?;
+    available(env, "no-bucket").await?;
+    available(env, "not-ours").await?;
+    // A Secret is looked at as soon as it changes.
+    let begun = Instant::now();
+    credentials(env, "wrong", &env.cluster.s3().access_key, &env.cluster.s3().secret_key)?;
+    available(env, "no-right").await?;
+    println!("recovered {:.1} s after the Secret changed", begun.elapsed().as_secs_f64());
+    credentials(env, "absent", &env.cluster.s3().access_key, &env.cluster.s3().secret_key)?;
+    available(env, "no-secret").await?;
+    let locations = env.api::<BackupStorageLocation>();
+    locations.delete("no-server", &DeleteParams::default()).await?;
+    wait_gone(&locations, "no-server", MINUTE).await
+}
+
+async fn the_newest_default_wins(env: &Env) -> Result<()> {
+    let locations = env.api::<BackupStorageLocation>();
+    let mut copy = locations.get("default").await?;
+    copy.metadata = kube::api::ObjectMeta { name: Some("newer".to_owned()), ..Default::default() };
+    copy.status = None;
+    locations.create(&PostParams::default(), &copy).await?;
+    wait_for(&locations, "default", MINUTE, |location: &BackupStorageLocation| !location.spec.default).await?;
+    ensure!(locations.get("newer").await?.spec.default);
+    locations.delete("newer", &DeleteParams::default()).await?;
+    Ok(())
+}
+
+async fn objects(env: &Env, bucket: &str) -> Result<Vec<(String, u64)>> {
+    let list = env.cluster.s3().list(bucket, "restic/").await?;
+    let mut objects: Vec<_> = list
+        .into_iter()
+        .filter(|object| !object.key.contains("/locks/"))
+        .map(|object| (object.key, object.size))
+        .collect();
+    objects.sort();
+    Ok(objects)
+}
+
+async fn existing_repositories_keep_their_key(env: &Env) -> Result<()> {
+    let bucket = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/velero-1.14/bucket");
+    env.cluster.s3().make_bucket("old").await?;
+    env.cluster.s3().upload_tree("old", &bucket).await?;
+    let before = objects(env, "old").await?;
+    ensure!(!before.is_empty());
+    apply(env, "old", "old", &env.cluster.s3().endpoint, "cloud-credentials")?;
+    available(env, "old").await?;
+
+    // Another password: the repository is not ready, and stays as it is.
+    let repository: BackupRepository = serde_json::from_value(json!({
+        "metadata": {"name": "shop-old-restic"},
+        "spec": {"volumeNamespace": "shop", "backupStorageLocation": "old", "repositoryType": "restic",
+            "resticIdentifier": "", "maintenanceFrequency": "168h0m0s"}
+    }))?;
+    let repositories = env.api::<BackupRepository>();
+    repositories.create(&PostParams::default(), &repository).await?;
+    let refused = |repository: &BackupRepository| {
+        let message = repository.status.as_ref().and_then(|status| status.message.clone());
+        repository.phase() == RepositoryPhase::NotReady
+            && message.is_some_and(|message| message.contains("wrong password"))
+    };
+    wait_for(&repositories, "shop-old-restic", MINUTE, refused).await?;
+    ensure!(objects(env, "old").await? == before);
+
+    // No password: the location names the Secret, and nobody makes a new one.
+    let secrets = env.api::<Secret>();
+    secrets.delete(PASSWORD, &DeleteParams::default()).await?;
+    let message = unavailable(env, "old", &[PASSWORD, "shop"]).await?;
+    println!("{message}");
+    // A look at every location has to pass without one.
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    ensure!(secrets.get_opt(PASSWORD).await?.is_none(), "a new password was made");
+    ensure!(objects(env, "old").await? == before);
+
+    // The right password: everything is there by itself.
+    let right: Value = json!({
+        "apiVersion": "v1", "kind": "Secret", "metadata": {"name": PASSWORD, "namespace": "velero"},
+        "stringData": {"repository-password": "static-passw0rd"}
+    });
+    let begun = Instant::now();
+    env.cluster.apply(&right.to_string())?;
+    available(env, "old").await?;
+    let ready = |repository: &BackupRepository| repository.phase() == RepositoryPhase::Ready;
+    let now = wait_for(&repositories, "shop-old-restic", MINUTE, ready).await?;
+    println!("recovered {:.1} s after the password came", begun.elapsed().as_secs_f64());
+    let identifier = now.spec.restic_identifier.unwrap_or_default();
+    ensure!(identifier.ends_with("/old/restic/shop"), "{identifier}");
+    ensure!(objects(env, "old").await? == before);
+    until("the backups of the bucket are in the cluster", 2 * MINUTE, async || {
+        Ok(env.api::<Backup>().get_opt("second").await?.map(|_| ()))
+    })
+    .await
+    .context("sync")
+}
