@@ -22,6 +22,16 @@ pub struct Settings {
 /// # Errors
 /// When kubectl refuses.
 pub fn apply(cluster: &Cluster, settings: &Settings) -> Result<()> {
+    // The location is of a kind that has to be served before it can be applied.
+    let crds = concat!(env!("CARGO_MANIFEST_DIR"), "/../../crds/yaml");
+    cluster.kubectl(["apply", "--server-side", "-k", crds])?;
+    cluster.kubectl([
+        "wait",
+        "--for=condition=Established",
+        "--timeout=30s",
+        "crd",
+        "--all",
+    ])?;
     let directory = overlay(cluster, settings)?;
     cluster.kubectl([
         "apply",
