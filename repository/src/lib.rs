@@ -12,16 +12,34 @@
 //! - Memory is bounded: no file and no set of packs is ever held as a whole.
 //! - Nothing here knows of Kubernetes. Sizes are bytes.
 
+mod backup;
+mod blobs;
+mod check;
+mod chunker;
+mod compress;
+mod config;
+mod crypto;
+mod drive;
 mod error;
+mod files;
 mod id;
+mod index;
+mod key;
 mod lock;
+mod mark;
 mod names;
 mod options;
+mod pack;
+mod packer;
+mod polynomial;
 mod progress;
+mod prune;
 mod report;
 mod repository;
+mod restore;
 mod snapshot;
 mod tree;
+mod uploader;
 
 pub use error::{Error, Result};
 pub use id::{Id, InvalidId, SnapshotId};

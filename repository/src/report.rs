@@ -83,6 +83,8 @@ pub struct BackupSummary {
     pub files_unmodified: u64,
     /// Directories.
     pub dirs: u64,
+    /// Those of them that the parent has too.
+    pub dirs_known: u64,
     /// Sockets: not stored, as in restic.
     pub sockets_skipped: u64,
     /// Bytes of file content that were read from the source.
@@ -91,6 +93,8 @@ pub struct BackupSummary {
     pub bytes_processed: u64,
     /// Bytes of new blobs before compression.
     pub bytes_added: u64,
+    /// The same as they are stored.
+    pub bytes_packed: u64,
     /// Bytes written to the repository as packs, index and snapshot.
     pub bytes_stored: u64,
     /// New data blobs.

@@ -3,24 +3,38 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
 use jackline_storage::ObjectStore;
 use tokio_util::sync::CancellationToken;
 
+use crate::config::Config;
+use crate::crypto::Key;
 use crate::error::{Error, Result};
-use crate::id::SnapshotId;
-use crate::options::{OpenOptions, Version};
+use crate::files::{self, CONFIG, FileKind, Files};
+use crate::id::{Id, SnapshotId};
+use crate::key::KeyFile;
+use crate::lock::{self, LockGuard, Mode};
+use crate::options::{OpenOptions, Password, Version};
 use crate::progress::Progress;
 use crate::report::{
-    BackupRequest, BackupSummary, CheckOptions, CheckReport, ForgetSummary, PruneOptions, PruneSummary,
-    RestoreOptions, RestoreSummary,
+    BackupRequest, BackupSummary, CheckOptions, CheckReport, ForgetSummary, PruneOptions,
+    PruneSummary, RestoreOptions, RestoreSummary,
 };
 use crate::snapshot::{Snapshot, SnapshotInfo};
+use crate::{backup, check, prune, restore};
 
-/// An open repository. Cheap to clone; holds the master key in memory and no lock between operations, so one process
-/// opens a repository once and keeps it (opening derives a key from the password: about 0.1 s of CPU).
+/// Snapshot files read at once.
+const CONCURRENCY: usize = 8;
+
+/// An open repository. Cheap to clone; holds the master key in memory and no lock between
+/// operations, so one process opens a repository once and keeps it (opening derives a key from the
+/// password: about 0.1 s of processor time).
 #[derive(Debug, Clone)]
 pub struct Repository {
-    store: Arc<dyn ObjectStore>,
+    pub(crate) files: Files,
+    pub(crate) config: Config,
+    pub(crate) options: OpenOptions,
 }
 
 impl Repository {
@@ -32,99 +46,254 @@ impl Repository {
     /// Makes a new repository of a given format version.
     pub async fn init_version(
         store: Arc<dyn ObjectStore>,
-        _options: &OpenOptions,
-        _version: Version,
+        options: &OpenOptions,
+        version: Version,
     ) -> Result<Self> {
-        Ok(Self { store })
+        let location = store.location();
+        let exists = |found: String| Error::AlreadyExists { location: location.clone(), found };
+        if store.head(CONFIG).await?.is_some() {
+            return Err(exists(CONFIG.into()));
+        }
+        // A key without a config: somebody is making a repository, or lost its config. Either way it is theirs.
+        if let Some((id, _)) = files::list(&*store, FileKind::Key).await?.first() {
+            return Err(exists(FileKind::Key.path(id)));
+        }
+        let master = Key::random()?;
+        let config = Config::new(version)?;
+        let key_file = {
+            let (master, password, holder) =
+                (master.clone(), options.password.clone(), options.holder.clone());
+            off_runtime(move || KeyFile::make(&master, &password, &holder)).await?
+        };
+        let key_path = FileKind::Key.path(&Id::of(&key_file));
+        let sealed = master.seal_slice(&config.to_json()?)?;
+        store.put(&key_path, Bytes::from(key_file)).await?;
+        // The config decides who made the repository: whoever comes second takes the own key away.
+        if !store.put_if_absent(CONFIG, Bytes::from(sealed)).await? {
+            store.delete(&key_path).await?;
+            return Err(exists(CONFIG.into()));
+        }
+        Ok(Self::assemble(store, master, config, options))
     }
 
-    /// Opens a repository. `Error::NotFound` where there is neither config nor key, `Error::WrongPassword` where no key
-    /// opens. Takes no lock.
-    pub async fn open(store: Arc<dyn ObjectStore>, _options: &OpenOptions) -> Result<Self> {
-        Ok(Self { store })
+    /// Opens a repository. `Error::NotFound` where there is neither config nor key,
+    /// `Error::WrongPassword` where no key opens. Takes no lock.
+    pub async fn open(store: Arc<dyn ObjectStore>, options: &OpenOptions) -> Result<Self> {
+        let location = store.location();
+        let keys = files::list(&*store, FileKind::Key).await?;
+        let sealed = match store.get(CONFIG).await {
+            Ok(sealed) => sealed,
+            Err(error) if error.is_not_found() && keys.is_empty() => {
+                return Err(Error::NotFound { location });
+            }
+            Err(error) if error.is_not_found() => {
+                return Err(Error::corrupt(CONFIG, "it is missing, though there are keys"));
+            }
+            Err(error) => return Err(error.into()),
+        };
+        if keys.is_empty() {
+            return Err(Error::corrupt("keys/", "there is a config, but no key"));
+        }
+        let key = find_key(&*store, &keys, &options.password).await?;
+        let Some(key) = key else { return Err(Error::WrongPassword { location }) };
+        let mut sealed = Vec::from(sealed);
+        let json = key
+            .open(&mut sealed)
+            .map_err(|_| Error::corrupt(CONFIG, "it cannot be authenticated"))?;
+        let config = Config::parse(json, &location)?;
+        Ok(Self::assemble(store, key, config, options))
+    }
+
+    fn assemble(
+        store: Arc<dyn ObjectStore>,
+        key: Key,
+        config: Config,
+        options: &OpenOptions,
+    ) -> Self {
+        let files = Files { store, key: Arc::new(key), version: config.version };
+        Self { files, config, options: options.clone() }
     }
 
     /// The repository's own id: 64 hexadecimal digits.
     pub fn id(&self) -> &str {
-        ""
+        &self.config.id
     }
 
     /// The format version.
     pub fn version(&self) -> Version {
-        Version::V2
+        self.config.version
     }
 
     /// Where the repository is. Holds no secret.
     pub fn location(&self) -> String {
-        self.store.location()
+        self.files.store.location()
     }
 
     /// All snapshots, oldest first. Takes no lock.
     pub async fn snapshots(&self) -> Result<Vec<SnapshotInfo>> {
-        Ok(vec![])
+        let listed = self.files.list(FileKind::Snapshot).await?;
+        let mut snapshots: Vec<SnapshotInfo> = futures::stream::iter(listed)
+            .map(|(id, _)| async move {
+                match self.snapshot(&id).await {
+                    Ok(snapshot) => Ok(Some(SnapshotInfo { id, snapshot })),
+                    // Forgotten since it was listed.
+                    Err(Error::SnapshotNotFound { .. }) => Ok(None),
+                    Err(error) => Err(error),
+                }
+            })
+            .buffer_unordered(CONCURRENCY)
+            .try_filter_map(async |info| Ok(info))
+            .try_collect()
+            .await?;
+        snapshots.sort_by_key(|info| (info.snapshot.time, info.id));
+        Ok(snapshots)
     }
 
     /// One snapshot. `Error::SnapshotNotFound` if it does not exist.
     pub async fn snapshot(&self, id: &SnapshotId) -> Result<Snapshot> {
-        Err(Error::SnapshotNotFound { id: id.to_hex() })
+        let json = match self.files.load(FileKind::Snapshot, id).await {
+            Err(Error::Storage(error)) if error.is_not_found() => {
+                return Err(Error::SnapshotNotFound { id: id.to_hex() });
+            }
+            json => json?,
+        };
+        serde_json::from_slice(&json)
+            .map_err(|error| Error::corrupt(FileKind::Snapshot.path(id), error))
     }
 
     /// The snapshot whose id is, or starts with, `id`; `latest` is the newest.
     pub async fn resolve(&self, id: &str) -> Result<SnapshotId> {
-        Err(Error::SnapshotNotFound { id: id.into() })
+        let unknown = || Error::SnapshotNotFound { id: id.into() };
+        if id == "latest" {
+            return Ok(self.snapshots().await?.last().ok_or_else(unknown)?.id);
+        }
+        if id.is_empty() {
+            return Err(unknown());
+        }
+        let listed = self.files.list(FileKind::Snapshot).await?;
+        let mut found = listed.iter().map(|(full, _)| *full).filter(|full| full.to_hex().starts_with(id));
+        match (found.next(), found.next()) {
+            (Some(full), None) => Ok(full),
+            (Some(_), Some(_)) => Err(Error::AmbiguousId { id: id.into() }),
+            (None, _) => Err(unknown()),
+        }
     }
 
     /// Makes a snapshot under a shared lock. Unreadable files are counted in the summary, see
-    /// [`BackupSummary::is_complete`]; an error means that there is no snapshot. What was uploaded until then is used by
-    /// the next run. A root that does not exist or is empty makes an empty snapshot.
+    /// [`BackupSummary::is_complete`]; an error means that there is no snapshot. What was uploaded
+    /// until then is used by the next run. A root that does not exist or is empty makes an empty
+    /// snapshot.
     pub async fn backup(
         &self,
-        _request: BackupRequest,
-        _progress: &dyn Progress,
-        _cancel: &CancellationToken,
+        request: BackupRequest,
+        progress: &dyn Progress,
+        cancel: &CancellationToken,
     ) -> Result<BackupSummary> {
-        Err(Error::Cancelled)
+        backup::run(self, request, progress, cancel).await
     }
 
-    /// Writes a snapshot into the directory `target` (made if missing) under a shared lock, and nothing outside it.
+    /// Writes a snapshot into the directory `target` (made if missing) under a shared lock, and
+    /// nothing outside it.
     pub async fn restore(
         &self,
-        _id: &SnapshotId,
-        _target: &Path,
-        _options: RestoreOptions,
-        _progress: &dyn Progress,
-        _cancel: &CancellationToken,
+        id: &SnapshotId,
+        target: &Path,
+        options: RestoreOptions,
+        progress: &dyn Progress,
+        cancel: &CancellationToken,
     ) -> Result<RestoreSummary> {
-        Err(Error::Cancelled)
+        restore::run(self, id, target, options, progress, cancel).await
     }
 
-    /// Removes snapshots under a shared lock; their data stays until the next prune. An absent one is success.
-    pub async fn forget(&self, _ids: &[SnapshotId]) -> Result<ForgetSummary> {
-        Err(Error::Cancelled)
+    /// Removes snapshots under a shared lock; their data stays until the next prune. An absent one
+    /// is success.
+    pub async fn forget(&self, ids: &[SnapshotId]) -> Result<ForgetSummary> {
+        if ids.is_empty() {
+            return Ok(ForgetSummary::default());
+        }
+        let operation = async |guard: &LockGuard| {
+            let mut summary = ForgetSummary::default();
+            for id in ids {
+                let path = FileKind::Snapshot.path(id);
+                if self.files.store.head(&path).await?.is_none() {
+                    summary.absent.push(*id);
+                    continue;
+                }
+                guard.confirm().await?;
+                self.files.delete(FileKind::Snapshot, id).await?;
+                summary.removed.push(*id);
+            }
+            Ok(summary)
+        };
+        lock::locked(&self.files, &self.options, Mode::Shared, operation).await
     }
 
-    /// Gives back the space of what no snapshot uses.
+    /// Gives back the space of what no snapshot uses, under an exclusive lock. Interrupted anywhere
+    /// it leaves a sound repository, and the next prune goes on.
     pub async fn prune(
         &self,
-        _options: PruneOptions,
-        _progress: &dyn Progress,
-        _cancel: &CancellationToken,
+        options: PruneOptions,
+        progress: &dyn Progress,
+        cancel: &CancellationToken,
     ) -> Result<PruneSummary> {
-        Err(Error::Cancelled)
+        prune::run(self, options, progress, cancel).await
     }
 
-    /// Verifies the repository. Damage is in the report; an error means that check itself could not go on.
+    /// Verifies the repository. Damage is in the report; an error means that check itself could not
+    /// go on.
     pub async fn check(
         &self,
-        _options: CheckOptions,
-        _progress: &dyn Progress,
-        _cancel: &CancellationToken,
+        options: CheckOptions,
+        progress: &dyn Progress,
+        cancel: &CancellationToken,
     ) -> Result<CheckReport> {
-        Err(Error::Cancelled)
+        check::run(self, options, progress, cancel).await
     }
 
     /// Removes the locks of dead holders, as every operation does before it waits. Returns how many.
     pub async fn unlock(&self) -> Result<u64> {
-        Err(Error::Cancelled)
+        lock::remove_dead(&self.files, &self.options).await
+    }
+}
+
+/// The master key that the password opens, if any key file has it.
+async fn find_key(
+    store: &dyn ObjectStore,
+    keys: &[(Id, jackline_storage::ObjectMeta)],
+    password: &Password,
+) -> Result<Option<Key>> {
+    let mut damaged = None;
+    for (id, _) in keys {
+        let path = FileKind::Key.path(id);
+        let content = match store.get(&path).await {
+            Err(error) if error.is_not_found() => continue,
+            content => content?,
+        };
+        let password = password.clone();
+        let id = *id;
+        let opened = off_runtime(move || {
+            if Id::of(&content) != id {
+                return Err(Error::corrupt(path, "its content does not match its name"));
+            }
+            KeyFile::parse(&path, &content)?.open(&path, &password)
+        });
+        match opened.await {
+            Ok(Some(key)) => return Ok(Some(key)),
+            Ok(None) => {}
+            // Another key may still open.
+            Err(error @ Error::Corrupt { .. }) => damaged = Some(error),
+            Err(error) => return Err(error),
+        }
+    }
+    damaged.map_or(Ok(None), Err)
+}
+
+/// Runs what takes long without waiting for anything.
+async fn off_runtime<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(Error::Internal(error.to_string())),
     }
 }

@@ -1,0 +1,78 @@
+//! Reading blobs.
+
+use std::sync::Arc;
+
+use crate::compress;
+use crate::crypto::Key;
+use crate::error::{Error, Result};
+use crate::files::{FileKind, Files};
+use crate::id::Id;
+use crate::index::Index;
+use crate::pack::{BlobKind, PackedBlob};
+
+/// A blob's plain length beyond which nothing is believed: chunks end at 8 MiB, trees of millions of entries below 2 GiB.
+const MAX_PLAIN: u32 = 1 << 31;
+
+/// Opens a sealed blob in place and returns its verified plain bytes, in `sealed` or, decompressed, in `scratch`.
+pub(crate) fn open<'a>(
+    key: &Key,
+    blob: &PackedBlob,
+    sealed: &'a mut [u8],
+    scratch: &'a mut Vec<u8>,
+) -> Result<&'a [u8], &'static str> {
+    let plain = key.open(sealed).map_err(|_| "it cannot be authenticated")?;
+    let plain: &[u8] = if blob.uncompressed == 0 {
+        plain
+    } else {
+        if blob.uncompressed >= MAX_PLAIN {
+            return Err("its size is impossible");
+        }
+        compress::unpack(plain, blob.uncompressed as usize, scratch)
+            .ok_or("it cannot be decompressed")?;
+        scratch
+    };
+    if Id::of(plain) != blob.id {
+        return Err("its content does not match its name");
+    }
+    Ok(plain)
+}
+
+/// Reads single blobs by their ids.
+#[derive(Debug, Clone)]
+pub(crate) struct BlobReader {
+    pub(crate) files: Files,
+    pub(crate) index: Arc<Index>,
+}
+
+impl BlobReader {
+    /// The blob's plain bytes. Where it is in several packs, one sound copy is enough.
+    pub(crate) async fn load(&self, kind: BlobKind, id: &Id) -> Result<Vec<u8>> {
+        let name = || format!("{} {id}", kind.name());
+        let mut failure = Error::corrupt(name(), "no index lists it");
+        for place in self.index.find(kind, id) {
+            let pack = FileKind::Pack.path(&self.index.pack_id(place.pack));
+            let (start, length) = (u64::from(place.blob.offset), u64::from(place.blob.length));
+            failure = match self.files.store.get_range(&pack, start..start + length).await {
+                Ok(bytes) => {
+                    let mut sealed = Vec::from(bytes);
+                    let mut scratch = Vec::new();
+                    match open(&self.files.key, &place.blob, &mut sealed, &mut scratch) {
+                        Ok(_) if place.blob.uncompressed != 0 => return Ok(scratch),
+                        Ok(plain) => return Ok(plain.to_vec()),
+                        Err(reason) => Error::corrupt(pack, format!("{}: {reason}", name())),
+                    }
+                }
+                Err(error @ (jackline_storage::Error::NotFound { .. } | jackline_storage::Error::ShortRead { .. })) => {
+                    Error::corrupt(pack, format!("{}: {error}", name()))
+                }
+                Err(error) => Error::Storage(error),
+            };
+        }
+        Err(failure)
+    }
+
+    /// The nodes of a tree.
+    pub(crate) async fn tree(&self, id: &Id) -> Result<Vec<crate::tree::Node>> {
+        crate::tree::parse(id, &self.load(BlobKind::Tree, id).await?)
+    }
+}

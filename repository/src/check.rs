@@ -1,0 +1,224 @@
+//! Check: is everything there that the snapshots lead to, and is it what it says.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Instant;
+
+use futures::{StreamExt, TryStreamExt};
+use rand::seq::SliceRandom;
+use tokio_util::sync::CancellationToken;
+
+use crate::blobs::{self, BlobReader};
+use crate::drive::{self, Counters, Pump};
+use crate::error::{Error, Result};
+use crate::files::{FileKind, Files};
+use crate::id::Id;
+use crate::index::Index;
+use crate::lock::{self, LockGuard, Mode};
+use crate::mark::{self, Marks};
+use crate::pack::{self, LENGTH, PackedBlob, header_len};
+use crate::progress::Progress;
+use crate::report::{CheckOptions, CheckReport};
+use crate::repository::Repository;
+
+/// See [`Repository::check`].
+pub(crate) async fn run(
+    repository: &Repository,
+    options: CheckOptions,
+    progress: &dyn Progress,
+    cancel: &CancellationToken,
+) -> Result<CheckReport> {
+    if !(0.0..=100.0).contains(&options.read_data_percent) {
+        return Err(Error::Invalid("read_data_percent must be between 0 and 100".into()));
+    }
+    let operation = async |_: Option<&LockGuard>| {
+        let begun = Instant::now();
+        let mut report = check(repository, options, progress, cancel).await?;
+        report.duration_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        Ok(report)
+    };
+    if options.no_lock {
+        return operation(None).await;
+    }
+    let locked = async |guard: &LockGuard| operation(Some(guard)).await;
+    lock::locked(&repository.files, &repository.options, Mode::Shared, locked).await
+}
+
+async fn check(
+    repository: &Repository,
+    options: CheckOptions,
+    progress: &dyn Progress,
+    cancel: &CancellationToken,
+) -> Result<CheckReport> {
+    let files = &repository.files;
+    let mut report = CheckReport::default();
+    let mut errors = Vec::new();
+
+    // Snapshots before the index: what a snapshot names was in the index before it.
+    let mut roots = Vec::new();
+    for (id, _) in files.list(FileKind::Snapshot).await? {
+        match repository.snapshot(&id).await {
+            Ok(snapshot) => roots.push(snapshot.tree),
+            Err(Error::SnapshotNotFound { .. }) => {}
+            Err(error @ Error::Corrupt { .. }) => errors.push(error.to_string()),
+            Err(error) => return Err(error),
+        }
+    }
+    report.snapshots = roots.len() as u64;
+
+    let (index, damaged) = load_index(files).await?;
+    errors.extend(damaged);
+    let index = Arc::new(index);
+    let packs = by_pack(&index);
+    let sizes: HashMap<Id, u64> =
+        files.list(FileKind::Pack).await?.into_iter().map(|(id, meta)| (id, meta.size)).collect();
+    report.packs = packs.len() as u64;
+    let mut sound = Vec::new();
+    for (id, blobs) in packs {
+        let expected =
+            blobs.iter().map(|blob| u64::from(blob.length)).sum::<u64>() + header_len(blobs.iter());
+        let name = FileKind::Pack.path(&id);
+        match sizes.get(&id) {
+            None => errors.push(format!("{name} is missing")),
+            Some(size) if *size != expected => {
+                errors.push(format!("{name} has {size} bytes, the index says {expected}"));
+            }
+            Some(size) => sound.push((id, *size, blobs)),
+        }
+    }
+    for id in sizes.keys().filter(|id| !index.has_pack(id)) {
+        report.hints.push(format!("{} is in no index", FileKind::Pack.path(id)));
+    }
+
+    let reader = BlobReader { files: files.clone(), index: Arc::clone(&index) };
+    let mut marks = Marks::new(index.len());
+    let mut on_damage = |error: Error| {
+        errors.push(error.to_string());
+        Ok(())
+    };
+    report.trees = mark::mark(&reader, roots, &mut marks, cancel, &mut on_damage).await?;
+
+    let share = options.read_data_percent / 100.0;
+    if share > 0.0 {
+        sound.shuffle(&mut rand::rng());
+        sound.truncate(((sound.len() as f64 * share).ceil() as usize).max(1));
+        report.packs_read = sound.len() as u64;
+        errors.extend(read_data(files, sound, progress, cancel).await?);
+    }
+    let mut seen = HashSet::new();
+    report.errors = errors.into_iter().filter(|error| seen.insert(error.clone())).collect();
+    report.hints.sort();
+    Ok(report)
+}
+
+/// All index files that can be read, and what is wrong with the others.
+async fn load_index(files: &Files) -> Result<(Index, Vec<String>)> {
+    match Index::load(files).await {
+        Ok((index, _)) => Ok((index, Vec::new())),
+        Err(Error::Corrupt { .. }) => {
+            let mut index = Index::default();
+            let mut damaged = Vec::new();
+            for (id, _) in files.list(FileKind::Index).await? {
+                let name = FileKind::Index.path(&id);
+                let loaded = files.load(FileKind::Index, &id).await;
+                match loaded.and_then(|json| crate::index::parse(&name, &json)) {
+                    Ok(file) => {
+                        for (pack, blobs) in file.packs {
+                            index.add_pack(pack, &blobs);
+                        }
+                    }
+                    Err(error @ Error::Corrupt { .. }) => damaged.push(error.to_string()),
+                    Err(error) => return Err(error),
+                }
+            }
+            Ok((index, damaged))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn by_pack(index: &Index) -> Vec<(Id, Vec<PackedBlob>)> {
+    let mut packs: Vec<_> = index.packs().iter().map(|id| (*id, Vec::new())).collect();
+    for place in index.iter() {
+        packs[place.pack as usize].1.push(place.blob);
+    }
+    for (_, blobs) in &mut packs {
+        blobs.sort_unstable_by_key(|blob| (blob.offset, blob.length));
+    }
+    packs
+}
+
+/// Reads packs from end to end and compares everything in them with what the index and their names say.
+async fn read_data(
+    files: &Files,
+    packs: Vec<(Id, u64, Vec<PackedBlob>)>,
+    progress: &dyn Progress,
+    cancel: &CancellationToken,
+) -> Result<Vec<String>> {
+    let counters = Arc::new(Counters::default());
+    counters.expect(packs.iter().map(|(_, size, _)| size).sum(), packs.len() as u64);
+    let mut pump = Pump::new(progress, Arc::clone(&counters));
+    let mut reading = futures::stream::iter(packs)
+        .map(|(id, size, blobs)| async move {
+            let name = FileKind::Pack.path(&id);
+            let bytes = match files.store.get(&name).await {
+                Ok(bytes) => Vec::from(bytes),
+                Err(error) if error.is_not_found() => return Ok((size, Some(format!("{name} is missing")))),
+                Err(error) => return Err(Error::from(error)),
+            };
+            let key = files.key.clone();
+            let verified = tokio::task::spawn_blocking(move || verify(&name, &id, bytes, &blobs, &key));
+            match verified.await {
+                Ok(Ok(())) => Ok((size, None)),
+                Ok(Err(error)) => Ok((size, Some(error.to_string()))),
+                Err(error) => Err(Error::Internal(error.to_string())),
+            }
+        })
+        .buffer_unordered(drive::threads());
+    let mut errors = Vec::new();
+    loop {
+        tokio::select! {
+            next = reading.try_next() => match next? {
+                Some((size, error)) => {
+                    counters.advance(size, 1);
+                    pump.tell();
+                    errors.extend(error);
+                }
+                None => return Ok(errors),
+            },
+            () = cancel.cancelled() => return Err(Error::Cancelled),
+        }
+    }
+}
+
+fn verify(
+    name: &str,
+    id: &Id,
+    mut bytes: Vec<u8>,
+    expected: &[PackedBlob],
+    key: &crate::crypto::Key,
+) -> Result<()> {
+    let corrupt = |reason: &str| Error::corrupt(name, reason);
+    if Id::of(&bytes) != *id {
+        return Err(corrupt("its content does not match its name"));
+    }
+    let size = bytes.len() as u64;
+    let length = pack::sealed_header_len(name, &bytes, size)?;
+    let start = bytes.len() - LENGTH - length;
+    let end = bytes.len() - LENGTH;
+    let mut listed = pack::parse_header(name, &mut bytes[start..end], size, key)?;
+    listed.sort_unstable_by_key(|blob| (blob.offset, blob.length));
+    if listed != expected {
+        return Err(corrupt("its header and the index list different blobs"));
+    }
+    let mut scratch = Vec::new();
+    for blob in expected {
+        let (from, length) = (blob.offset as usize, blob.length as usize);
+        let sealed = bytes
+            .get_mut(from..from + length)
+            .ok_or_else(|| corrupt("it is shorter than the index says"))?;
+        blobs::open(key, blob, sealed, &mut scratch)
+            .map_err(|reason| corrupt(&format!("{} {}: {reason}", blob.kind.name(), blob.id)))?;
+    }
+    Ok(())
+}

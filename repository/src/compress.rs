@@ -1,0 +1,80 @@
+//! zstd, with contexts that are reused: making one costs more than a small blob.
+
+use std::cell::RefCell;
+use std::io::Read;
+
+use zstd::bulk::{Compressor, Decompressor};
+use zstd::zstd_safe;
+
+use crate::error::{Error, Result};
+
+/// What restic's default is close to.
+const LEVEL: i32 = 3;
+
+thread_local! {
+    static PACK: RefCell<Option<Compressor<'static>>> = const { RefCell::new(None) };
+    static UNPACK: RefCell<Option<Decompressor<'static>>> = const { RefCell::new(None) };
+}
+
+/// Appends the compressed `plain` to `out`.
+pub(crate) fn pack_into(out: &mut Vec<u8>, plain: &[u8]) -> Result<()> {
+    let start = out.len();
+    out.resize(start + zstd_safe::compress_bound(plain.len()), 0);
+    let packed = PACK.with_borrow_mut(|context| -> std::io::Result<usize> {
+        let context = match context {
+            Some(context) => context,
+            None => context.insert(Compressor::new(LEVEL)?),
+        };
+        context.compress_to_buffer(plain, &mut out[start..])
+    });
+    match packed {
+        Ok(length) => {
+            out.truncate(start + length);
+            Ok(())
+        }
+        Err(error) => Err(Error::Internal(format!("zstd: {error}"))),
+    }
+}
+
+/// Decompresses into exactly `length` bytes; `None` where it is anything else.
+pub(crate) fn unpack(packed: &[u8], length: usize, out: &mut Vec<u8>) -> Option<()> {
+    out.clear();
+    out.resize(length, 0);
+    let unpacked = UNPACK.with_borrow_mut(|context| -> std::io::Result<usize> {
+        let context = match context {
+            Some(context) => context,
+            None => context.insert(Decompressor::new()?),
+        };
+        context.decompress_to_buffer(packed, &mut out[..])
+    });
+    (unpacked.ok()? == length).then_some(())
+}
+
+/// Decompresses what does not say how long it is, up to `limit` bytes.
+pub(crate) fn unpack_unknown(packed: &[u8], limit: usize) -> Option<Vec<u8>> {
+    let mut decoder = zstd::stream::read::Decoder::with_buffer(packed).ok()?;
+    let mut out = Vec::new();
+    decoder.by_ref().take(limit as u64 + 1).read_to_end(&mut out).ok()?;
+    (out.len() <= limit).then_some(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn round_trip() {
+        let plain = b"abc".repeat(1000);
+        let mut packed = b"head".to_vec();
+        pack_into(&mut packed, &plain).unwrap();
+        assert!(packed.len() < 100 && packed.starts_with(b"head"));
+        let mut out = Vec::new();
+        unpack(&packed[4..], plain.len(), &mut out).unwrap();
+        assert_eq!(out, plain);
+        assert_eq!(unpack_unknown(&packed[4..], 3000), Some(plain.clone()));
+        assert_eq!(unpack_unknown(&packed[4..], 2999), None);
+        assert!(unpack(&packed[4..], plain.len() - 1, &mut out).is_none());
+        assert!(unpack(&packed[4..], plain.len() + 1, &mut out).is_none());
+        assert!(unpack(b"nothing", 5, &mut out).is_none());
+    }
+}

@@ -1,0 +1,158 @@
+//! Running an operation's threads beside the uploads, the progress and whatever may end it early.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::error::{Error, Result};
+use crate::files::Files;
+use crate::index::Index;
+use crate::lock::LockGuard;
+use crate::packer::Packer;
+use crate::progress::Progress;
+use crate::uploader::{IN_FLIGHT, Uploader};
+
+const TICK: Duration = Duration::from_millis(250);
+/// More threads would only need more memory: two already fill a fast link.
+const MAX_THREADS: usize = 4;
+
+/// Threads for work that needs a processor.
+pub(crate) fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from).clamp(1, MAX_THREADS)
+}
+
+/// What the threads count and the caller's progress shows.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) bytes: AtomicU64,
+    pub(crate) files: AtomicU64,
+    pub(crate) total_bytes: AtomicU64,
+    pub(crate) total_files: AtomicU64,
+}
+
+impl Counters {
+    pub(crate) fn advance(&self, bytes: u64, files: u64) {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.files.fetch_add(files, Ordering::Relaxed);
+    }
+
+    pub(crate) fn expect(&self, bytes: u64, files: u64) {
+        self.total_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.total_files.fetch_add(files, Ordering::Relaxed);
+    }
+}
+
+/// Passes counters on to the caller's progress.
+pub(crate) struct Pump<'a> {
+    progress: &'a dyn Progress,
+    counters: Arc<Counters>,
+    told: [u64; 4],
+}
+
+impl<'a> Pump<'a> {
+    pub(crate) fn new(progress: &'a dyn Progress, counters: Arc<Counters>) -> Self {
+        Self { progress, counters, told: [0; 4] }
+    }
+
+    pub(crate) fn tell(&mut self) {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let counters = &self.counters;
+        let done = [read(&counters.bytes), read(&counters.files)];
+        let total =
+            [read(&counters.total_bytes).max(done[0]), read(&counters.total_files).max(done[1])];
+        if total != [self.told[2], self.told[3]] {
+            self.progress.total(total[0], total[1]);
+        }
+        if done != [self.told[0], self.told[1]] {
+            self.progress.advance(done[0] - self.told[0], done[1] - self.told[1]);
+        }
+        self.told = [done[0], done[1], total[0], total[1]];
+    }
+}
+
+/// Runs `work` on a thread of its own while `pump` tells of it.
+pub(crate) async fn blocking<T: Send + 'static>(
+    guard: Option<&LockGuard>,
+    cancel: &CancellationToken,
+    pump: &mut Pump<'_>,
+    work: impl FnOnce(CancellationToken) -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let stop = cancel.child_token();
+    let _stop_when_dropped = stop.clone().drop_guard();
+    let lost = guard.map_or_else(CancellationToken::new, |guard| guard.lost().clone());
+    let inner = stop.clone();
+    let mut handle = tokio::task::spawn_blocking(move || work(inner));
+    let mut tick = tokio::time::interval(TICK);
+    let mut lock_lost = false;
+    let result = loop {
+        tokio::select! {
+            result = &mut handle => break result,
+            _ = tick.tick() => pump.tell(),
+            () = lost.cancelled(), if !lock_lost => {
+                lock_lost = true;
+                stop.cancel();
+            }
+        }
+    };
+    pump.tell();
+    if let (true, Some(guard)) = (lock_lost, guard) {
+        guard.ensure()?;
+    }
+    result.map_err(|error| Error::Internal(error.to_string()))?
+}
+
+/// Runs `work` with a packer, stores what it packs, and writes the index for it.
+/// Returns the names of the index files written, and the bytes stored.
+pub(crate) async fn packing<T: Send + 'static>(
+    files: &Files,
+    guard: &LockGuard,
+    index: Arc<Index>,
+    cancel: &CancellationToken,
+    pump: &mut Pump<'_>,
+    work: impl FnOnce(&Arc<Packer>, &CancellationToken) -> Result<T> + Send + 'static,
+) -> Result<(T, Vec<crate::id::Id>, u64)> {
+    let stop = cancel.child_token();
+    let _stop_when_dropped = stop.clone().drop_guard();
+    let (sender, mut packs) = mpsc::channel(1);
+    // One open pack of data a thread and one of trees in all, plus what is under way.
+    let limit = threads() + 1 + IN_FLIGHT;
+    let packer = Packer::new(files.key.clone(), files.version, index, limit, sender, stop.clone());
+    let inner = stop.clone();
+    let handle = tokio::task::spawn_blocking(move || {
+        let packer = Arc::new(packer);
+        let result = work(&packer, &inner)?;
+        packer.flush()?;
+        Ok(result)
+    });
+
+    let mut uploader = Uploader::new(files, guard);
+    let mut tick = tokio::time::interval(TICK);
+    let stored = loop {
+        tokio::select! {
+            more = uploader.step(&mut packs) => match more {
+                Ok(true) => {}
+                Ok(false) => break Ok(()),
+                Err(error) => break Err(error),
+            },
+            _ = tick.tick() => pump.tell(),
+            () = cancel.cancelled() => break Err(Error::Cancelled),
+            () = guard.lost().cancelled() => {
+                break guard.ensure().and(Err(Error::Internal("a lost lock holds".into())));
+            }
+        }
+    };
+    if stored.is_err() {
+        stop.cancel();
+        packs.close();
+        drop(packs);
+    }
+    let result: Result<T> = handle.await.map_err(|error| Error::Internal(error.to_string()))?;
+    pump.tell();
+    stored?;
+    let result = result?;
+    uploader.write_index().await?;
+    Ok((result, uploader.written, uploader.bytes))
+}

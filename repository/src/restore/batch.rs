@@ -1,0 +1,382 @@
+//! Files whose content is to be written: each pack is read once for all of them, by several threads.
+
+use std::ffi::CString;
+use std::ops::Range;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use parking_lot::Mutex;
+use rustix::io::Errno;
+
+use super::Engine;
+use crate::blobs;
+use crate::error::{Error, Result};
+use crate::files::FileKind;
+use crate::index::Location;
+use crate::pack::BlobKind;
+use crate::tree::Node;
+
+/// Bytes of a pack read at once.
+const SPAN: u64 = 4 << 20;
+/// Unwanted bytes between two wanted blobs that are read along rather than asked around.
+const GAP: u64 = 256 << 10;
+/// Zeros of this length, aligned, become a hole.
+const HOLE: usize = 4096;
+/// A batch is written when it has so many files or blobs.
+const MAX_FILES: usize = 20_000;
+const MAX_BLOBS: usize = 100_000;
+
+/// A file under way.
+#[derive(Debug)]
+pub(super) struct File {
+    /// The directory's path below the target.
+    pub(super) dir: Arc<PathBuf>,
+    pub(super) name: CString,
+    /// Without its content, which is in the pieces.
+    pub(super) node: Node,
+    /// Pieces that are not written yet.
+    waiting: AtomicUsize,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Missing,
+    Made,
+    /// There was one that is to be kept.
+    Kept,
+    /// It was said why.
+    Failed,
+}
+
+/// A blob's place in a file.
+#[derive(Debug, Clone, Copy)]
+struct Piece {
+    place: Location,
+    file: u32,
+    at: u64,
+}
+
+/// Files and pieces that were not written yet.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    files: Vec<File>,
+    pieces: Vec<Piece>,
+}
+
+impl Batch {
+    pub(super) fn is_full(&self) -> bool {
+        self.files.len() >= MAX_FILES || self.pieces.len() >= MAX_BLOBS
+    }
+
+    /// Adds a file; fails where its content is not in the repository or not of its size.
+    pub(super) fn add(
+        &mut self,
+        engine: &Engine,
+        dir: &Arc<PathBuf>,
+        name: CString,
+        mut node: Node,
+    ) -> Result<(), String> {
+        let content = node.content.take().unwrap_or_default();
+        let file = u32::try_from(self.files.len()).unwrap_or(u32::MAX);
+        let before = self.pieces.len();
+        let mut at = 0;
+        for id in &content {
+            let Some(place) = engine.reader.index.find(BlobKind::Data, id).next() else {
+                self.pieces.truncate(before);
+                return Err(format!("data {id} is damaged: no index lists it"));
+            };
+            self.pieces.push(Piece { place, file, at });
+            at += u64::from(place.blob.plain_len());
+        }
+        if at != node.size {
+            self.pieces.truncate(before);
+            return Err(format!("its content has {at} bytes and not {}", node.size));
+        }
+        self.files.push(File {
+            dir: Arc::clone(dir),
+            name,
+            node,
+            waiting: AtomicUsize::new(content.len()),
+            state: Mutex::new(State::Missing),
+        });
+        Ok(())
+    }
+
+    /// Writes everything and empties the batch.
+    pub(super) fn write(&mut self, engine: &Engine) -> Result<()> {
+        let mut pieces = std::mem::take(&mut self.pieces);
+        let files = std::mem::take(&mut self.files);
+        pieces.sort_unstable_by_key(|piece| (piece.place.pack, piece.place.blob.offset));
+        let spans = spans(&pieces);
+        let next = AtomicUsize::new(0);
+        let failure = Mutex::new(None);
+        std::thread::scope(|scope| {
+            for _ in 0..engine.threads.min(spans.len()) {
+                scope.spawn(|| {
+                    let mut writer = Writer { engine, files: &files, dir: None, scratch: Vec::new() };
+                    while let Some(span) = spans.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        if engine.stop.is_cancelled() {
+                            return;
+                        }
+                        if let Err(error) = writer.span(&pieces[span.clone()]) {
+                            engine.stop.cancel();
+                            failure.lock().get_or_insert(error);
+                        }
+                    }
+                });
+            }
+            let mut writer = Writer { engine, files: &files, dir: None, scratch: Vec::new() };
+            for file in files.iter().filter(|file| file.waiting.load(Ordering::Relaxed) == 0) {
+                writer.empty(file);
+            }
+        });
+        match failure.into_inner() {
+            Some(error) => Err(error),
+            None if engine.stop.is_cancelled() => Err(Error::Cancelled),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Cuts sorted pieces into what is read at once.
+fn spans(pieces: &[Piece]) -> Vec<Range<usize>> {
+    let mut spans = Vec::new();
+    let mut start = 0;
+    for at in 1..=pieces.len() {
+        let together = pieces.get(at).is_some_and(|next| {
+            let (first, last) = (&pieces[start].place, &pieces[at - 1].place);
+            let end = u64::from(last.blob.offset) + u64::from(last.blob.length);
+            let offset = u64::from(next.place.blob.offset);
+            let length = u64::from(next.place.blob.length);
+            let same_blob = next.place == *last;
+            next.place.pack == first.pack
+                && (same_blob
+                    || offset >= end
+                        && offset <= end + GAP
+                        && offset + length <= u64::from(first.blob.offset) + SPAN)
+        });
+        if !together {
+            spans.push(start..at);
+            start = at;
+        }
+    }
+    if pieces.is_empty() { Vec::new() } else { spans }
+}
+
+/// One thread's state.
+struct Writer<'a> {
+    engine: &'a Engine,
+    files: &'a [File],
+    /// The directory opened last: files of one directory come together.
+    dir: Option<(Arc<PathBuf>, OwnedFd)>,
+    scratch: Vec<u8>,
+}
+
+impl Writer<'_> {
+    /// Reads one span and writes its pieces. Damage is counted for the files it hits; trouble with the store is an error.
+    fn span(&mut self, pieces: &[Piece]) -> Result<()> {
+        let (Some(first), Some(last)) = (pieces.first(), pieces.last()) else { return Ok(()) };
+        let engine = self.engine;
+        let pack = FileKind::Pack.path(&engine.reader.index.pack_id(first.place.pack));
+        let start = u64::from(first.place.blob.offset);
+        let end = u64::from(last.place.blob.offset) + u64::from(last.place.blob.length);
+        let store = &engine.reader.files.store;
+        let mut bytes = match engine.runtime.block_on(store.get_range(&pack, start..end)) {
+            Ok(bytes) => Vec::from(bytes),
+            Err(
+                jackline_storage::Error::NotFound { .. }
+                | jackline_storage::Error::ShortRead { .. },
+            ) => Vec::new(),
+            Err(error) => return Err(error.into()),
+        };
+        let mut scratch = std::mem::take(&mut self.scratch);
+        let mut at = 0;
+        while at < pieces.len() {
+            let place = pieces[at].place;
+            let count = pieces[at..].iter().take_while(|piece| piece.place == place).count();
+            let users = &pieces[at..at + count];
+            at += count;
+            let from = (u64::from(place.blob.offset) - start) as usize;
+            let sealed = bytes.get_mut(from..from + place.blob.length as usize);
+            let plain = match sealed {
+                Some(sealed) => blobs::open(&engine.reader.files.key, &place.blob, sealed, &mut scratch),
+                None => Err("the pack is missing or too short"),
+            };
+            match plain {
+                Ok(plain) => {
+                    for piece in users {
+                        self.piece(piece, plain);
+                    }
+                }
+                Err(reason) => self.elsewhere(users, &pack, reason)?,
+            }
+        }
+        self.scratch = scratch;
+        Ok(())
+    }
+
+    /// A damaged blob may have a sound copy in another pack.
+    fn elsewhere(&mut self, users: &[Piece], pack: &str, reason: &str) -> Result<()> {
+        let Some(first) = users.first() else { return Ok(()) };
+        let id = first.place.blob.id;
+        match self.engine.runtime.block_on(self.engine.reader.load(BlobKind::Data, &id)) {
+            Ok(plain) => {
+                for piece in users {
+                    self.piece(piece, &plain);
+                }
+            }
+            Err(Error::Corrupt { .. }) => {
+                let message = format!("{pack} is damaged: data {id}: {reason}");
+                for piece in users {
+                    self.fail(&self.files[piece.file as usize], &message);
+                }
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    fn piece(&mut self, piece: &Piece, plain: &[u8]) {
+        let file = &self.files[piece.file as usize];
+        match self.write(file, piece.at, plain) {
+            Ok(()) => self.engine.counters.advance(plain.len() as u64, 0),
+            Err(error) => self.fail(file, &error.to_string()),
+        }
+    }
+
+    fn write(&mut self, file: &File, at: u64, plain: &[u8]) -> std::io::Result<()> {
+        let engine = self.engine;
+        let dir = self.enter(file)?;
+        let fd = {
+            let mut state = file.state.lock();
+            match *state {
+                State::Kept | State::Failed => return Ok(()),
+                State::Made => engine.target.reopen(dir, &file.name)?,
+                State::Missing => match engine.target.create(dir, &file.name)? {
+                    Some(fd) => {
+                        *state = State::Made;
+                        if file.waiting.load(Ordering::Relaxed) > 1 || engine.options.sparse {
+                            rustix::fs::ftruncate(&fd, file.node.size)?;
+                        }
+                        fd
+                    }
+                    None => {
+                        *state = State::Kept;
+                        engine.skipped.fetch_add(1, Ordering::Relaxed);
+                        return Ok(());
+                    }
+                },
+            }
+        };
+        if engine.options.sparse {
+            write_sparse(&fd, plain, at)?;
+        } else {
+            write_all(&fd, plain, at)?;
+        }
+        if file.waiting.fetch_sub(1, Ordering::AcqRel) == 1 {
+            engine.target.dress(&fd, &file.node)?;
+            engine.counters.advance(0, 1);
+            engine.files_done.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    fn empty(&mut self, file: &File) {
+        let engine = self.engine;
+        let result = self.enter(file).map_err(std::io::Error::from).and_then(|dir| {
+            match engine.target.create(dir, &file.name)? {
+                Some(fd) => {
+                    engine.target.dress(&fd, &file.node)?;
+                    engine.files_done.fetch_add(1, Ordering::Relaxed);
+                }
+                None => {
+                    engine.skipped.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+            Ok(())
+        });
+        engine.counters.advance(0, 1);
+        if let Err(error) = result {
+            engine.problem(&file.dir, file.name.to_bytes(), &error.to_string());
+        }
+    }
+
+    /// Counts a file as failed, once. One without all its content is removed; one without all its metadata stays.
+    fn fail(&mut self, file: &File, message: &str) {
+        let was = std::mem::replace(&mut *file.state.lock(), State::Failed);
+        if was == State::Failed {
+            return;
+        }
+        self.engine.problem(&file.dir, file.name.to_bytes(), message);
+        if was == State::Made && file.waiting.load(Ordering::Acquire) > 0 {
+            let target = &self.engine.target;
+            if let Ok(dir) = self.enter(file) {
+                target.remove(dir, &file.name);
+            }
+        }
+    }
+
+    fn enter(&mut self, file: &File) -> Result<std::os::fd::BorrowedFd<'_>, Errno> {
+        let same = self.dir.as_ref().is_some_and(|(path, _)| Arc::ptr_eq(path, &file.dir));
+        if !same {
+            self.dir = None;
+        }
+        let dir = match self.dir.take() {
+            Some(dir) => dir,
+            None => (Arc::clone(&file.dir), self.engine.target.dir(&file.dir)?),
+        };
+        Ok(self.dir.insert(dir).1.as_fd())
+    }
+}
+
+fn write_all(fd: &OwnedFd, mut bytes: &[u8], mut at: u64) -> std::io::Result<()> {
+    while !bytes.is_empty() {
+        match rustix::io::pwrite(fd, bytes, at) {
+            Ok(0) => return Err(std::io::ErrorKind::WriteZero.into()),
+            Ok(written) => {
+                bytes = &bytes[written..];
+                at += written as u64;
+            }
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Writes what is not zero. The file has its full size already.
+fn write_sparse(fd: &OwnedFd, bytes: &[u8], at: u64) -> std::io::Result<()> {
+    let mut from = 0;
+    while from < bytes.len() {
+        // The first piece reaches to the next aligned position.
+        let here = at + from as u64;
+        let mut to = from;
+        let mut zero = false;
+        while to < bytes.len() {
+            let position = at + to as u64;
+            let end = (to + HOLE - (position % HOLE as u64) as usize).min(bytes.len());
+            let hole = is_zero(&bytes[to..end]);
+            if to > from && hole != zero {
+                break;
+            }
+            zero = hole;
+            to = end;
+        }
+        if !zero {
+            write_all(fd, &bytes[from..to], here)?;
+        }
+        from = to;
+    }
+    Ok(())
+}
+
+fn is_zero(bytes: &[u8]) -> bool {
+    let (head, words, tail) = (bytes.first(), bytes.chunks_exact(16), bytes.len() % 16);
+    let rest = &bytes[bytes.len() - tail..];
+    head.is_none_or(|byte| *byte == 0)
+        && words.into_iter().all(|word| word == [0; 16])
+        && rest.iter().all(|byte| *byte == 0)
+}
