@@ -53,11 +53,24 @@ impl LocalStore {
         })
     }
 
-    /// The sorted entries of directory `prefix`; none if it does not exist.
-    async fn level(&self, prefix: String) -> Result<Vec<Entry>> {
+    /// The sorted entries of directory `prefix`; none if it does not exist. Deleted objects leave
+    /// empty directories behind, which are no part of a listing.
+    async fn level(&self, prefix: String, empty_too: bool) -> Result<Vec<Entry>> {
         let (root, location) = (self.root.clone(), self.location());
         blocking(&self.location(), &prefix.clone(), move || {
-            entries(&root, &prefix).map_err(|error| Error::io(&location, &prefix, &error))
+            let found = entries(&root, &prefix).and_then(|mut found| {
+                if !empty_too {
+                    let mut kept = Vec::with_capacity(found.len());
+                    for entry in found {
+                        if holds_object(&root, &entry)? {
+                            kept.push(entry);
+                        }
+                    }
+                    found = kept;
+                }
+                Ok(found)
+            });
+            found.map_err(|error| Error::io(&location, &prefix, &error))
         })
         .await
     }
@@ -201,6 +214,21 @@ fn entries(root: &Path, prefix: &str) -> io::Result<Vec<Entry>> {
     }
     found.sort_unstable_by(|a, b| a.order().cmp(b.order()));
     Ok(found)
+}
+
+/// Whether there is any object at or below the entry.
+fn holds_object(root: &Path, entry: &Entry) -> io::Result<bool> {
+    match entry {
+        Entry::Object(_) => Ok(true),
+        Entry::Directory(prefix) => {
+            for below in entries(root, prefix)? {
+                if holds_object(root, &below)? {
+                    return Ok(true);
+                }
+            }
+            Ok(false)
+        }
+    }
 }
 
 fn remove_if_abandoned(path: &Path, meta: &fs::Metadata) {
@@ -365,7 +393,7 @@ impl ObjectStore for LocalStore {
                     None => return Ok(None),
                     Some(Entry::Object(meta)) => return Ok(Some((meta, (pending, prefix)))),
                     Some(Entry::Directory(directory)) => {
-                        let level = self.level(directory).await?.into_iter().rev();
+                        let level = self.level(directory, true).await?.into_iter().rev();
                         pending.extend(level.filter(|entry| {
                             let name = entry.order();
                             name.starts_with(&prefix)
@@ -381,7 +409,7 @@ impl ObjectStore for LocalStore {
     async fn list_level(&self, prefix: &str) -> Result<Listing> {
         key::check_prefix(&self.location(), prefix)?;
         let mut listing = Listing::default();
-        for entry in self.level(key::directory(prefix)).await? {
+        for entry in self.level(key::directory(prefix), false).await? {
             match entry {
                 Entry::Directory(prefix) => listing.prefixes.push(prefix),
                 Entry::Object(meta) => listing.objects.push(meta),
@@ -432,5 +460,79 @@ impl ObjectStore for LocalStore {
                 key: place.key,
                 message: "this path has no file: URL".into(),
             })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn names(root: &Path) -> Vec<String> {
+        let entries = fs::read_dir(root).unwrap();
+        entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect()
+    }
+
+    #[tokio::test]
+    async fn a_killed_writer_leaves_nothing_that_is_seen() {
+        let root = tempfile::tempdir().unwrap();
+        let store = LocalStore::new(root.path());
+        store.put("data/a", Bytes::from_static(b"1")).await.unwrap();
+        let fresh = root.path().join("data").join(format!("{TEMPORARY}fresh"));
+        let old = root.path().join("data").join(format!("{TEMPORARY}old"));
+        for path in [&fresh, &old] {
+            fs::write(path, "half").unwrap();
+        }
+        let file = File::options().write(true).open(&old).unwrap();
+        file.set_modified(std::time::SystemTime::now() - 2 * ABANDONED)
+            .unwrap();
+        let listed: Vec<_> = store
+            .list("")
+            .map_ok(|meta| meta.key)
+            .try_collect()
+            .await
+            .unwrap();
+        assert_eq!(listed, ["data/a"]);
+        assert!(
+            fresh.exists() && !old.exists(),
+            "only what is a day old is removed"
+        );
+        assert!(store.get(&format!("data/{TEMPORARY}fresh")).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_write_that_fails_leaves_no_file() {
+        let root = tempfile::tempdir().unwrap();
+        let store = LocalStore::new(root.path());
+        let missing = root.path().join("no/such/file");
+        store.upload("object", &missing).await.unwrap_err();
+        assert_eq!(names(root.path()), Vec::<String>::new());
+    }
+
+    #[tokio::test]
+    async fn objects_are_plain_files_below_the_root() {
+        let root = tempfile::tempdir().unwrap();
+        let store = LocalStore::new(root.path());
+        store
+            .put("data/00/ab", Bytes::from_static(b"pack"))
+            .await
+            .unwrap();
+        assert_eq!(fs::read(root.path().join("data/00/ab")).unwrap(), b"pack");
+        let mode = fs::metadata(root.path().join("data/00/ab"))
+            .unwrap()
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o077, 0, "others may not read backups: {mode:o}");
+        let url = store
+            .presign_get("data/00/ab", Duration::from_secs(1))
+            .await
+            .unwrap();
+        assert!(
+            url.starts_with("file:///") && url.ends_with("/data/00/ab"),
+            "{url}"
+        );
     }
 }

@@ -66,8 +66,7 @@ pub trait ObjectStore: Send + Sync + Debug + 'static {
     fn list<'a>(&'a self, prefix: &str) -> BoxStream<'a, Result<ObjectMeta>>;
 
     /// What lies directly in directory `prefix` (with or without its trailing slash; empty: root).
-    /// A directory without objects is an empty listing, not an error; a file store may list the
-    /// empty directories that deleted objects left.
+    /// A directory without objects is an empty listing, not an error.
     async fn list_level(&self, prefix: &str) -> Result<Listing>;
 
     /// Removes an object. An absent one is success.
