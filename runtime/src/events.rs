@@ -57,12 +57,15 @@ pub struct Event {
     pub note: String,
 }
 
+/// (object, reason) → (hash of the note, when).
+type Said = HashMap<(String, &'static str), (u64, Instant)>;
+
 /// Publisher of the process. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Events {
     sender: mpsc::Sender<Event>,
     metrics: Metrics,
-    said: Arc<Mutex<HashMap<(String, &'static str), (u64, Instant)>>>,
+    said: Arc<Mutex<Said>>,
 }
 
 impl Events {

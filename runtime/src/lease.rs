@@ -406,4 +406,4 @@ fn won_or_beaten(
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

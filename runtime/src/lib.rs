@@ -25,11 +25,6 @@
 //! # }
 //! ```
 
-#[cfg(test)]
-macro_rules! json {
-    ($($t:tt)*) => { serde_json::json!($($t)*) };
-}
-
 pub mod admin;
 pub mod client;
 pub mod cluster;

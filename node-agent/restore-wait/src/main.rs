@@ -76,11 +76,19 @@ fn main() -> ExitCode {
         let name = volume.to_string_lossy().into_owned();
         if waiters.get(&name).is_none_or(|pods| *pods <= 1) {
             // Not allowed to, as an unprivileged user: then the node agent removes it.
-            let _ = std::fs::remove_dir_all(root.join(&volume).join(MARKER_DIR));
+            let _ = remove_marker(&root.join(&volume));
         }
     }
     say("all volumes have their data");
     ExitCode::SUCCESS
+}
+
+/// Removes the marker and leaves the volume's own times as they were restored.
+fn remove_marker(volume: &Path) -> std::io::Result<()> {
+    let meta = std::fs::symlink_metadata(volume)?;
+    let times = std::fs::FileTimes::new().set_accessed(meta.accessed()?).set_modified(meta.modified()?);
+    std::fs::remove_dir_all(volume.join(MARKER_DIR))?;
+    std::fs::File::open(volume)?.set_times(times)
 }
 
 /// A UID becomes a file name: nothing that could lead elsewhere.

@@ -1,0 +1,126 @@
+//! What both controllers of the agent share.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use jackline_crds::velero::{PodVolumeBackup, PodVolumeRestore};
+use jackline_runtime::{CancellationToken, Event, EventKind, Events, Key, Store};
+use k8s_openapi::api::core::v1::{ObjectReference, Pod};
+use kube::{Api, Client, Resource};
+use tokio::sync::Semaphore;
+
+use crate::{
+    metrics::Metrics,
+    paths::{self, Found},
+    pods::{self, VolumeError},
+    repos::Repositories,
+};
+
+/// Time after which a directory that does not answer counts as dead (a network volume whose server is gone).
+const RESOLVE_DEADLINE: Duration = Duration::from_secs(30);
+
+#[derive(Debug)]
+pub(crate) struct Context {
+    pub node: String,
+    pub namespace: String,
+    pub host_pods: PathBuf,
+    pub client: ClientBox,
+    /// Pods of this node.
+    pub pods: Store<Pod>,
+    /// PodVolumeBackups of this node that have not ended.
+    pub backups: Store<PodVolumeBackup>,
+    pub restores: Store<PodVolumeRestore>,
+    pub repositories: Repositories,
+    pub events: Events,
+    pub metrics: Metrics,
+    /// Volumes at once, backups and restores together.
+    pub slots: Arc<Semaphore>,
+    pub give_up_after: Duration,
+    pub shutdown: CancellationToken,
+}
+
+/// The client, without its missing `Debug`.
+#[derive(Clone)]
+pub(crate) struct ClientBox(pub Client);
+
+impl std::fmt::Debug for ClientBox {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Client")
+    }
+}
+
+/// Whether the pod that an object names is here.
+#[derive(Debug, Clone)]
+pub(crate) enum PodHere {
+    Yes(Arc<Pod>),
+    /// Another pod of the same name has taken its place.
+    Replaced,
+    No,
+}
+
+impl Context {
+    pub fn api<K>(&self) -> Api<K>
+    where
+        K: Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>,
+    {
+        Api::namespaced(self.client.0.clone(), &self.namespace)
+    }
+
+    /// The pod of this reference, as far as it is on this node. Wait for `pods.ready()` first.
+    pub fn pod(&self, reference: &ObjectReference) -> PodHere {
+        find_pod(&self.pods, reference)
+    }
+
+    /// Over when the pod has left this node, was replaced, or has ended.
+    pub async fn pod_gone(&self, reference: &ObjectReference) {
+        self.pods
+            .wait_for(|pods| match find_pod(pods, reference) {
+                PodHere::Yes(pod) => pods::is_over(&pod).then_some(()),
+                PodHere::No | PodHere::Replaced => Some(()),
+            })
+            .await;
+    }
+
+    /// The volume's directory, checked to be the volume.
+    pub async fn resolve(&self, pod: &Pod, volume: &str) -> Result<Found, VolumeError> {
+        let wanted = pods::wanted(&self.client.0, pod, volume).await?;
+        let host_pods = self.host_pods.clone();
+        let path = self.host_pods.join(&wanted.pod_uid).display().to_string();
+        let hung = |source: std::io::Error| paths::PathError::Io { path, source };
+        let look = tokio::task::spawn_blocking(move || paths::resolve(&host_pods, &wanted));
+        match tokio::time::timeout(RESOLVE_DEADLINE, look).await {
+            Ok(Ok(found)) => Ok(found?),
+            Ok(Err(panic)) => Err(hung(std::io::Error::other(panic)).into()),
+            Err(_) => Err(hung(std::io::ErrorKind::TimedOut.into()).into()),
+        }
+    }
+
+    /// Says that a volume failed, on the object and the pod.
+    pub fn failed_event<K: Resource<DynamicType = ()>>(
+        &self,
+        object: &K,
+        pod: &ObjectReference,
+        reason: &'static str,
+        note: String,
+    ) {
+        self.events.publish(Event {
+            regarding: object.object_ref(&()),
+            related: Some(ObjectReference { kind: Some("Pod".to_owned()), ..pod.clone() }),
+            kind: EventKind::Warning,
+            reason,
+            action: "MoveVolumeData",
+            note,
+        });
+    }
+}
+
+fn find_pod(pods: &Store<Pod>, reference: &ObjectReference) -> PodHere {
+    let key = Key {
+        namespace: reference.namespace.clone(),
+        name: reference.name.clone().unwrap_or_default(),
+    };
+    let Some(pod) = pods.get(&key) else { return PodHere::No };
+    match &reference.uid {
+        Some(uid) if !uid.is_empty() && pod.metadata.uid.as_ref() != Some(uid) => PodHere::Replaced,
+        _ => PodHere::Yes(pod),
+    }
+}

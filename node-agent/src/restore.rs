@@ -1,0 +1,370 @@
+//! PodVolumeRestores whose pod is on this node: one snapshot into a volume.
+//!
+//! Begins when the pod's init container `restore-wait` runs (then the volumes are mounted and nothing else of the pod runs), ends with
+//! the done-file and `Completed`. A restore that an ended agent left is begun again from the start: every file is written anew, so the
+//! result is the same.
+//!
+//! After completion the done-file is looked after until the object goes: written again for a pod whose `restore-wait` runs again (a node
+//! that restarted), removed when the controller says that every waiter has gone on.
+
+use std::{collections::HashSet, sync::Arc, time::Duration};
+
+use jackline_crds::{
+    names::{AGENT_FIELD_MANAGER, annotation, label},
+    velero::{
+        DataProgress, PodVolumePhase, PodVolumeRestore, PodVolumeRestoreStatus, UploaderType,
+    },
+};
+use jackline_repository::{RestoreOptions, RestoreSummary};
+use jackline_runtime::{
+    Failure, Key, Next,
+    status::{Guard, StatusAt, write_status},
+};
+use jiff::Timestamp;
+use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::Time};
+use kube::{Api, ResourceExt};
+use parking_lot::Mutex;
+
+use crate::{
+    context::{Context, PodHere},
+    marker,
+    metrics::Operation,
+    paths::Found,
+    pods,
+    progress::{self, Meter},
+    stop::{Patience, Stop, persist},
+};
+
+const ORDERLY: Duration = Duration::from_secs(20);
+/// Uploader setting of Velero: leave holes.
+const SPARSE: &str = "WriteSparseFiles";
+
+#[derive(Debug)]
+pub(crate) struct Restores {
+    context: Arc<Context>,
+    patience: Patience,
+    /// UIDs of completed restores whose done-file was removed.
+    settled: Mutex<HashSet<String>>,
+}
+
+struct Record {
+    api: Api<PodVolumeRestore>,
+    object: Mutex<PodVolumeRestore>,
+}
+
+impl Record {
+    fn status(&self) -> PodVolumeRestoreStatus {
+        self.object.lock().status.clone().unwrap_or_default()
+    }
+
+    async fn write(&self, status: &PodVolumeRestoreStatus) -> Result<(), Failure> {
+        let observed = self.object.lock().clone();
+        let written = write_status(
+            &self.api,
+            &observed,
+            status,
+            StatusAt::Main,
+            Guard::SameObject,
+            AGENT_FIELD_MANAGER,
+        )
+        .await?;
+        if let Some(object) = written {
+            *self.object.lock() = object;
+        }
+        Ok(())
+    }
+}
+
+/// UID of the Restore that an object belongs to: the name of the done-file.
+pub(crate) fn restore_uid(object: &PodVolumeRestore) -> String {
+    let owner = object.owner_references().iter().find(|owner| owner.kind == "Restore");
+    owner
+        .map(|owner| owner.uid.clone())
+        .or_else(|| object.labels().get(label::RESTORE_UID).cloned())
+        .unwrap_or_default()
+}
+
+impl Restores {
+    pub fn new(context: Arc<Context>) -> Self {
+        let patience = Patience::new(context.give_up_after);
+        Self { context, patience, settled: Mutex::default() }
+    }
+
+    pub async fn pass(&self, key: &Key) -> Result<Next, Failure> {
+        let context = &self.context;
+        context.pods.ready().await;
+        let Some(object) = context.restores.get(key) else {
+            self.patience.forget(key);
+            return Ok(Next::Done);
+        };
+        match object.phase() {
+            PodVolumePhase::Completed => return self.look_after(&object).await,
+            phase if phase.is_terminal() => return Ok(Next::Done),
+            _ => {}
+        }
+        let record = Record { api: context.api(), object: Mutex::new((*object).clone()) };
+        let pod = match context.pod(&object.spec.pod) {
+            PodHere::Yes(pod) if !pods::is_over(&pod) => pod,
+            _ if self.was_ours(&object) => {
+                let message = "the pod is gone from this node; its volume was not restored";
+                return self.end(key, &object, &record, Err(Stop::Failed(message.to_owned()))).await;
+            }
+            // Another node's, or not scheduled yet.
+            _ => return Ok(Next::OnChange),
+        };
+        if pods::waits_since(&pod, &restore_uid(&object)).is_none() {
+            return Ok(Next::OnChange);
+        }
+        let _slot = context.slots.acquire().await.map_err(|closed| Failure::terminal("Closed", closed))?;
+        let running = context.metrics.begin(Operation::Restore);
+        let result = self.attempt(&object, &record, &pod).await;
+        drop(running);
+        self.end(key, &object, &record, result).await
+    }
+
+    /// Whether this node has begun it.
+    fn was_ours(&self, object: &PodVolumeRestore) -> bool {
+        let node = object.status.as_ref().and_then(|status| status.node.as_deref());
+        object.phase() == PodVolumePhase::InProgress && node == Some(&self.context.node)
+    }
+
+    async fn end(
+        &self,
+        key: &Key,
+        object: &PodVolumeRestore,
+        record: &Record,
+        result: Result<RestoreSummary, Stop>,
+    ) -> Result<Next, Failure> {
+        let context = &self.context;
+        let mut status = record.status();
+        status.completion_timestamp = Some(Time(Timestamp::now()));
+        let mut fail = |message: String| {
+            status.phase = Some(PodVolumePhase::Failed);
+            status.message = Some(message);
+        };
+        let mut well = false;
+        match result {
+            Ok(summary) => {
+                well = true;
+                status.phase = Some(PodVolumePhase::Completed);
+                status.progress = Some(progress::complete(summary.bytes));
+                status.message = None;
+                context.metrics.bytes(Operation::Restore, "written", summary.bytes);
+            }
+            Err(Stop::Shutdown) => return Ok(Next::After(Duration::from_secs(1))),
+            Err(Stop::Canceled) => {
+                status.phase = Some(PodVolumePhase::Canceled);
+                status.message = Some("canceled on request".to_owned());
+            }
+            Err(Stop::Retry(failure)) if self.patience.lasts(key) => return Err(failure),
+            Err(Stop::Retry(failure)) => {
+                fail(format!("given up: {}", jackline_runtime::logging::chain(&failure)));
+            }
+            Err(Stop::Failed(message)) => fail(message),
+        }
+        persist(|| record.write(&status), &context.shutdown).await?;
+        self.patience.forget(key);
+        context.metrics.ended(Operation::Restore, well);
+        self.say(object, &status);
+        Ok(Next::OnChange)
+    }
+
+    fn say(&self, object: &PodVolumeRestore, status: &PodVolumeRestoreStatus) {
+        let pod = &object.spec.pod;
+        let what = format!(
+            "volume {} of pod {}/{}",
+            object.spec.volume,
+            pod.namespace.as_deref().unwrap_or_default(),
+            pod.name.as_deref().unwrap_or_default(),
+        );
+        let message = status.message.as_deref().unwrap_or_default();
+        if status.phase == Some(PodVolumePhase::Failed) {
+            tracing::warn!(what, message, "restore failed");
+            let note = format!("restore of {what} failed: {message}");
+            self.context.failed_event(object, pod, "VolumeRestoreFailed", note);
+        } else {
+            let bytes = status.progress.as_ref().map(|p| p.total_bytes);
+            tracing::info!(what, phase = status.phase.map(PodVolumePhase::as_str), bytes, "restore ended");
+        }
+    }
+
+    async fn attempt(
+        &self,
+        object: &PodVolumeRestore,
+        record: &Record,
+        pod: &Pod,
+    ) -> Result<RestoreSummary, Stop> {
+        let context = &self.context;
+        let spec = &object.spec;
+        if spec.cancel {
+            return Err(Stop::Canceled);
+        }
+        if spec.uploader_type == UploaderType::Kopia {
+            return Err(Stop::Failed(
+                "the volume was saved by kopia, which is not supported; supported: restic".to_owned(),
+            ));
+        }
+        let found = context.resolve(pod, &spec.volume).await.map_err(|e| Stop::volume(&spec.volume, e))?;
+
+        let mut status = record.status();
+        status.phase = Some(PodVolumePhase::InProgress);
+        status.start_timestamp.get_or_insert_with(|| Time(Timestamp::now()));
+        status.node = Some(context.node.clone());
+        status.message = None;
+        record.write(&status).await.map_err(Stop::Retry)?;
+
+        let repository = context
+            .repositories
+            .get(&spec.backup_storage_location, &spec.source_namespace, false)
+            .await?;
+        let snapshot = repository.resolve(&spec.snapshot_id).await.map_err(Stop::repository)?;
+        let summary = self.write(object, record, &repository, &snapshot, &found).await?;
+        if !summary.is_complete() {
+            return Err(Stop::Failed(incomplete(&summary)));
+        }
+        self.mark(object, &found).await?;
+        Ok(summary)
+    }
+
+    async fn write(
+        &self,
+        object: &PodVolumeRestore,
+        record: &Record,
+        repository: &jackline_repository::Repository,
+        snapshot: &jackline_repository::SnapshotId,
+        found: &Found,
+    ) -> Result<RestoreSummary, Stop> {
+        let context = &self.context;
+        let sparse = object.spec.uploader_settings.get(SPARSE).is_some_and(|value| value == "true");
+        let options = RestoreOptions { sparse, ..RestoreOptions::default() };
+        let meter = Meter::default();
+        let cancel = context.shutdown.child_token();
+        let work = progress::reporting(
+            &meter,
+            repository.restore(snapshot, &found.path, options, &meter, &cancel),
+            |progress| write_progress(record, progress),
+        );
+        let key = Key::of(object);
+        let canceled = context.restores.wait_for(|restores| {
+            restores.get(&key).is_none_or(|now| now.spec.cancel).then_some(())
+        });
+        let interrupted = async {
+            tokio::select! {
+                () = context.pod_gone(&object.spec.pod) => {
+                    Stop::Failed("the pod went away while its volume was being restored".to_owned())
+                }
+                () = canceled => Stop::Canceled,
+            }
+        };
+        tokio::pin!(work, interrupted);
+        tokio::select! {
+            biased;
+            result = &mut work => result.map_err(Stop::repository),
+            stop = &mut interrupted => {
+                cancel.cancel();
+                let _ = tokio::time::timeout(ORDERLY, &mut work).await;
+                Err(stop)
+            }
+        }
+    }
+
+    /// Says in the volume that its data is complete.
+    async fn mark(&self, object: &PodVolumeRestore, found: &Found) -> Result<(), Stop> {
+        let (look, uid) = (found.clone(), restore_uid(object));
+        let marked = tokio::task::spawn_blocking(move || {
+            // The file must not end up in the directory underneath.
+            if !look.still_there() {
+                return Err(std::io::Error::other("the volume was unmounted while it was being restored"));
+            }
+            marker::write(&look.path, &uid)
+        });
+        let failed = |error: &dyn std::fmt::Display| {
+            Stop::Failed(format!("the done-file in {} cannot be written: {error}", found.path.display()))
+        };
+        match marked.await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(failed(&error)),
+            Err(panic) => Err(failed(&panic)),
+        }
+    }
+
+    /// The done-file of a completed restore.
+    async fn look_after(&self, object: &PodVolumeRestore) -> Result<Next, Failure> {
+        let context = &self.context;
+        let PodHere::Yes(pod) = context.pod(&object.spec.pod) else { return Ok(Next::Done) };
+        let uid = object.uid().unwrap_or_default();
+        let waits = self.waits_again(object, &pod);
+        let left = object.annotations().contains_key(annotation::WAITERS_LEFT);
+        if !waits && (!left || self.settled.lock().contains(&uid)) {
+            return Ok(Next::Done);
+        }
+        if pods::is_over(&pod) {
+            return Ok(Next::Done);
+        }
+        let found = match context.resolve(&pod, &object.spec.volume).await {
+            Ok(found) => found,
+            Err(error) => {
+                // The pod is being taken down, most likely. Nothing can be done in a volume that is not there.
+                tracing::debug!(error = jackline_runtime::logging::chain(&error), "done-file out of reach");
+                return Ok(Next::Done);
+            }
+        };
+        let restore = restore_uid(object);
+        let done = tokio::task::spawn_blocking(move || match waits {
+            true if marker::exists(&found.path, &restore) => Ok(()),
+            true => marker::write(&found.path, &restore),
+            false => marker::remove(&found.path),
+        });
+        match done.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Err(Failure::transient("DoneFile", error)),
+            Err(panic) => return Err(Failure::transient("DoneFile", panic)),
+        }
+        if waits {
+            self.settled.lock().remove(&uid);
+        } else {
+            self.settled.lock().insert(uid);
+        }
+        Ok(Next::Done)
+    }
+
+    /// Whether a pod of this node that shares the volume has begun to wait after the restore was complete.
+    fn waits_again(&self, object: &PodVolumeRestore, carrier: &Pod) -> bool {
+        let Some(completed) = object.status.as_ref().and_then(|s| s.completion_timestamp.as_ref()) else {
+            return false;
+        };
+        let restore = restore_uid(object);
+        let claim = pods::volume(carrier, &object.spec.volume).and_then(|v| pods::claim(carrier, v));
+        let shares = |pod: &Pod| match &claim {
+            Some(claim) => pod.spec.as_ref().and_then(|spec| spec.volumes.as_ref()).is_some_and(|volumes| {
+                volumes.iter().any(|volume| pods::claim(pod, volume).as_ref() == Some(claim))
+            }),
+            None => pod.metadata.uid == carrier.metadata.uid,
+        };
+        self.context
+            .pods
+            .find(|pod| {
+                pod.metadata.namespace == carrier.metadata.namespace
+                    && shares(pod)
+                    // Both are whole seconds.
+                    && pods::waits_since(pod, &restore).is_some_and(|since| since >= completed.0)
+            })
+            .is_some()
+    }
+}
+
+async fn write_progress(record: &Record, progress: DataProgress) {
+    let mut status = record.status();
+    status.progress = Some(progress);
+    if let Err(error) = record.write(&status).await {
+        tracing::debug!(%error, "progress not written");
+    }
+}
+
+fn incomplete(summary: &RestoreSummary) -> String {
+    let mut text = format!("pod volume restore failed: {} entries were not restored completely", summary.error_count);
+    for problem in summary.errors.iter().take(3) {
+        text.push_str(&format!("; {}: {}", problem.path, problem.message));
+    }
+    text
+}

@@ -1,0 +1,154 @@
+//! How an operation on a volume ends when it does not end well, and how long failures are borne.
+
+use std::{collections::HashMap, time::Duration};
+
+use jackline_runtime::{CancellationToken, Class, Failure, Key, logging::chain};
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use crate::{paths::PathError, pods::VolumeError, repos::OpenError};
+
+/// Longest time that a result that is not written yet is held in memory before the work is done again.
+const PERSIST: Duration = Duration::from_secs(300);
+
+/// Why an operation did not complete.
+#[derive(Debug)]
+pub(crate) enum Stop {
+    /// For good; the message goes into the status.
+    Failed(String),
+    /// May work later.
+    Retry(Failure),
+    /// Wished for.
+    Canceled,
+    /// This process ends; its successor takes over.
+    Shutdown,
+}
+
+impl Stop {
+    /// A volume's directory cannot be used.
+    pub fn volume(volume: &str, error: VolumeError) -> Self {
+        match error {
+            VolumeError::Api(error) => Self::Retry(error.into()),
+            VolumeError::Path(PathError::Block { .. }) => Self::Failed(error.to_string()),
+            error => Self::Failed(format!("volume {volume}: {}", chain(&error))),
+        }
+    }
+
+    pub fn repository(error: jackline_repository::Error) -> Self {
+        if matches!(error, jackline_repository::Error::Cancelled) {
+            return Self::Shutdown;
+        }
+        if error.is_retryable() {
+            return Self::Retry(Failure::transient(error.reason(), error));
+        }
+        Self::Failed(format!("data path failed: {} ({})", chain(&error), error.reason()))
+    }
+}
+
+impl From<OpenError> for Stop {
+    fn from(error: OpenError) -> Self {
+        let (class, reason) = error.classify();
+        if class == Class::Terminal {
+            return Self::Failed(format!("{} ({reason})", chain(&error)));
+        }
+        Self::Retry(error.into())
+    }
+}
+
+/// Bears the failures of a key for a limited time, counted from the first one this process saw.
+#[derive(Debug)]
+pub(crate) struct Patience {
+    limit: Duration,
+    since: Mutex<HashMap<Key, Instant>>,
+}
+
+impl Patience {
+    pub fn new(limit: Duration) -> Self {
+        Self { limit, since: Mutex::default() }
+    }
+
+    /// Whether one more failure of the key is borne.
+    pub fn lasts(&self, key: &Key) -> bool {
+        let now = Instant::now();
+        let since = *self.since.lock().entry(key.clone()).or_insert(now);
+        now.duration_since(since) < self.limit
+    }
+
+    pub fn forget(&self, key: &Key) {
+        self.since.lock().remove(key);
+    }
+}
+
+/// Writes a result until it is written: doing the work again because the API server was away for a moment would be a waste.
+pub(crate) async fn persist<W>(
+    mut write: impl FnMut() -> W,
+    shutdown: &CancellationToken,
+) -> Result<(), Failure>
+where
+    W: Future<Output = Result<(), Failure>>,
+{
+    let started = Instant::now();
+    let mut pause = Duration::from_millis(500);
+    loop {
+        let failure = match write().await {
+            Ok(()) => return Ok(()),
+            // Gone: nobody is interested any more.
+            Err(failure) if failure.reason == "Gone" => return Ok(()),
+            Err(failure) => failure,
+        };
+        let hopeless = failure.class == Class::Terminal || started.elapsed() > PERSIST;
+        if hopeless || shutdown.is_cancelled() {
+            return Err(failure);
+        }
+        tracing::warn!(error = chain(&failure), "result not written yet");
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = shutdown.cancelled() => {}
+        }
+        pause = (pause * 2).min(Duration::from_secs(15));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn patience_ends_and_is_renewed_by_success() {
+        let patience = Patience::new(Duration::from_secs(60));
+        let key = Key::cluster("a");
+        assert!(patience.lasts(&key));
+        tokio::time::advance(Duration::from_secs(61)).await;
+        assert!(!patience.lasts(&key));
+        patience.forget(&key);
+        assert!(patience.lasts(&key));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_result_is_written_when_the_api_server_is_back() {
+        let mut left = 3;
+        let write = || {
+            left -= 1;
+            let result = if left > 0 { Err(Failure::transient("Away", "away")) } else { Ok(()) };
+            async { result }
+        };
+        persist(write, &CancellationToken::new()).await.unwrap();
+        assert_eq!(left, 0);
+    }
+
+    #[test]
+    fn damage_is_final_and_names_the_object() {
+        let error = jackline_repository::Error::Corrupt {
+            object: "data/ab".to_owned(),
+            reason: "hash differs".to_owned(),
+        };
+        let Stop::Failed(message) = Stop::repository(error) else { panic!("must be final") };
+        assert!(message.contains("data/ab"), "{message}");
+        let locked = jackline_repository::Error::Locked {
+            holder: "x".to_owned(),
+            exclusive: true,
+            age: Duration::ZERO,
+        };
+        assert!(matches!(Stop::repository(locked), Stop::Retry(_)));
+    }
+}
