@@ -106,6 +106,10 @@ pub mod annotation {
     pub const CLUSTER_UID: &str = super::label::CLUSTER_UID;
     /// On a Backup: the policy that made it, as `name` or `namespace/name`, never shortened.
     pub const POLICY: &str = "jackline.dev/policy";
+    /// On a Backup that has ended: how many of its PodVolumeBackups have a snapshot. Fewer records than that are not all there were.
+    pub const POD_VOLUME_BACKUPS: &str = "jackline.dev/pod-volume-backups";
+    /// On a PodVolumeBackup: since when its volume is known to exist no more, RFC 3339.
+    pub const VOLUME_GONE_SINCE: &str = "jackline.dev/volume-gone-since";
     /// On a Backup: the time it was due, RFC 3339.
     pub const TICK: &str = "jackline.dev/tick";
     /// On a Backup: the volumes it moves, as the policy governs them; JSON.

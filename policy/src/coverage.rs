@@ -60,7 +60,7 @@ impl From<Ineligible> for Reason {
             Ineligible::BlockDevice => Self::BlockDevice,
             Ineligible::NotMounted => Self::NotMounted,
             Ineligible::HostPathVolume => Self::HostPathVolume,
-            Ineligible::ClaimNotBound => Self::ClaimNotBound,
+            Ineligible::ClaimMissing => Self::ClaimNotBound,
         }
     }
 }

@@ -232,6 +232,8 @@ pub struct ClaimFacts {
     pub namespace: Arc<str>,
     pub name: Box<str>,
     pub uid: Box<str>,
+    /// UID under which its recovery points are known: that of the claim it was restored from, else its own.
+    pub lineage: Box<str>,
     pub created: Timestamp,
     pub labels: Labels,
     pub exempt: Option<Exempt>,

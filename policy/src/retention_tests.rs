@@ -272,14 +272,14 @@ fn a_mass_deletion_waits_for_a_person() {
 
 #[test]
 fn deletions_on_their_way_count() {
-    let mut backups = days(12, &["v"]);
+    let mut backups = days(11, &["v"]);
     backups[0].outcome = Outcome::Deleting;
     assert!(
         run(&keep(last(1)), &backups, Existence::Exists)
             .held
             .is_none()
     );
-    let mut backups = days(13, &["v"]);
+    let mut backups = days(12, &["v"]);
     backups[0].outcome = Outcome::Deleting;
     assert!(
         run(&keep(last(1)), &backups, Existence::Exists)

@@ -44,8 +44,8 @@ pub enum Ineligible {
     NotMounted,
     /// The claim's PersistentVolume is a path of the node.
     HostPathVolume,
-    /// The claim does not exist or is not bound.
-    ClaimNotBound,
+    /// The claim is not known (yet). An unbound one needs no check: its pods do not run.
+    ClaimMissing,
 }
 
 /// Velero's checks before a PodVolumeBackup, as far as they do not depend on the moment.
@@ -56,8 +56,8 @@ pub fn eligible(volume: &PodVolume, claim: Option<ClaimView<'_>>) -> Result<(), 
     if volume.device || claim.is_some_and(|view| view.claim.block) {
         return Err(Ineligible::BlockDevice);
     }
-    if volume.claim.is_some() && claim.is_none_or(|view| view.claim.volume.is_empty()) {
-        return Err(Ineligible::ClaimNotBound);
+    if volume.claim.is_some() && claim.is_none() {
+        return Err(Ineligible::ClaimMissing);
     }
     if claim
         .and_then(|view| view.volume)

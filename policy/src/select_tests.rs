@@ -69,6 +69,7 @@ fn claim() -> ClaimFacts {
         namespace: "team-a".into(),
         name: "cache-0".into(),
         uid: "c".into(),
+        lineage: "c".into(),
         created: jiff::Timestamp::UNIX_EPOCH,
         labels: labels(&[("tier", "gold")]),
         exempt: None,
@@ -482,15 +483,7 @@ fn what_can_never_be_backed_up() {
     assert_eq!(eligible(&volume("v", "emptyDir", None), None), Ok(()));
     let data = volume("v", "persistentVolumeClaim", Some("cache-0"));
     assert_eq!(eligible(&data, view(&bound)), Ok(()));
-    assert_eq!(eligible(&data, None), Err(Ineligible::ClaimNotBound));
-    let unbound = ClaimFacts {
-        volume: "".into(),
-        ..claim()
-    };
-    assert_eq!(
-        eligible(&data, view(&unbound)),
-        Err(Ineligible::ClaimNotBound)
-    );
+    assert_eq!(eligible(&data, None), Err(Ineligible::ClaimMissing));
     let block = ClaimFacts {
         block: true,
         ..claim()

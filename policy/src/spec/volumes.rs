@@ -46,6 +46,13 @@ impl NamespaceRule {
     }
 }
 
+impl NamespaceRule {
+    /// The names and globs of `include`, as they were written.
+    pub fn include_patterns(&self) -> &[String] {
+        self.include.patterns()
+    }
+}
+
 /// `spec.pods`; the default selects every pod.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PodRule {

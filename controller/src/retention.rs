@@ -1,0 +1,305 @@
+//! Carries out a policy's retention: deletions through DeleteBackupRequests, the record of volumes that are gone, and how often their
+//! repositories are pruned. What may go is decided by `jackline_policy::retention`.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use jackline_crds::GoDuration;
+use jackline_crds::names::{FIELD_MANAGER, annotation, label, label_value};
+use jackline_crds::velero::{
+    Backup, BackupPhase, BackupRepository, DeleteBackupRequest, DeleteBackupRequestSpec,
+    PodVolumeBackup, Restore,
+};
+use jackline_policy::retention::{BackupFacts, Existence, Outcome, Plan, plan};
+use jackline_policy::spec::{Mode, Retention};
+use jackline_policy::{Policy, naming};
+use jackline_runtime::{Failure, LeaderToken};
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use kube::ResourceExt;
+use kube::api::{ObjectMeta, Patch, PatchParams, PostParams};
+use serde_json::json;
+
+use crate::context::Context;
+use crate::policies::policy_of;
+use crate::world::World;
+use crate::world::points::Point;
+
+/// What became of a policy's retention.
+#[derive(Debug, Default)]
+pub struct Kept {
+    /// Why deletions wait for a person.
+    pub held: Option<String>,
+    /// When time alone changes the plan.
+    pub next: Option<Timestamp>,
+}
+
+/// Looks at the backups of a policy and lets go what may go.
+///
+/// # Errors
+/// When the API server does not take a request; nothing is lost, the next pass does the rest.
+pub async fn apply(
+    context: &Context,
+    world: &World,
+    object: &impl ResourceExt,
+    policy: &Policy,
+    token: &LeaderToken,
+    now: Timestamp,
+) -> Result<Kept, Failure> {
+    if policy.spec.mode == Mode::Preview {
+        return Ok(Kept::default());
+    }
+    prune_often_enough(context, world, policy, token).await?;
+    let Some(retention) = &policy.spec.retention else {
+        return Ok(Kept::default());
+    };
+    let backups = context
+        .stores
+        .backups
+        .filter(|backup| policy_of(backup).as_ref() == Some(&policy.id));
+    if backups.is_empty() {
+        return Ok(Kept::default());
+    }
+    let facts: Vec<BackupFacts> = backups
+        .iter()
+        .map(|backup| facts(context, world, backup))
+        .collect();
+    let points: Vec<Point> = backups
+        .iter()
+        .flat_map(|backup| world.points_of(&backup.name_any()))
+        .collect();
+    let exist = world.read(|state| state.lineages());
+    let gone = |volume: &str| {
+        let newest = points
+            .iter()
+            .filter(|point| point.lineage == volume)
+            .max_by_key(|point| point.time);
+        newest.and_then(|point| point.gone_since)
+    };
+    let existence = |volume: &str| match exist.contains(volume) {
+        true => Existence::Exists,
+        false => Existence::Gone(gone(volume)),
+    };
+    let zone = policy
+        .spec
+        .schedule
+        .as_ref()
+        .map_or(TimeZone::UTC, |schedule| schedule.zone.clone());
+    let confirmed = object
+        .annotations()
+        .get(annotation::CONFIRM_DELETION)
+        .and_then(|text| text.parse().ok());
+    let plan = plan(retention, &zone, &facts, existence, confirmed, now);
+    record_gone(context, retention, &points, &plan, &exist, token, now).await?;
+    for name in &plan.delete {
+        if let Some(backup) = backups.iter().find(|backup| backup.name_any() == *name) {
+            request(context, backup, policy, token).await?;
+        }
+    }
+    Ok(Kept {
+        held: plan
+            .held
+            .as_ref()
+            .map(|held| held_message(held.backups.len(), held.limit)),
+        next: plan.next,
+    })
+}
+
+fn held_message(backups: usize, limit: usize) -> String {
+    format!(
+        "{backups} backups would be deleted at once, more than {limit}; to confirm, set the annotation {} to the present time \
+         (RFC 3339, UTC)",
+        annotation::CONFIRM_DELETION
+    )
+}
+
+fn facts(context: &Context, world: &World, backup: &Backup) -> BackupFacts {
+    let name = backup.name_any();
+    let deleting = |request: &DeleteBackupRequest| request.spec.backup_name == name;
+    let outcome = match backup.phase() {
+        BackupPhase::Deleting => Outcome::Deleting,
+        _ if context.stores.deletions.find(deleting).is_some() => Outcome::Deleting,
+        BackupPhase::Completed | BackupPhase::PartiallyFailed => Outcome::Usable,
+        BackupPhase::Failed | BackupPhase::FailedValidation => Outcome::Failed,
+        _ => Outcome::Unfinished,
+    };
+    let reads =
+        |restore: &Restore| restore.spec.backup_name.as_deref() == Some(&*name) && !restore.phase().is_terminal();
+    let points = world.points_of(&name);
+    let recorded = backup
+        .annotations()
+        .get(annotation::POD_VOLUME_BACKUPS)
+        .and_then(|count| count.parse().ok());
+    let started = backup
+        .status
+        .as_ref()
+        .and_then(|status| status.start_timestamp.as_ref());
+    let time = started.or(backup.metadata.creation_timestamp.as_ref());
+    let cluster = backup
+        .labels()
+        .get(label::CLUSTER_UID)
+        .or_else(|| backup.annotations().get(annotation::CLUSTER_UID));
+    BackupFacts {
+        time: time.map_or(Timestamp::UNIX_EPOCH, |time| time.0),
+        outcome,
+        ours: cluster == Some(&context.cluster_uid),
+        in_use: context.stores.restores.find(reads).is_some(),
+        complete: recorded.is_none_or(|recorded: usize| points.len() >= recorded),
+        // A snapshot of an empty volume can be restored, but displaces nothing.
+        points: points
+            .into_iter()
+            .filter(|point| point.bytes > 0)
+            .map(|point| point.lineage)
+            .collect(),
+        name,
+    }
+}
+
+/// Asks for a deletion. The request's name is a function of the Backup, so asking twice asks once.
+async fn request(
+    context: &Context,
+    backup: &Backup,
+    policy: &Policy,
+    token: &LeaderToken,
+) -> Result<(), Failure> {
+    let name = backup.name_any();
+    let uid = backup.uid().unwrap_or_default();
+    let labels = [
+        (label::BACKUP_NAME, label_value(&name)),
+        (label::BACKUP_UID, uid.clone()),
+    ];
+    let request = DeleteBackupRequest {
+        metadata: ObjectMeta {
+            name: Some(naming::delete_request_name(&name, &uid)),
+            namespace: Some(context.namespace.clone()),
+            labels: Some(
+                labels
+                    .into_iter()
+                    .map(|(key, value)| (key.to_owned(), value))
+                    .collect(),
+            ),
+            ..ObjectMeta::default()
+        },
+        spec: DeleteBackupRequestSpec {
+            backup_name: name.clone(),
+        },
+        status: None,
+    };
+    let params = PostParams {
+        field_manager: Some(FIELD_MANAGER.to_owned()),
+        ..PostParams::default()
+    };
+    token.check()?;
+    match context
+        .api::<DeleteBackupRequest>()
+        .create(&params, &request)
+        .await
+    {
+        Ok(_) => {
+            tracing::info!(policy = %policy.id, backup = name, "no rule keeps the backup: its deletion is requested")
+        }
+        Err(kube::Error::Api(status)) if status.is_already_exists() => {}
+        Err(error) => return Err(error.into()),
+    }
+    Ok(())
+}
+
+/// Notes on a volume's newest record since when it is gone, and takes the note back where it is there again.
+async fn record_gone(
+    context: &Context,
+    retention: &Retention,
+    points: &[Point],
+    plan: &Plan,
+    exist: &HashSet<String>,
+    token: &LeaderToken,
+    now: Timestamp,
+) -> Result<(), Failure> {
+    if retention.vanished_volumes.is_none() {
+        return Ok(());
+    }
+    let newest = |volume: &str| {
+        points
+            .iter()
+            .filter(|point| point.lineage == volume)
+            .max_by_key(|point| point.time)
+    };
+    for volume in &plan.newly_gone {
+        if let Some(point) = newest(volume) {
+            note(context, &point.name, json!(now.to_string()), token).await?;
+        }
+    }
+    for point in points
+        .iter()
+        .filter(|point| point.gone_since.is_some() && exist.contains(&point.lineage))
+    {
+        note(context, &point.name, serde_json::Value::Null, token).await?;
+    }
+    Ok(())
+}
+
+async fn note(
+    context: &Context,
+    name: &str,
+    value: serde_json::Value,
+    token: &LeaderToken,
+) -> Result<(), Failure> {
+    token.check()?;
+    let patch = json!({"metadata": {"annotations": {(annotation::VOLUME_GONE_SINCE): value}}});
+    let params = PatchParams {
+        field_manager: Some(FIELD_MANAGER.to_owned()),
+        ..PatchParams::default()
+    };
+    match context
+        .api::<PodVolumeBackup>()
+        .patch_metadata(name, &params, &Patch::Merge(patch))
+        .await
+    {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Of several policies the most frequent one sets how often a repository is pruned.
+async fn prune_often_enough(
+    context: &Context,
+    world: &World,
+    policy: &Policy,
+    token: &LeaderToken,
+) -> Result<(), Failure> {
+    if policy.spec.repository.prune.is_none() {
+        return Ok(());
+    }
+    let location = world.read(|state| state.location(policy));
+    let repositories: Vec<Arc<BackupRepository>> = context
+        .stores
+        .repositories
+        .filter(|repository| repository.spec.backup_storage_location == location);
+    for repository in repositories {
+        let namespace = &repository.spec.volume_namespace;
+        let Some(interval) = world.read(|state| state.prune_interval(namespace, &location)) else {
+            continue;
+        };
+        let wanted = GoDuration::from_secs(i64::try_from(interval.as_secs()).unwrap_or(i64::MAX));
+        if repository.spec.maintenance_frequency == wanted {
+            continue;
+        }
+        token.check()?;
+        let patch = json!({"metadata": {"uid": repository.uid()}, "spec": {"maintenanceFrequency": wanted}});
+        let params = PatchParams {
+            field_manager: Some(FIELD_MANAGER.to_owned()),
+            ..PatchParams::default()
+        };
+        let name = repository.name_any();
+        match context
+            .api::<BackupRepository>()
+            .patch(&name, &params, &Patch::Merge(patch))
+            .await
+        {
+            Ok(_) => {}
+            Err(kube::Error::Api(status)) if status.code == 404 => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
