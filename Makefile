@@ -1,11 +1,11 @@
 # Every recipe calls one tool. Builds of the Go programs that the tests run on are kept in $JACKLINE_CACHE (~/.cache/jackline).
 CLUSTER ?= target/cluster
-cluster = cargo run --quiet -p jackline-test-cluster --bin test-cluster --
+built = $${CARGO_TARGET_DIR:-target}/debug
 
-.PHONY: demo test lint bench bench-scale generate cluster-up cluster-down bootstrap
+.PHONY: demo test lint bench bench-scale generate cluster-up cluster-down bootstrap programs
 
-demo: bootstrap ## the whole story on a real cluster (KEEP=1 leaves it up)
-	cargo run --quiet -p jackline-e2e --bin demo -- $(if $(KEEP),--keep)
+demo: programs ## the whole story on a real cluster (KEEP=1 leaves it up)
+	$(built)/demo $(if $(KEEP),--keep) --dir $(CLUSTER)
 
 test: bootstrap ## everything that CI runs
 	tests/run
@@ -14,19 +14,23 @@ lint: bootstrap ## formatting and clippy, warnings denied
 	tests/run lint
 
 bench: bootstrap ## side by side with Debian's restic
-	cargo run --quiet --release -p jackline-bench
+	tests/run bench
 
 bench-scale: bootstrap ## 10,000 pods on 2,500 claims
-	cargo run --quiet --release -p jackline-bench-scale
+	tests/run bench-scale
 
 generate: ## CRDs and reference pages from the code
 	tests/run generate
 
-cluster-up: bootstrap ## a real single-node Kubernetes, kubeconfig in target/cluster
-	$(cluster) --dir $(CLUSTER) up
+cluster-up: programs ## a real single-node Kubernetes, kubeconfig in target/cluster
+	$(built)/test-cluster --dir $(CLUSTER) up
 
-cluster-down:
-	$(cluster) --dir $(CLUSTER) down
+cluster-down: programs
+	$(built)/test-cluster --dir $(CLUSTER) down
+
+# The whole workspace at once: building one package alone would build its dependencies again with other features.
+programs: bootstrap
+	cargo build --quiet --workspace --bins
 
 bootstrap:
 	@tests/bootstrap
