@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::files::{FileKind, Files};
 use crate::id::Id;
 use crate::index::Index;
-use crate::lock::{self, LockGuard, Mode};
+use crate::lock::{self, Mode};
 use crate::mark::{self, Marks};
 use crate::pack::{self, LENGTH, PackedBlob, header_len};
 use crate::progress::Progress;
@@ -31,17 +31,20 @@ pub(crate) async fn run(
     if !(0.0..=100.0).contains(&options.read_data_percent) {
         return Err(Error::Invalid("read_data_percent must be between 0 and 100".into()));
     }
-    let operation = async |_: Option<&LockGuard>| {
-        let begun = Instant::now();
-        let mut report = check(repository, options, progress, cancel).await?;
-        report.duration_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-        Ok(report)
+    let guard = match options.no_lock {
+        true => None,
+        false => {
+            Some(lock::acquire(&repository.files, &repository.options, Mode::Shared).await?)
+        }
     };
-    if options.no_lock {
-        return operation(None).await;
+    let begun = Instant::now();
+    let result = check(repository, options, progress, cancel).await;
+    if let Some(guard) = guard {
+        guard.release().await;
     }
-    let locked = async |guard: &LockGuard| operation(Some(guard)).await;
-    lock::locked(&repository.files, &repository.options, Mode::Shared, locked).await
+    let mut report = result?;
+    report.duration_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+    Ok(report)
 }
 
 async fn check(

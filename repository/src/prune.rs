@@ -36,13 +36,13 @@ pub(crate) async fn run(
     if !(0.0..=1e6).contains(&options.max_unused_percent) {
         return Err(Error::Invalid("max_unused_percent must be 0 or more".into()));
     }
-    let operation = async |guard: &LockGuard| {
-        let begun = Instant::now();
-        let mut summary = locked(repository, options, guard, progress, cancel).await?;
-        summary.duration_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-        Ok(summary)
-    };
-    lock::locked(&repository.files, &repository.options, Mode::Exclusive, operation).await
+    let guard = lock::acquire(&repository.files, &repository.options, Mode::Exclusive).await?;
+    let begun = Instant::now();
+    let result = locked(repository, options, &guard, progress, cancel).await;
+    guard.release().await;
+    let mut summary = result?;
+    summary.duration_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+    Ok(summary)
 }
 
 async fn locked(

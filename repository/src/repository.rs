@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt};
+use futures::StreamExt;
 use jackline_storage::ObjectStore;
 use tokio_util::sync::CancellationToken;
 
@@ -132,19 +132,18 @@ impl Repository {
     /// All snapshots, oldest first. Takes no lock.
     pub async fn snapshots(&self) -> Result<Vec<SnapshotInfo>> {
         let listed = self.files.list(FileKind::Snapshot).await?;
-        let mut snapshots: Vec<SnapshotInfo> = futures::stream::iter(listed)
-            .map(|(id, _)| async move {
-                match self.snapshot(&id).await {
-                    Ok(snapshot) => Ok(Some(SnapshotInfo { id, snapshot })),
-                    // Forgotten since it was listed.
-                    Err(Error::SnapshotNotFound { .. }) => Ok(None),
-                    Err(error) => Err(error),
-                }
-            })
-            .buffer_unordered(CONCURRENCY)
-            .try_filter_map(async |info| Ok(info))
-            .try_collect()
-            .await?;
+        let mut loading = futures::stream::iter(listed)
+            .map(|(id, _)| async move { (id, self.snapshot(&id).await) })
+            .buffer_unordered(CONCURRENCY);
+        let mut snapshots = Vec::new();
+        while let Some((id, loaded)) = loading.next().await {
+            match loaded {
+                Ok(snapshot) => snapshots.push(SnapshotInfo { id, snapshot }),
+                // Forgotten since it was listed.
+                Err(Error::SnapshotNotFound { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
         snapshots.sort_by_key(|info| (info.snapshot.time, info.id));
         Ok(snapshots)
     }
@@ -211,21 +210,25 @@ impl Repository {
         if ids.is_empty() {
             return Ok(ForgetSummary::default());
         }
-        let operation = async |guard: &LockGuard| {
-            let mut summary = ForgetSummary::default();
-            for id in ids {
-                let path = FileKind::Snapshot.path(id);
-                if self.files.store.head(&path).await?.is_none() {
-                    summary.absent.push(*id);
-                    continue;
-                }
-                guard.confirm().await?;
-                self.files.delete(FileKind::Snapshot, id).await?;
-                summary.removed.push(*id);
+        let guard = lock::acquire(&self.files, &self.options, Mode::Shared).await?;
+        let result = self.forget_locked(ids, &guard).await;
+        guard.release().await;
+        result
+    }
+
+    async fn forget_locked(&self, ids: &[SnapshotId], guard: &LockGuard) -> Result<ForgetSummary> {
+        let mut summary = ForgetSummary::default();
+        for id in ids {
+            let path = FileKind::Snapshot.path(id);
+            if self.files.store.head(&path).await?.is_none() {
+                summary.absent.push(*id);
+                continue;
             }
-            Ok(summary)
-        };
-        lock::locked(&self.files, &self.options, Mode::Shared, operation).await
+            guard.confirm().await?;
+            self.files.delete(FileKind::Snapshot, id).await?;
+            summary.removed.push(*id);
+        }
+        Ok(summary)
     }
 
     /// Gives back the space of what no snapshot uses, under an exclusive lock. Interrupted anywhere
@@ -295,5 +298,30 @@ async fn off_runtime<T: Send + 'static>(
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(error) => Err(Error::Internal(error.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::progress::NoProgress;
+
+    fn is_send<T: Send>(_: T) {}
+
+    /// Callers run operations in tasks of their own.
+    #[allow(dead_code, reason = "compiling it is the test")]
+    fn operations_can_be_spawned(repository: Repository, request: BackupRequest, id: SnapshotId) {
+        let cancel = CancellationToken::new();
+        is_send(repository.snapshots());
+        is_send(repository.resolve("x"));
+        is_send(repository.backup(request, &NoProgress, &cancel));
+        let target = Path::new("x");
+        is_send(repository.restore(&id, target, RestoreOptions::default(), &NoProgress, &cancel));
+        is_send(repository.forget(&[]));
+        is_send(repository.prune(PruneOptions::default(), &NoProgress, &cancel));
+        is_send(repository.check(CheckOptions::default(), &NoProgress, &cancel));
+        is_send(repository.unlock());
+        is_send(Repository::open(repository.files.store.clone(), &repository.options));
+        is_send(Repository::init(repository.files.store.clone(), &repository.options));
     }
 }

@@ -122,8 +122,10 @@ pub(crate) async fn run(
     progress: &dyn Progress,
     cancel: &CancellationToken,
 ) -> Result<BackupSummary> {
-    let operation = async |guard: &LockGuard| locked(repository, request, guard, progress, cancel).await;
-    lock::locked(&repository.files, &repository.options, Mode::Shared, operation).await
+    let guard = lock::acquire(&repository.files, &repository.options, Mode::Shared).await?;
+    let result = locked(repository, request, &guard, progress, cancel).await;
+    guard.release().await;
+    result
 }
 
 async fn locked(

@@ -268,19 +268,6 @@ async fn renew(state: &State, lock: &mut StoredLock) -> Result<()> {
     state.files.delete(FileKind::Lock, &old).await
 }
 
-/// Runs `operation` under a lock and gives the lock back whatever comes out.
-pub(crate) async fn locked<T>(
-    files: &Files,
-    options: &OpenOptions,
-    mode: Mode,
-    operation: impl AsyncFnOnce(&LockGuard) -> Result<T>,
-) -> Result<T> {
-    let guard = acquire(files, options, mode).await?;
-    let result = operation(&guard).await;
-    guard.release().await;
-    result
-}
-
 /// Deletes files, several at once, and stops at the first error. The lock is looked at before each round.
 pub(crate) async fn delete_all(
     files: &Files,
@@ -290,8 +277,8 @@ pub(crate) async fn delete_all(
 ) -> Result<()> {
     for round in ids.chunks(64) {
         guard.confirm().await?;
-        let mut deletions = futures::stream::iter(round)
-            .map(|id| files.delete(kind, id))
+        let mut deletions = futures::stream::iter(round.to_vec())
+            .map(|id| async move { files.delete(kind, &id).await })
             .buffer_unordered(8);
         while let Some(result) = deletions.next().await {
             result?;

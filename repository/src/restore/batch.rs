@@ -36,6 +36,8 @@ pub(super) struct File {
     pub(super) name: CString,
     /// Without its content, which is in the pieces.
     pub(super) node: Node,
+    /// Pieces in all.
+    pieces: usize,
     /// Pieces that are not written yet.
     waiting: AtomicUsize,
     state: Mutex<State>,
@@ -99,6 +101,7 @@ impl Batch {
             dir: Arc::clone(dir),
             name,
             node,
+            pieces: content.len(),
             waiting: AtomicUsize::new(content.len()),
             state: Mutex::new(State::Missing),
         });
@@ -129,7 +132,7 @@ impl Batch {
                 });
             }
             let mut writer = Writer { engine, files: &files, dir: None, scratch: Vec::new() };
-            for file in files.iter().filter(|file| file.waiting.load(Ordering::Relaxed) == 0) {
+            for file in files.iter().filter(|file| file.pieces == 0) {
                 writer.empty(file);
             }
         });
@@ -258,7 +261,7 @@ impl Writer<'_> {
                 State::Missing => match engine.target.create(dir, &file.name)? {
                     Some(fd) => {
                         *state = State::Made;
-                        if file.waiting.load(Ordering::Relaxed) > 1 || engine.options.sparse {
+                        if file.pieces > 1 || engine.options.sparse {
                             rustix::fs::ftruncate(&fd, file.node.size)?;
                         }
                         fd

@@ -69,40 +69,52 @@ pub(crate) async fn run(
     progress: &dyn Progress,
     cancel: &CancellationToken,
 ) -> Result<RestoreSummary> {
-    let operation = async |guard: &LockGuard| {
-        let begun = Instant::now();
-        let snapshot = repository.snapshot(id).await?;
-        let index = Arc::new(Index::load(&repository.files).await?.0);
-        let reader = BlobReader { files: repository.files.clone(), index };
-        let counters = Arc::new(Counters::default());
-        if let Some(summary) = &snapshot.summary {
-            counters.expect(summary.total_bytes_processed, summary.total_files_processed);
-        }
-        let known = snapshot.summary.is_some();
-        let mut pump = Pump::new(progress, Arc::clone(&counters));
-        let (path, runtime) = (target.to_owned(), Handle::current());
-        let work = move |stop| {
-            let target = Target::open(&path, options.owners, options.overwrite)
-                .map_err(|error| Error::target(&path, error))?;
-            let engine = Engine {
-                reader,
-                runtime,
-                target,
-                options,
-                threads: drive::threads().max(THREADS),
-                stop,
-                counters,
-                files_done: AtomicU64::new(0),
-                skipped: AtomicU64::new(0),
-                errors: Mutex::default(),
-            };
-            restore(&engine, &path, snapshot.tree, known)
+    let guard = lock::acquire(&repository.files, &repository.options, Mode::Shared).await?;
+    let result = locked(repository, id, target, options, &guard, progress, cancel).await;
+    guard.release().await;
+    result
+}
+
+async fn locked(
+    repository: &Repository,
+    id: &SnapshotId,
+    target: &Path,
+    options: RestoreOptions,
+    guard: &LockGuard,
+    progress: &dyn Progress,
+    cancel: &CancellationToken,
+) -> Result<RestoreSummary> {
+    let begun = Instant::now();
+    let snapshot = repository.snapshot(id).await?;
+    let index = Arc::new(Index::load(&repository.files).await?.0);
+    let reader = BlobReader { files: repository.files.clone(), index };
+    let counters = Arc::new(Counters::default());
+    if let Some(summary) = &snapshot.summary {
+        counters.expect(summary.total_bytes_processed, summary.total_files_processed);
+    }
+    let known = snapshot.summary.is_some();
+    let mut pump = Pump::new(progress, Arc::clone(&counters));
+    let (path, runtime) = (target.to_owned(), Handle::current());
+    let work = move |stop| {
+        let target = Target::open(&path, options.owners, options.overwrite)
+            .map_err(|error| Error::target(&path, error))?;
+        let engine = Engine {
+            reader,
+            runtime,
+            target,
+            options,
+            threads: drive::threads().max(THREADS),
+            stop,
+            counters,
+            files_done: AtomicU64::new(0),
+            skipped: AtomicU64::new(0),
+            errors: Mutex::default(),
         };
-        let mut summary = drive::blocking(Some(guard), cancel, &mut pump, work).await?;
-        summary.duration_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-        Ok(summary)
+        restore(&engine, &path, snapshot.tree, known)
     };
-    lock::locked(&repository.files, &repository.options, Mode::Shared, operation).await
+    let mut summary = drive::blocking(Some(guard), cancel, &mut pump, work).await?;
+    summary.duration_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+    Ok(summary)
 }
 
 fn restore(engine: &Engine, path: &Path, tree: Id, total_known: bool) -> Result<RestoreSummary> {

@@ -1,0 +1,280 @@
+//! What must never happen: a second init, a wrong file, a write outside the target, a lock ignored.
+
+mod support;
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use jackline_repository::{
+    BackupRequest, CheckOptions, Error, NoProgress, OpenOptions, Overwrite, Password, PruneOptions, Repository,
+    RestoreOptions,
+};
+use jackline_storage::memory::MemoryStore;
+use support::{Restic, assert_same_tree, init, noise, open, options, sample_tree, scratch, store};
+use tokio_util::sync::CancellationToken;
+
+fn never() -> CancellationToken {
+    CancellationToken::new()
+}
+
+async fn backup(repository: &Repository, root: &Path) -> jackline_repository::SnapshotId {
+    let request = BackupRequest::contents(root, "h");
+    let summary = repository.backup(request, &NoProgress, &never()).await.unwrap();
+    assert!(summary.is_complete(), "{:?}", summary.errors);
+    summary.snapshot.unwrap()
+}
+
+#[tokio::test]
+async fn a_repository_is_made_once() {
+    let memory = Arc::new(MemoryStore::new());
+    assert!(matches!(Repository::open(memory.clone(), &options()).await, Err(Error::NotFound { .. })));
+    let first = Repository::init(memory.clone(), &options()).await.unwrap();
+    let again = Repository::init(memory.clone(), &options()).await;
+    assert!(matches!(again, Err(Error::AlreadyExists { .. })), "{again:?}");
+    let wrong = OpenOptions::new(Password::new("another"));
+    assert!(matches!(Repository::init(memory.clone(), &wrong).await, Err(Error::AlreadyExists { .. })));
+    assert!(matches!(Repository::open(memory.clone(), &wrong).await, Err(Error::WrongPassword { .. })));
+    let opened = Repository::open(memory.clone(), &options()).await.unwrap();
+    assert_eq!(opened.id(), first.id());
+
+    // Without its config it is damaged, not absent.
+    jackline_storage::ObjectStore::delete(&*memory, "config").await.unwrap();
+    assert!(matches!(Repository::open(memory.clone(), &options()).await, Err(Error::Corrupt { .. })));
+    assert!(matches!(Repository::init(memory, &options()).await, Err(Error::AlreadyExists { .. })));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_flipped_bit_is_an_error_that_names_the_object() {
+    let dir = scratch();
+    let (source, repo) = (dir.path().join("source"), dir.path().join("repo"));
+    fs::create_dir_all(source.join("sub")).unwrap();
+    fs::write(source.join("sub/file"), noise(3, 200_000)).unwrap();
+    let id = backup(&init(&repo).await, &source).await;
+
+    for path in objects(&repo) {
+        let sound = fs::read(&path).unwrap();
+        let mut damaged = sound.clone();
+        let middle = damaged.len() / 2;
+        damaged[middle] ^= 4;
+        fs::write(&path, &damaged).unwrap();
+        let name = path.strip_prefix(&repo).unwrap().to_str().unwrap().to_owned();
+
+        let check = CheckOptions { read_data_percent: 100.0, no_lock: true };
+        let error = match Repository::open(store(&repo), &options()).await {
+            Err(error) => error.to_string(),
+            Ok(repository) => {
+                let report = repository.check(check, &NoProgress, &never()).await.unwrap();
+                assert!(!report.is_ok(), "{name}");
+                let target = dir.path().join("target");
+                let restored = repository
+                    .restore(&id, &target, RestoreOptions::default(), &NoProgress, &never())
+                    .await;
+                match restored {
+                    Err(error) => assert!(error.to_string().contains("damaged"), "{name}: {error}"),
+                    Ok(summary) => {
+                        assert!(!summary.is_complete(), "{name}");
+                        assert!(summary.errors[0].message.contains("damaged"), "{:?}", summary.errors);
+                        assert!(!target.join("sub/file").exists(), "{name}: no wrong file");
+                    }
+                }
+                let _ = fs::remove_dir_all(&target);
+                report.errors.join("\n")
+            }
+        };
+        let shown = error.contains(&name) || error.contains("tree ");
+        assert!(shown || name.starts_with("keys") && error.contains("keys/"), "{name}: {error}");
+        fs::write(&path, &sound).unwrap();
+    }
+    Restic::new(&repo).check();
+}
+
+fn objects(dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() { found.extend(objects(&path)) } else { found.push(path) }
+    }
+    found
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_written_outside_the_target() {
+    let dir = scratch();
+    let (source, repo) = (dir.path().join("source"), dir.path().join("repo"));
+    fs::create_dir_all(source.join("dir")).unwrap();
+    fs::write(source.join("dir/file"), b"from the snapshot").unwrap();
+    fs::write(source.join("file"), b"from the snapshot").unwrap();
+    let repository = init(&repo).await;
+    let id = backup(&repository, &source).await;
+
+    // The target's own links lead outside.
+    let (target, outside) = (dir.path().join("target"), dir.path().join("outside"));
+    fs::create_dir(&target).unwrap();
+    fs::create_dir(&outside).unwrap();
+    fs::write(outside.join("file"), b"precious").unwrap();
+    symlink(&outside, target.join("dir")).unwrap();
+    symlink(outside.join("file"), target.join("file")).unwrap();
+    let restore = async |overwrite| {
+        let options = RestoreOptions { overwrite, ..RestoreOptions::default() };
+        repository.restore(&id, &target, options, &NoProgress, &never()).await.unwrap()
+    };
+    let kept = restore(Overwrite::Never).await;
+    assert_eq!((kept.error_count, kept.skipped), (1, 1), "{kept:?}");
+    assert_eq!(fs::read(outside.join("file")).unwrap(), b"precious");
+
+    let replaced = restore(Overwrite::Always).await;
+    assert!(replaced.is_complete(), "{replaced:?}");
+    assert_eq!(fs::read(outside.join("file")).unwrap(), b"precious");
+    assert_eq!(fs::read_dir(&outside).unwrap().count(), 1);
+    assert_same_tree(&source, &target);
+
+    // A hard link to something outside is not written through either.
+    fs::remove_file(target.join("file")).unwrap();
+    fs::hard_link(outside.join("file"), target.join("file")).unwrap();
+    assert!(restore(Overwrite::Always).await.is_complete());
+    assert_eq!(fs::read(outside.join("file")).unwrap(), b"precious");
+    assert_same_tree(&source, &target);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn locks_are_respected_both_ways() {
+    let dir = scratch();
+    let (source, repo) = (dir.path().join("source"), dir.path().join("repo"));
+    sample_tree(&source);
+    let repository = init(&repo).await;
+    let id = backup(&repository, &source).await;
+    let restic = Restic::new(&repo);
+
+    // A living restic: its lock is one of this host and of a process that runs.
+    let mut sleeper = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+    let mut holder = options();
+    holder.holder.pid = sleeper.id();
+    let sealed = fake_lock(&repo, &holder, true).await;
+    let prune = repository.prune(PruneOptions::default(), &NoProgress, &never()).await;
+    assert!(matches!(prune, Err(Error::Locked { exclusive: true, .. })), "{prune:?}");
+    let forget = repository.forget(&[id]).await;
+    assert!(matches!(forget, Err(Error::Locked { .. })), "{forget:?}");
+    assert!(!restic.output(&["prune"]).status.success(), "restic sees the lock too");
+
+    // Whoever waits gets it when it is given back.
+    let patient = Repository::open(store(&repo), &options().with_lock_wait(Duration::from_secs(30))).await.unwrap();
+    let waiting = tokio::spawn(async move { patient.prune(PruneOptions::default(), &NoProgress, &never()).await });
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    assert!(!waiting.is_finished());
+    fs::remove_file(&sealed).unwrap();
+    waiting.await.unwrap().unwrap();
+
+    // A dead one is healed by the next run.
+    let sealed = fake_lock(&repo, &holder, true).await;
+    sleeper.kill().unwrap();
+    sleeper.wait().unwrap();
+    assert!(sealed.exists());
+    backup(&repository, &source).await;
+    assert_eq!(support::count(&repo, "locks"), 0);
+    restic.check();
+}
+
+/// Leaves a lock of another holder, by taking one and hiding it while it is given back.
+async fn fake_lock(repo: &Path, holder: &OpenOptions, exclusive: bool) -> PathBuf {
+    let other = Repository::open(store(repo), holder).await.unwrap();
+    let watch = repo.join("locks");
+    let hidden = repo.parent().unwrap().join("hidden");
+    let running = tokio::spawn(async move {
+        if exclusive {
+            other.prune(PruneOptions::default(), &NoProgress, &never()).await.map(|_| ())
+        } else {
+            other.forget(&[]).await.map(|_| ())
+        }
+    });
+    let path = loop {
+        let found = fs::read_dir(&watch).ok().and_then(|mut entries| entries.next()).map(|e| e.unwrap().path());
+        match found {
+            Some(path) if path.file_name().unwrap().len() == 64 => break path,
+            _ => tokio::time::sleep(Duration::from_millis(1)).await,
+        }
+    };
+    fs::copy(&path, &hidden).unwrap();
+    running.await.unwrap().unwrap();
+    fs::copy(&hidden, &path).unwrap();
+    path
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_lock_ends_the_operation() {
+    let dir = scratch();
+    let (source, repo) = (dir.path().join("source"), dir.path().join("repo"));
+    fs::create_dir(&source).unwrap();
+    fs::write(source.join("file"), noise(4, 1_000_000)).unwrap();
+    init(&repo).await;
+    let watch = repo.join("locks");
+    let robber = std::thread::spawn(move || {
+        loop {
+            let Some(entry) = fs::read_dir(&watch).ok().and_then(|mut entries| entries.next()) else {
+                std::thread::sleep(Duration::from_millis(1));
+                continue;
+            };
+            // After it was taken for good, before the index is written.
+            std::thread::sleep(Duration::from_millis(100));
+            fs::remove_file(entry.unwrap().path()).unwrap();
+            return;
+        }
+    });
+    let repository = open(&repo).await;
+    let request = BackupRequest::contents(&source, "h");
+    let result = repository.backup(request, &NoProgress, &never()).await;
+    robber.join().unwrap();
+    assert!(matches!(result, Err(Error::LockLost { .. })), "{result:?}");
+    assert_eq!(support::count(&repo, "snapshots"), 0);
+    assert_eq!(support::count(&repo, "index"), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cancelled_means_now_and_nothing_broken() {
+    let dir = scratch();
+    let (source, repo) = (dir.path().join("source"), dir.path().join("repo"));
+    fs::create_dir(&source).unwrap();
+    for file in 0..8 {
+        fs::write(source.join(file.to_string()), noise(file, 40_000_000)).unwrap();
+    }
+    let repository = init(&repo).await;
+    let cancel = CancellationToken::new();
+    let trigger = cancel.clone();
+    tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_millis(600)).await;
+        trigger.cancel();
+    });
+    let started = std::time::Instant::now();
+    let request = BackupRequest::contents(&source, "h");
+    let result = repository.backup(request, &NoProgress, &cancel).await;
+    assert!(matches!(result, Err(Error::Cancelled)), "{result:?}");
+    assert!(started.elapsed() < Duration::from_millis(2600), "{:?}", started.elapsed());
+    assert_eq!(support::count(&repo, "locks"), 0);
+    Restic::new(&repo).check();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_read_is_counted_and_named() {
+    let dir = scratch();
+    let (source, repo) = (dir.path().join("source"), dir.path().join("repo"));
+    fs::create_dir(&source).unwrap();
+    fs::write(source.join("good"), b"good").unwrap();
+    // Reading this as a file is an error, for root too.
+    let status = std::process::Command::new("mount")
+        .args(["--bind", "/proc/self/mem"])
+        .arg(&source.join("good"))
+        .status();
+    let repository = init(&repo).await;
+    let request = BackupRequest::contents(&source, "h");
+    let summary = repository.backup(request, &NoProgress, &never()).await.unwrap();
+    if status.is_ok_and(|status| status.success()) {
+        let unmounted = std::process::Command::new("umount").arg(&source.join("good")).status().unwrap();
+        assert!(unmounted.success());
+        assert_eq!(summary.error_count, 1, "{summary:?}");
+        assert_eq!(summary.errors[0].path, "good");
+    }
+    assert!(summary.snapshot.is_some());
+    Restic::new(&repo).check();
+}
