@@ -91,7 +91,7 @@ async fn pods_volumes_services_and_object_storage() {
     s3.make_bucket("bucket").await.unwrap();
     s3.put("bucket", "a/b", b"content".to_vec()).await.unwrap();
     assert_eq!(s3.get("bucket", "a/b").await.unwrap(), b"content");
-    let health = format!("wget -T 5 -qO- {}/minio/health/live", s3.endpoint);
+    let health = format!("wget -qO- {}/minio/health/live", s3.endpoint);
     shell(&cluster, &health);
     cluster.s3_stop().unwrap();
     assert!(
