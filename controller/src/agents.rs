@@ -63,6 +63,16 @@ pub fn runs_on(agents: &Store<AgentPod>, node: &str) -> bool {
         .is_some()
 }
 
+/// The nodes on which an agent runs.
+pub fn nodes(agents: &Store<AgentPod>) -> std::collections::BTreeSet<String> {
+    let running = agents.list();
+    running
+        .iter()
+        .filter(|agent| agent.is_running())
+        .filter_map(|agent| agent.spec.node_name.clone())
+        .collect()
+}
+
 /// The image of the agents, when the settings name none.
 pub fn image(agents: &Store<AgentPod>) -> Option<String> {
     let mut images: Vec<String> = agents

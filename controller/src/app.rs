@@ -50,15 +50,18 @@ async fn find_cluster(kit: &Kit) -> Option<String> {
 
 /// Every controller of the product, in one place. Each hooks into the stores, makes its queue and gives its loop to the kit.
 fn register(context: &Arc<Context>, kit: &Kit, lease: &Lease) -> anyhow::Result<()> {
+    let metrics = crate::policies::start(context, kit, lease)?;
     if context.args.engine == Engine::Velero {
         tracing::info!("a Velero in namespace {} moves the data", context.namespace);
         return Ok(());
     }
+    crate::schedule::register(context, &metrics, kit, lease);
     crate::location::register(context, kit, lease);
     crate::sync::register(context, kit, lease);
-    crate::repository::register(context, kit, lease);
+    crate::repository::register(context, kit, lease)?;
     crate::maintenance::register(context, kit, lease)?;
     crate::deletion::register(context, kit, lease)?;
+    crate::backup::register(context, kit, lease)?;
     crate::restore::register(context, kit, lease)?;
     Ok(())
 }

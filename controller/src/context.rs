@@ -1,7 +1,8 @@
 //! What every controller is given: clients, shared watches, publishers, settings.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
+use futures::future::BoxFuture;
 use jackline_crds::velero::{
     Backup, BackupRepository, BackupStorageLocation, DeleteBackupRequest, PodVolumeBackup,
     PodVolumeRestore, Restore, Schedule,
@@ -67,6 +68,26 @@ impl Stores {
     }
 }
 
+/// A volume that a policy's backup moves.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct GovernedVolume {
+    /// Namespace of pod and claim.
+    pub namespace: String,
+    /// The pod elected to carry the volume.
+    pub pod: String,
+    /// The volume's name in that pod.
+    pub volume: String,
+    /// The claim behind it, if there is one.
+    pub claim: Option<String>,
+}
+
+/// Answers which volumes a policy governs. The policy half of the process gives the answer, the backup asks.
+pub trait Governed: Send + Sync + std::fmt::Debug {
+    /// The volumes that a backup of the policy (`name`, or `namespace/name` of a BackupPolicy) to the location moves now. Waits until
+    /// the facts are complete. `None`: there is no such policy any more.
+    fn volumes(&self, policy: &str, location: &str) -> BoxFuture<'_, Option<Vec<GovernedVolume>>>;
+}
+
 /// Shared by all controllers of the process.
 #[derive(Debug)]
 pub struct Context {
@@ -88,6 +109,8 @@ pub struct Context {
     pub shutdown: CancellationToken,
     /// This process's pod or host name.
     pub instance: String,
+    /// Which volumes policies govern; set by the policy half.
+    pub governed: OnceLock<Arc<dyn Governed>>,
 }
 
 impl Context {
@@ -103,6 +126,7 @@ impl Context {
             metrics: kit.metrics.clone(),
             shutdown: kit.shutdown().clone(),
             instance: instance(),
+            governed: OnceLock::new(),
         })
     }
 

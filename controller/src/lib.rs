@@ -1,13 +1,21 @@
 //! The cluster side: one module per kind, one registration list ([`app`]).
 
 pub mod agents;
+pub mod annotator;
 pub mod app;
 pub mod args;
+pub mod backup;
+pub mod collect;
 pub mod context;
+pub mod coverage;
 pub mod deletion;
 pub mod location;
 pub mod maintenance;
+pub mod policies;
 pub mod repository;
 pub mod restore;
+pub mod retention;
+pub mod schedule;
 pub mod sync;
 pub mod tarball;
+pub mod world;

@@ -1,0 +1,256 @@
+//! Backup: from a user's wish to objects in the bucket.
+//!
+//! A pass takes one Backup from where it is to its end. It may be dropped at any point (lost leadership, SIGKILL): the next leader does
+//! it again, finds the PodVolumeBackups that exist, and ends it. So a restart costs time, never a backup.
+
+mod files;
+mod hooks;
+mod job;
+pub mod log;
+mod metrics;
+mod prepare;
+mod upload;
+mod volumes;
+
+use std::{sync::Arc, time::Duration};
+
+use futures::FutureExt;
+use jackline_crds::{
+    names::{FIELD_MANAGER, label},
+    velero::{Backup, BackupPhase, BackupStatus},
+};
+use jackline_runtime::{
+    Event, EventKind, Failure, Key, Kit, LeaderToken, Lease, Next, Queue, RunOptions,
+    status::{Guard, StatusAt, write_status},
+};
+use kube::{Resource, ResourceExt};
+
+use crate::context::Context;
+use metrics::BackupMetrics;
+
+/// Time that running backups have to end cleanly at a shutdown; they are resumable, so it is short.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// Starts the controller.
+///
+/// # Errors
+/// When its metrics cannot be registered.
+pub fn register(context: &Arc<Context>, kit: &Kit, lease: &Lease) -> anyhow::Result<()> {
+    let metrics = BackupMetrics::register(context)?;
+    metrics.follow(context, lease);
+    let queue = Queue::new("backups");
+    context
+        .stores
+        .backups
+        .enqueue(&queue, |change| match &change.after {
+            Some(backup) if is_open(backup.phase()) => vec![change.key.clone()],
+            _ => Vec::new(),
+        });
+    let options = RunOptions::new()
+        .concurrency(context.args.concurrent_backups)
+        .pass_deadline(None)
+        .grace(GRACE);
+    let controller = Arc::new(Controller {
+        context: context.clone(),
+        metrics,
+        // Collecting is what costs memory and requests; waiting for volumes costs nothing.
+        collecting: tokio::sync::Semaphore::new(2),
+    });
+    kit.run_leading(&queue, options, lease, move |key, token| {
+        let controller = controller.clone();
+        async move { controller.pass(key, token).await }
+    });
+    Ok(())
+}
+
+/// Whether a backup still has to be done.
+fn is_open(phase: BackupPhase) -> bool {
+    use BackupPhase::{InProgress, New, Queued, ReadyToStart};
+    matches!(phase, New | Queued | ReadyToStart | InProgress)
+}
+
+/// What passes share.
+#[derive(Debug)]
+struct Controller {
+    context: Arc<Context>,
+    metrics: BackupMetrics,
+    collecting: tokio::sync::Semaphore,
+}
+
+impl Controller {
+    async fn pass(&self, key: Key, token: LeaderToken) -> Result<Next, Failure> {
+        let context = &self.context;
+        if context
+            .stores
+            .backups
+            .get(&key)
+            .is_none_or(|backup| !is_open(backup.phase()))
+        {
+            return Ok(Next::Done);
+        }
+        context.stores.ready().await;
+        // The watch may be behind our own last write: a finished backup must not be done again.
+        let Some(backup) = context.api::<Backup>().get_opt(&key.name).await? else {
+            return Ok(Next::Done);
+        };
+        let (backup, location) = match backup.phase() {
+            BackupPhase::InProgress => {
+                let Some(location) = prepare::location(context, &backup) else {
+                    let why = "its backup storage location is gone";
+                    self.fail(&backup, why).await?;
+                    return Ok(Next::Done);
+                };
+                tracing::info!(backup = %key, "resumed");
+                (backup, location)
+            }
+            phase if is_open(phase) => match prepare::begin(context, &token, &backup).await? {
+                prepare::Begun::Wait(after) => return Ok(Next::After(after)),
+                prepare::Begun::Refused(backup) => {
+                    self.metrics.refused(&backup);
+                    let status = backup.status.clone().unwrap_or_default();
+                    self.event(
+                        &backup,
+                        "FailedValidation",
+                        status.validation_errors.join("; "),
+                    );
+                    return Ok(Next::Done);
+                }
+                prepare::Begun::Started(backup, location) => {
+                    self.metrics.attempted(&backup);
+                    self.event(
+                        &backup,
+                        "Started",
+                        format!("to location {}", location.name_any()),
+                    );
+                    (backup, location)
+                }
+            },
+            _ => return Ok(Next::Done),
+        };
+        let job = job::Job {
+            context,
+            token: &token,
+            backup: &backup,
+            location: &location,
+            collecting: &self.collecting,
+        };
+        let uid = backup.uid();
+        let gone = context.stores.backups.wait_for(|store| {
+            let now = store.get(&key);
+            let same =
+                now.is_some_and(|now| now.uid() == uid && now.phase() != BackupPhase::Deleting);
+            (!same).then_some(())
+        });
+        let outcome = tokio::select! {
+            outcome = job.run().boxed() => outcome,
+            () = gone => {
+                tracing::info!(backup = %key, "given up: the Backup was deleted");
+                return Ok(Next::Done);
+            }
+        };
+        match outcome {
+            Ok(done) => {
+                self.metrics.ended(&done);
+                self.tell(&done);
+                Ok(Next::Done)
+            }
+            Err(job::JobError::Fatal(why)) => {
+                self.fail(&backup, &why).await?;
+                Ok(Next::Done)
+            }
+            Err(job::JobError::Again(failure)) if self.is_hopeless(&backup) => {
+                self.fail(&backup, &failure.to_string()).await?;
+                Ok(Next::Done)
+            }
+            Err(job::JobError::Again(failure)) => Err(failure),
+        }
+    }
+
+    /// Whether a backup has been tried for longer than its volumes may take, and an hour on top.
+    fn is_hopeless(&self, backup: &Backup) -> bool {
+        let started = backup
+            .status
+            .as_ref()
+            .and_then(|status| status.start_timestamp.clone());
+        let limit = job::timeout(&self.context, backup) + Duration::from_secs(3600);
+        let limit = jiff::SignedDuration::try_from(limit).unwrap_or(jiff::SignedDuration::MAX);
+        started.is_some_and(|started| jiff::Timestamp::now().duration_since(started.0) > limit)
+    }
+
+    /// Ends a backup of which nothing usable is in the bucket.
+    async fn fail(&self, backup: &Backup, why: &str) -> Result<(), Failure> {
+        let status = BackupStatus {
+            phase: Some(BackupPhase::Failed),
+            failure_reason: Some(why.to_owned()),
+            completion_timestamp: Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now())),
+            ..backup.status.clone().unwrap_or_default()
+        };
+        let api = self.context.api::<Backup>();
+        let written = write_status(
+            &api,
+            backup,
+            &status,
+            StatusAt::Main,
+            Guard::SameObject,
+            FIELD_MANAGER,
+        )
+        .await?;
+        let backup = written.unwrap_or_else(|| backup.clone());
+        self.metrics.ended(&job::Done {
+            backup: backup.clone(),
+            ..job::Done::default()
+        });
+        self.event(&backup, "Failed", why.to_owned());
+        Ok(())
+    }
+
+    fn tell(&self, done: &job::Done) {
+        let status = done.backup.status.clone().unwrap_or_default();
+        let items = status.progress.unwrap_or_default().items_backed_up;
+        let mut note = format!("{items} objects and {} volumes", done.volumes);
+        if let Some(error) = &done.last_error {
+            note = format!("{note}; {} errors, the last: {error}", status.errors);
+        } else if status.warnings > 0 {
+            note = format!("{note}; {} warnings", status.warnings);
+        }
+        let reason = match status.phase {
+            Some(BackupPhase::Completed) => "Completed",
+            _ => "PartiallyFailed",
+        };
+        self.event(&done.backup, reason, note);
+    }
+
+    fn event(&self, backup: &Backup, reason: &'static str, note: String) {
+        let kind = match reason {
+            "Started" | "Completed" => EventKind::Normal,
+            _ => EventKind::Warning,
+        };
+        tracing::info!(
+            backup = backup.name_any(),
+            schedule = schedule(backup),
+            "{reason}: {note}"
+        );
+        self.context.events.publish(Event {
+            regarding: backup.object_ref(&()),
+            related: None,
+            kind,
+            reason,
+            action: "Backup",
+            note,
+        });
+    }
+}
+
+/// The Schedule or policy that a backup belongs to; empty when somebody made it by hand.
+fn schedule(backup: &Backup) -> &str {
+    backup
+        .labels()
+        .get(label::SCHEDULE_NAME)
+        .map_or("", String::as_str)
+}
+
+/// Now, in whole seconds as the API has them.
+fn now() -> jiff::Timestamp {
+    let now = jiff::Timestamp::now();
+    jiff::Timestamp::from_second(now.as_second()).unwrap_or(now)
+}

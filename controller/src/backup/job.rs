@@ -1,0 +1,506 @@
+//! One backup from InProgress to its end.
+
+use std::{
+    collections::HashSet,
+    convert::Infallible,
+    fs::File,
+    io::{self, BufWriter, Write},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use jackline_crds::{
+    GoDuration,
+    names::{FIELD_MANAGER, annotation},
+    velero::{
+        Backup, BackupPhase, BackupProgress, BackupStatus, BackupStorageLocation, PodVolumeBackup,
+    },
+};
+use jackline_policy::backup::{Filter, object::ObjectRef};
+use jackline_runtime::{
+    Failure, LeaderToken,
+    status::{Guard, StatusAt, write_status, write_status_and_metadata},
+};
+use jackline_storage::ObjectStore;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::{
+    ResourceExt,
+    api::{Patch, PatchParams},
+};
+use serde_json::json;
+use tokio::sync::oneshot;
+
+use super::{
+    files,
+    log::BackupLog,
+    now, prepare,
+    upload::{self, Existing, UploadError},
+    volumes::{self, Plan, Volumes},
+};
+use crate::{
+    collect::{self, CollectError, Collection, collect, discover},
+    context::Context,
+    location,
+    tarball::TarballWriter,
+};
+
+/// Annotation: how many PodVolumeBackups with a snapshot the backup has, so that missing objects are noticed.
+const VOLUME_COUNT: &str = "jackline.dev/pod-volume-backups";
+
+/// Why a backup did not end.
+#[derive(Debug)]
+pub(super) enum JobError {
+    /// It never will.
+    Fatal(String),
+    /// It may next time.
+    Again(Failure),
+}
+
+impl<E: Into<Failure>> From<E> for JobError {
+    fn from(error: E) -> Self {
+        Self::Again(error.into())
+    }
+}
+
+fn spool(error: io::Error) -> JobError {
+    JobError::Again(Failure::transient("NoTemporarySpace", error))
+}
+
+/// A backup that has ended.
+#[derive(Debug, Default)]
+pub(super) struct Done {
+    /// With its last status.
+    pub(super) backup: Backup,
+    /// Volumes that were moved.
+    pub(super) volumes: usize,
+    /// Its volumes' objects.
+    pub(super) pod_volume_backups: Vec<Arc<PodVolumeBackup>>,
+    /// Size of the tarball in bytes.
+    pub(super) tarball: u64,
+    /// The last error.
+    pub(super) last_error: Option<String>,
+}
+
+/// What a backup needs to run.
+pub(super) struct Job<'a> {
+    pub(super) context: &'a Arc<Context>,
+    pub(super) token: &'a LeaderToken,
+    pub(super) backup: &'a Backup,
+    pub(super) location: &'a BackupStorageLocation,
+    pub(super) collecting: &'a tokio::sync::Semaphore,
+}
+
+/// How many objects there are, and how many have been written.
+#[derive(Debug, Default)]
+struct Counter {
+    total: AtomicUsize,
+    written: AtomicUsize,
+}
+
+impl Counter {
+    fn progress(&self) -> BackupProgress {
+        let count =
+            |value: &AtomicUsize| i32::try_from(value.load(Ordering::Relaxed)).unwrap_or(i32::MAX);
+        BackupProgress {
+            total_items: count(&self.total),
+            items_backed_up: count(&self.written),
+        }
+    }
+}
+
+/// The objects of a backup in a file.
+struct Archive {
+    collection: Collection,
+    stored: Vec<usize>,
+    file: File,
+    size: u64,
+}
+
+/// How long the volumes of a backup may take.
+pub(super) fn timeout(context: &Context, backup: &Backup) -> Duration {
+    let own = backup.annotations().get(annotation::POD_VOLUME_TIMEOUT);
+    let own = own.and_then(|text| text.parse::<GoDuration>().ok());
+    own.unwrap_or(context.args.fs_backup_timeout).to_std()
+}
+
+impl Job<'_> {
+    pub(super) async fn run(&self) -> Result<Done, JobError> {
+        let context = self.context;
+        let name = self.backup.name_any();
+        let store = location::open(&context.clients.call, &context.namespace, self.location).await;
+        let store = store.map_err(|error| {
+            if error.is_retryable() {
+                JobError::Again(Failure::transient("LocationNotOpened", error))
+            } else {
+                JobError::Fatal(format!(
+                    "the backup storage location cannot be opened: {error}"
+                ))
+            }
+        })?;
+        let uid = self.backup.uid().unwrap_or_default();
+        match upload::existing(&*store, &name, &uid)
+            .await
+            .map_err(refused)?
+        {
+            Existing::None | Existing::OursUnfinished => {}
+            // Everything was there when the last leader went; only the object in the cluster does not know yet.
+            Existing::OursFinished(stored) => return self.adopt(*stored).await,
+            Existing::Foreign => {
+                return Err(JobError::Fatal(
+                    "backup already exists in object storage".to_owned(),
+                ));
+            }
+        }
+        let scratch = context.args.scratch();
+        let log =
+            BackupLog::new(format!("{}/{name}", context.namespace), &scratch).map_err(spool)?;
+        self.notes(&log);
+
+        let counter = Arc::new(Counter::default());
+        let (plan, planned) = oneshot::channel();
+        let (leave_out, left_out) = oneshot::channel();
+        let volumes = volumes::run(self, &log, planned, leave_out);
+        let objects = self.objects(&log, counter.clone(), plan, left_out);
+        let (volumes, archive) = tokio::select! {
+            both = async { tokio::try_join!(volumes, objects) } => both?,
+            never = self.show_progress(&counter) => match never {},
+        };
+        self.token.check()?;
+        self.end(&*store, log, &counter, archive, volumes).await
+    }
+
+    /// What can be said before anything is read.
+    fn notes(&self, log: &BackupLog) {
+        let spec = &self.backup.spec;
+        let join = |list: &[String], none: &str| {
+            if list.is_empty() {
+                none.to_owned()
+            } else {
+                list.join(", ")
+            }
+        };
+        log.info(
+            &format!(
+                "Including namespaces: {}",
+                join(&spec.included_namespaces, "*")
+            ),
+            &[],
+        );
+        log.info(
+            &format!(
+                "Excluding namespaces: {}",
+                join(&spec.excluded_namespaces, "<none>")
+            ),
+            &[],
+        );
+        let all = spec.default_volumes_to_fs_backup.unwrap_or_default();
+        log.info(
+            &format!("Backing up all volumes using pod volume backup: {all}"),
+            &[],
+        );
+        if spec.resource_policy.is_some() {
+            log.error("Volume policies (resourcePolicy) are not applied: volumes are chosen by annotations and policies", &[]);
+        }
+        if spec.snapshot_move_data == Some(true) {
+            log.error(
+                "snapshotMoveData is not supported: volumes are only read through pods",
+                &[],
+            );
+        }
+        if spec.snapshot_volumes == Some(true) {
+            log.warning(
+                "Native volume snapshots are not taken: volumes are only read through pods",
+                &[],
+            );
+        }
+    }
+
+    /// Gathers the objects and writes them into a tarball. Pods and claims are handed on as soon as they are known.
+    async fn objects(
+        &self,
+        log: &BackupLog,
+        counter: Arc<Counter>,
+        plan: oneshot::Sender<Plan>,
+        left_out: oneshot::Receiver<Vec<ObjectRef>>,
+    ) -> Result<Archive, JobError> {
+        let permit = self.collecting.acquire().await;
+        let collection = self.collect(log, plan).await?;
+        drop(permit);
+        counter
+            .total
+            .store(collection.items().len(), Ordering::Relaxed);
+        // The other side has gone when there are no volumes to speak of.
+        let left_out: HashSet<usize> = left_out
+            .await
+            .unwrap_or_default()
+            .iter()
+            .filter_map(|pod| collection.find(pod))
+            .collect();
+        let first = &self.backup.spec.ordered_resources;
+        let (order, unknown) = collect::order(&collection, first, &left_out);
+        for name in unknown {
+            log.warning("Item of orderedResources was not found", &[("name", &name)]);
+        }
+        counter.total.store(order.len(), Ordering::Relaxed);
+        let scratch = self.context.args.scratch();
+        let written = counter.clone();
+        let writer = tokio::task::spawn_blocking(move || {
+            let (file, size) = write(&collection, &order, &scratch, &written.written)?;
+            Ok::<_, io::Error>(Archive {
+                collection,
+                stored: order,
+                file,
+                size,
+            })
+        });
+        let archive = writer
+            .await
+            .map_err(|error| JobError::Again(Failure::transient("TarballNotWritten", error)))?;
+        let archive = archive.map_err(spool)?;
+        log.info(
+            &format!("Backed up a total of {} items", archive.stored.len()),
+            &[],
+        );
+        Ok(archive)
+    }
+
+    async fn collect(
+        &self,
+        log: &BackupLog,
+        plan: oneshot::Sender<Plan>,
+    ) -> Result<Collection, JobError> {
+        let context = self.context;
+        let client = &context.clients.call;
+        let spec = &self.backup.spec;
+        let (discovered, mode) =
+            tokio::join!(discover(client), volumes::mode(context, self.backup));
+        let discovered = discovered?;
+        for stale in &discovered.stale {
+            log.warning(
+                "API group does not answer: its resources may be missing",
+                &[("resource", stale)],
+            );
+        }
+        let (filter, unknown) = Filter::new(&prepare::raw_filter(spec), &discovered.catalogue)
+            .map_err(|errors| JobError::Fatal(errors.join("; ")))?;
+        for name in unknown {
+            log.warning(
+                "Resource is not served by this cluster",
+                &[("resource", &name)],
+            );
+        }
+        let selectors = prepare::selectors(spec).map_err(JobError::Fatal)?;
+        let claims = discovered.catalogue.find("persistentvolumeclaims");
+        let claims_stored = claims.is_some_and(|claims| filter.collects(claims));
+        let scratch = context.args.scratch();
+        let request = collect::Request {
+            filter: &filter,
+            selectors: &selectors,
+            page: context.args.client_page_size,
+            scratch: &scratch,
+        };
+        let mut plan = Some(plan);
+        let early = |collection: &Collection| {
+            if let Some(plan) = plan.take() {
+                // Nobody listens any more: the backup is being given up.
+                let _ = plan.send(Plan::new(context, &collection.facts, &mode, claims_stored));
+            }
+        };
+        collect(client, discovered, &request, log, early)
+            .await
+            .map_err(|error| match error {
+                CollectError::Spool(error) => spool(error),
+                error => JobError::Again(Failure::transient("NotCollected", error)),
+            })
+    }
+
+    /// Patches the progress at most once a second, when there is any.
+    async fn show_progress(&self, counter: &Counter) -> Infallible {
+        let mut shown = BackupProgress::default();
+        loop {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            let progress = counter.progress();
+            if progress == shown || self.token.check().is_err() {
+                continue;
+            }
+            let patch =
+                json!({"metadata": {"uid": self.backup.uid()}, "status": {"progress": &progress}});
+            let params = PatchParams {
+                field_manager: Some(FIELD_MANAGER.to_owned()),
+                ..PatchParams::default()
+            };
+            let api = self.context.api::<Backup>();
+            match api
+                .patch(&self.backup.name_any(), &params, &Patch::Merge(patch))
+                .await
+            {
+                Ok(_) => shown = progress,
+                // The next second is another chance; nothing depends on it.
+                Err(error) => tracing::debug!(%error, "progress is not shown"),
+            }
+        }
+    }
+
+    /// Puts everything into the bucket and the last status onto the object.
+    async fn end(
+        &self,
+        store: &dyn ObjectStore,
+        log: BackupLog,
+        counter: &Counter,
+        archive: Archive,
+        volumes: Volumes,
+    ) -> Result<Done, JobError> {
+        let name = self.backup.name_any();
+        let (warnings, errors) = log.counts();
+        let (results, last_error) = (log.results(), log.last_error());
+        let finished = if errors == 0 {
+            BackupPhase::Completed
+        } else {
+            BackupPhase::PartiallyFailed
+        };
+        let finalizing = if errors == 0 {
+            BackupPhase::Finalizing
+        } else {
+            BackupPhase::FinalizingPartiallyFailed
+        };
+        let count = |number: usize| i32::try_from(number).unwrap_or(i32::MAX);
+        let status = BackupStatus {
+            phase: Some(finalizing),
+            warnings: count(warnings),
+            errors: count(errors),
+            progress: Some(counter.progress()),
+            hook_status: (volumes.hooks.hooks_attempted > 0).then(|| volumes.hooks.clone()),
+            ..self.backup.status.clone().unwrap_or_default()
+        };
+        let with_snapshot = volumes.objects.iter().filter(|volume| {
+            volume
+                .status
+                .as_ref()
+                .is_some_and(|status| status.snapshot_id.is_some())
+        });
+        let metadata = json!({"annotations": {(VOLUME_COUNT): with_snapshot.count().to_string()}});
+        let mut backup = self.backup.clone();
+        backup.annotations_mut().insert(
+            VOLUME_COUNT.to_owned(),
+            metadata["annotations"][VOLUME_COUNT]
+                .as_str()
+                .unwrap_or_default()
+                .to_owned(),
+        );
+        backup.status = Some(status.clone());
+
+        let small = files::build(&archive.collection, &archive.stored, &volumes, &results);
+        let small = small.map_err(spool)?;
+        let log = log.finish().map_err(spool)?;
+        let scratch = self.context.args.scratch();
+        upload::all(
+            store,
+            &name,
+            &scratch,
+            log,
+            files::backup_json(&backup).map_err(spool)?,
+            archive.file,
+            small,
+        )
+        .await
+        .map_err(refused)?;
+
+        let status = BackupStatus {
+            phase: Some(finished),
+            completion_timestamp: Some(Time(now())),
+            ..status
+        };
+        backup.status = Some(status.clone());
+        self.token.check()?;
+        upload::metadata(store, &name, files::backup_json(&backup).map_err(spool)?)
+            .await
+            .map_err(refused)?;
+        self.token.check()?;
+        let api = self.context.api::<Backup>();
+        let written = write_status_and_metadata(
+            &api,
+            self.backup,
+            &status,
+            &metadata,
+            Guard::SameObject,
+            FIELD_MANAGER,
+        )
+        .await?;
+        Ok(Done {
+            backup: written.unwrap_or(backup),
+            volumes: volumes.completed(),
+            pod_volume_backups: volumes.objects,
+            tarball: archive.size,
+            last_error,
+        })
+    }
+
+    /// Takes over the status of a backup that ended just before its last leader did.
+    async fn adopt(&self, stored: Backup) -> Result<Done, JobError> {
+        let status = stored.status.clone().unwrap_or_default();
+        let api = self.context.api::<Backup>();
+        let written = write_status(
+            &api,
+            self.backup,
+            &status,
+            StatusAt::Main,
+            Guard::SameObject,
+            FIELD_MANAGER,
+        )
+        .await?;
+        let mut backup = written.unwrap_or_else(|| self.backup.clone());
+        backup.status = Some(status);
+        Ok(Done {
+            backup,
+            ..Done::default()
+        })
+    }
+}
+
+/// An error of the object store: worth another try, or the end.
+fn refused(error: UploadError) -> JobError {
+    match error {
+        UploadError::Local(error) => spool(error),
+        UploadError::Storage(error) if error.is_retryable() => {
+            JobError::Again(Failure::transient("StorageUnavailable", error))
+        }
+        error => JobError::Fatal(format!("the backup cannot be stored: {error}")),
+    }
+}
+
+/// Writes the objects into a file without a name; gives its size.
+fn write(
+    collection: &Collection,
+    order: &[usize],
+    scratch: &std::path::Path,
+    written: &AtomicUsize,
+) -> io::Result<(File, u64)> {
+    let time = u64::try_from(now().as_second()).unwrap_or_default();
+    let file = BufWriter::with_capacity(256 << 10, tempfile::tempfile_in(scratch)?);
+    let mut tarball = TarballWriter::new(file, time)?;
+    for item in order
+        .iter()
+        .filter_map(|&index| collection.items().get(index))
+    {
+        let Some(resource) = collection.catalogue.resources().get(item.resource) else {
+            continue;
+        };
+        let json = collection.read(item)?;
+        tarball.object(
+            &resource.group_resource(),
+            &resource.version,
+            item.namespace.as_deref(),
+            &item.name,
+            &json,
+        )?;
+        written.fetch_add(1, Ordering::Relaxed);
+    }
+    let mut file = tarball.finish()?;
+    file.flush()?;
+    let file = file.into_inner().map_err(io::IntoInnerError::into_error)?;
+    let size = file.metadata()?.len();
+    Ok((file, size))
+}

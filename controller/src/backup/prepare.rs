@@ -1,0 +1,326 @@
+//! The beginning: defaults, validation, the first status.
+
+use std::{sync::Arc, time::Duration};
+
+use jackline_crds::{
+    GoDuration,
+    names::{FIELD_MANAGER, annotation, label, label_value},
+    velero::{Backup, BackupPhase, BackupSpec, BackupStatus, BackupStorageLocation},
+};
+use jackline_policy::{backup::filter::RawFilter, labels::Selector};
+use jackline_runtime::{Failure, LeaderToken};
+use k8s_openapi::{
+    api::core::v1::ConfigMap,
+    apimachinery::pkg::apis::meta::v1::{LabelSelector, Time},
+};
+use kube::{
+    Api, ResourceExt,
+    api::{Patch, PatchParams},
+};
+use serde_json::{Value, json};
+
+use super::now;
+use crate::{context::Context, location};
+
+/// What the layout in the bucket calls itself.
+const FORMAT_VERSION: &str = "1.1.0";
+/// How long a backup waits for a location that nobody has looked at yet.
+const LOCATION_PATIENCE: i64 = 60;
+
+/// How a backup began.
+pub(super) enum Begun {
+    /// Look again after this time.
+    Wait(Duration),
+    /// It cannot be: the object says why.
+    Refused(Box<Backup>),
+    /// It is in progress.
+    Started(Backup, Arc<BackupStorageLocation>),
+}
+
+/// The location of a backup that is in progress.
+pub(super) fn location(context: &Context, backup: &Backup) -> Option<Arc<BackupStorageLocation>> {
+    let name = backup.spec.storage_location.as_deref()?;
+    context.stores.locations.get(&context.key(name))
+}
+
+/// The name of the location that a backup means.
+fn location_name(context: &Context, spec: &BackupSpec) -> String {
+    if let Some(name) = &spec.storage_location {
+        return name.clone();
+    }
+    let marked = context
+        .stores
+        .locations
+        .filter(|location| location.spec.default);
+    // Several may be marked while the location controller puts that right: the newest counts.
+    let newest = marked.iter().max_by_key(|location| {
+        (
+            location.creation_timestamp().map(|time| time.0),
+            location.name_any(),
+        )
+    });
+    newest.map_or_else(
+        || context.args.default_backup_storage_location.clone(),
+        |location| location.name_any(),
+    )
+}
+
+/// Validates a new backup and writes its first status.
+pub(super) async fn begin(
+    context: &Context,
+    token: &LeaderToken,
+    backup: &Backup,
+) -> Result<Begun, Failure> {
+    let mut spec = backup.spec.clone();
+    let name = location_name(context, &spec);
+    let location = context.stores.locations.get(&context.key(&name));
+    let age = backup
+        .creation_timestamp()
+        .map_or(0, |time| now().as_second() - time.0.as_second());
+    let unseen = location.as_ref().is_some_and(|location| {
+        location
+            .status
+            .as_ref()
+            .is_none_or(|status| status.phase.is_none())
+    });
+    if unseen && age < LOCATION_PATIENCE {
+        return Ok(Begun::Wait(Duration::from_millis(500)));
+    }
+    defaults(context, &mut spec, &name);
+    let mut errors = problems(&spec);
+    match &location {
+        None => errors.push(format!(
+            "an existing backup storage location was not specified at backup creation time and the server default {name} does not exist. \
+             Please address this issue (see `velero backup-location -h` for options) and create a new backup. \
+             Error: BackupStorageLocation.velero.io {name:?} not found"
+        )),
+        Some(location) => {
+            if let Err(why) = location::usable(location, true) {
+                errors.push(format!("backup can't be created because {why}"));
+            }
+        }
+    }
+    errors.extend(resource_policy_problem(context, &spec).await?);
+
+    let started = now();
+    let ttl = spec.ttl.unwrap_or_default();
+    let expiration = started
+        .checked_add(jiff::SignedDuration::from(ttl))
+        .unwrap_or(jiff::Timestamp::MAX);
+    let refused = !errors.is_empty();
+    let status = BackupStatus {
+        version: 1,
+        format_version: Some(FORMAT_VERSION.to_owned()),
+        expiration: Some(Time(expiration)),
+        phase: Some(if refused {
+            BackupPhase::FailedValidation
+        } else {
+            BackupPhase::InProgress
+        }),
+        start_timestamp: (!refused).then_some(Time(started)),
+        validation_errors: errors,
+        ..BackupStatus::default()
+    };
+    let metadata = metadata(context, backup, &name).await?;
+    token.check()?;
+    let patch = json!({ "metadata": metadata, "spec": spec, "status": status });
+    let params = PatchParams {
+        field_manager: Some(FIELD_MANAGER.to_owned()),
+        ..PatchParams::default()
+    };
+    let api = context.api::<Backup>();
+    let backup = api
+        .patch(&backup.name_any(), &params, &Patch::Merge(patch))
+        .await?;
+    Ok(match location {
+        Some(location) if !refused => Begun::Started(backup, location),
+        _ => Begun::Refused(Box::new(backup)),
+    })
+}
+
+fn defaults(context: &Context, spec: &mut BackupSpec, location: &str) {
+    spec.storage_location = Some(location.to_owned());
+    if spec.ttl.unwrap_or_default().is_zero() {
+        spec.ttl = Some(context.args.default_backup_ttl);
+    }
+    let or = |value: Option<GoDuration>, seconds| {
+        Some(
+            value
+                .filter(|value| !value.is_zero())
+                .unwrap_or(GoDuration::from_secs(seconds)),
+        )
+    };
+    spec.csi_snapshot_timeout = or(spec.csi_snapshot_timeout, 600);
+    spec.item_operation_timeout = or(spec.item_operation_timeout, 4 * 3600);
+    spec.snapshot_move_data.get_or_insert(false);
+    if spec.default_volumes_to_restic == Some(true) {
+        spec.default_volumes_to_fs_backup = Some(true);
+    }
+    spec.default_volumes_to_fs_backup
+        .get_or_insert(context.args.default_volumes_to_fs_backup);
+}
+
+/// Everything that is wrong with a specification by itself.
+pub(super) fn problems(spec: &BackupSpec) -> Vec<String> {
+    let mut errors = raw_filter(spec).problems();
+    if spec.label_selector.is_some() && !spec.or_label_selectors.is_empty() {
+        errors.push("encountered labelSelector as well as orLabelSelectors in backup spec, only one can be specified".to_owned());
+    }
+    if let Err(error) = selectors(spec) {
+        errors.push(error);
+    }
+    if let Some(policy) = &spec.resource_policy
+        && !policy.kind.eq_ignore_ascii_case("configmap")
+    {
+        errors.push(format!(
+            "resource policies: resourcePolicy kind {:?} is not supported, only configmap is",
+            policy.kind
+        ));
+    }
+    errors
+}
+
+/// The filters of a specification.
+pub(super) fn raw_filter(spec: &BackupSpec) -> RawFilter {
+    RawFilter {
+        included_namespaces: spec.included_namespaces.clone(),
+        excluded_namespaces: spec.excluded_namespaces.clone(),
+        included_resources: spec.included_resources.clone(),
+        excluded_resources: spec.excluded_resources.clone(),
+        include_cluster_resources: spec.include_cluster_resources,
+        included_cluster: spec.included_cluster_scoped_resources.clone(),
+        excluded_cluster: spec.excluded_cluster_scoped_resources.clone(),
+        included_namespaced: spec.included_namespace_scoped_resources.clone(),
+        excluded_namespaced: spec.excluded_namespace_scoped_resources.clone(),
+    }
+}
+
+/// The label selectors, as text for the API server and compiled. None where everything is selected.
+pub(super) fn selectors(spec: &BackupSpec) -> Result<Vec<(String, Selector)>, String> {
+    let all = spec.label_selector.iter().chain(&spec.or_label_selectors);
+    let compiled: Result<Vec<_>, String> = all.map(selector).collect();
+    let compiled = compiled?;
+    // One that selects everything makes the others pointless.
+    if compiled.iter().any(|(text, _)| text.is_empty()) {
+        Ok(Vec::new())
+    } else {
+        Ok(compiled)
+    }
+}
+
+/// One label selector, both ways.
+pub(super) fn selector(raw: &LabelSelector) -> Result<(String, Selector), String> {
+    let labels = raw
+        .match_labels
+        .iter()
+        .flatten()
+        .map(|(key, value)| (key.as_str(), value.as_str()));
+    let empty = Vec::new();
+    let expressions = raw.match_expressions.iter().flatten().map(|expression| {
+        (
+            expression.key.as_str(),
+            expression.operator.as_str(),
+            expression.values.as_ref().unwrap_or(&empty).as_slice(),
+        )
+    });
+    let compiled =
+        Selector::new("labelSelector", labels, expressions).map_err(|error| error.to_string())?;
+    let text = kube::core::Selector::try_from(raw.clone()).map_err(|error| error.to_string())?;
+    Ok((text.to_string(), compiled))
+}
+
+/// A ConfigMap with volume policies has to be there.
+async fn resource_policy_problem(
+    context: &Context,
+    spec: &BackupSpec,
+) -> Result<Option<String>, Failure> {
+    let Some(policy) = &spec.resource_policy else {
+        return Ok(None);
+    };
+    let api: Api<ConfigMap> = Api::namespaced(context.clients.call.clone(), &context.namespace);
+    let found = api.get_opt(&policy.name).await?;
+    Ok(found.is_none().then(|| {
+        format!(
+            "resource policies: ConfigMap {}/{} does not exist",
+            context.namespace, policy.name
+        )
+    }))
+}
+
+/// Labels and annotations that every backup gets.
+async fn metadata(context: &Context, backup: &Backup, location: &str) -> Result<Value, Failure> {
+    let version = context.clients.call.apiserver_version().await?;
+    let mut labels = json!({ (label::STORAGE_LOCATION): label_value(location) });
+    let mut annotations = json!({
+        (annotation::SOURCE_CLUSTER_VERSION): version.git_version,
+        (annotation::SOURCE_CLUSTER_MAJOR): version.major,
+        (annotation::SOURCE_CLUSTER_MINOR): version.minor,
+        (annotation::RESOURCE_TIMEOUT): context.args.resource_timeout.to_string(),
+    });
+    // Which cluster's it is decides who may delete it. A policy may have said so already.
+    if !backup.labels().contains_key(label::CLUSTER_UID) {
+        labels[label::CLUSTER_UID] = json!(context.cluster_uid);
+        annotations[annotation::CLUSTER_UID] = json!(context.cluster_uid);
+    }
+    Ok(json!({
+        "uid": backup.uid(),
+        "resourceVersion": backup.resource_version(),
+        "labels": labels,
+        "annotations": annotations,
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use jackline_crds::velero::TypedLocalObjectReference;
+    use std::collections::BTreeMap;
+
+    fn labelled(key: &str, value: &str) -> LabelSelector {
+        LabelSelector {
+            match_labels: Some(BTreeMap::from([(key.to_owned(), value.to_owned())])),
+            ..LabelSelector::default()
+        }
+    }
+
+    #[test]
+    fn specifications_that_cannot_be_are_refused() {
+        assert!(problems(&BackupSpec::default()).is_empty());
+        let both = BackupSpec {
+            label_selector: Some(labelled("a", "b")),
+            or_label_selectors: vec![labelled("c", "d")],
+            ..BackupSpec::default()
+        };
+        assert!(problems(&both)[0].contains("only one can be specified"));
+        let twice = BackupSpec {
+            included_namespaces: vec!["a".to_owned()],
+            excluded_namespaces: vec!["a".to_owned()],
+            ..BackupSpec::default()
+        };
+        assert!(problems(&twice)[0].contains("Invalid included/excluded namespace lists"));
+        let secret = BackupSpec {
+            resource_policy: Some(TypedLocalObjectReference {
+                kind: "Secret".to_owned(),
+                name: "x".to_owned(),
+                api_group: None,
+            }),
+            ..BackupSpec::default()
+        };
+        assert!(problems(&secret)[0].contains("only configmap"));
+    }
+
+    #[test]
+    fn selectors_are_text_and_predicate() {
+        let spec = BackupSpec {
+            label_selector: Some(labelled("app", "db")),
+            ..BackupSpec::default()
+        };
+        let selectors = selectors(&spec).unwrap();
+        assert_eq!(selectors[0].0, "app=db");
+        assert!(
+            selectors[0]
+                .1
+                .matches(&[("app", "db")].into_iter().collect())
+        );
+    }
+}

@@ -1,0 +1,199 @@
+//! Putting a backup into the bucket, in Velero's order, and seeing what is there already.
+
+use std::{
+    fs::File,
+    io::{self, Seek, Write},
+    path::Path,
+};
+
+use bytes::Bytes;
+use futures::{FutureExt, future::BoxFuture};
+use jackline_crds::velero::{Backup, BackupPhase};
+use jackline_storage::{
+    ObjectStore,
+    layout::{BackupFile, backup_object},
+};
+use kube::ResourceExt;
+
+/// Why something is not in the bucket.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum UploadError {
+    /// The bucket says no.
+    #[error(transparent)]
+    Storage(#[from] jackline_storage::Error),
+    /// Temporary files cannot be read.
+    #[error("temporary files cannot be read")]
+    Local(#[from] io::Error),
+}
+
+/// What the bucket knows of a name.
+pub(super) enum Existing {
+    /// Nothing.
+    None,
+    /// This very backup, interrupted.
+    OursUnfinished,
+    /// This very backup, at its end.
+    OursFinished(Box<Backup>),
+    /// Another backup.
+    Foreign,
+}
+
+/// Looks whether a backup of this name is in the bucket.
+pub(super) async fn existing(
+    store: &dyn ObjectStore,
+    name: &str,
+    uid: &str,
+) -> Result<Existing, UploadError> {
+    let bytes = match store.get(&backup_object(name, BackupFile::Metadata)).await {
+        Ok(bytes) => bytes,
+        Err(error) if error.is_not_found() => return Ok(Existing::None),
+        Err(error) => return Err(error.into()),
+    };
+    let Ok(stored) = serde_json::from_slice::<Backup>(&bytes) else {
+        return Ok(Existing::Foreign);
+    };
+    if stored.uid().as_deref() != Some(uid) {
+        return Ok(Existing::Foreign);
+    }
+    Ok(match stored.phase() {
+        BackupPhase::Completed | BackupPhase::PartiallyFailed => {
+            Existing::OursFinished(Box::new(stored))
+        }
+        _ => Existing::OursUnfinished,
+    })
+}
+
+/// Puts everything there: the log first (it may be all that is left to explain a failure), then the Backup, whose presence makes it
+/// exist, then the tarball and the rest.
+pub(super) async fn all(
+    store: &dyn ObjectStore,
+    name: &str,
+    scratch: &Path,
+    log: File,
+    backup: Bytes,
+    tarball: File,
+    small: Vec<(BackupFile, Bytes)>,
+) -> Result<(), UploadError> {
+    if let Err(error) = file(store, name, BackupFile::Log, log, scratch).await {
+        tracing::warn!(%error, backup = name, "the log is not stored");
+    }
+    metadata(store, name, backup).await?;
+    file(store, name, BackupFile::Contents, tarball, scratch).await?;
+    let puts: Vec<BoxFuture<'_, _>> = small
+        .into_iter()
+        .map(|(file, content)| {
+            async move { store.put(&backup_object(name, file), content).await }.boxed()
+        })
+        .collect();
+    futures::future::try_join_all(puts).await?;
+    Ok(())
+}
+
+/// Puts the Backup itself there.
+pub(super) async fn metadata(
+    store: &dyn ObjectStore,
+    name: &str,
+    backup: Bytes,
+) -> Result<(), UploadError> {
+    Ok(store
+        .put(&backup_object(name, BackupFile::Metadata), backup)
+        .await?)
+}
+
+/// Files up to this size are sent as they are.
+const SMALL: u64 = 4 << 20;
+
+async fn file(
+    store: &dyn ObjectStore,
+    name: &str,
+    which: BackupFile,
+    mut content: File,
+    scratch: &Path,
+) -> Result<(), UploadError> {
+    let key = backup_object(name, which);
+    content.rewind()?;
+    if content.metadata()?.len() <= SMALL {
+        let bytes = tokio::task::spawn_blocking(move || {
+            let mut bytes = Vec::new();
+            io::Read::read_to_end(&mut content, &mut bytes).map(|_| bytes)
+        });
+        let bytes = bytes.await.map_err(io::Error::other)??;
+        return Ok(store.put(&key, bytes.into()).await?);
+    }
+    // A stream needs a name.
+    let directory = scratch.to_owned();
+    let named = tokio::task::spawn_blocking(move || {
+        let mut named = tempfile::NamedTempFile::new_in(directory)?;
+        io::copy(&mut content, named.as_file_mut())?;
+        named.as_file_mut().flush()?;
+        Ok::<_, io::Error>(named)
+    });
+    let named = named.await.map_err(io::Error::other)??;
+    store.upload(&key, named.path()).await?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use jackline_storage::memory::MemoryStore;
+
+    fn backup(uid: &str, phase: BackupPhase) -> Bytes {
+        let mut backup = Backup::new("b", Default::default());
+        backup.metadata.uid = Some(uid.to_owned());
+        backup.status = Some(jackline_crds::velero::BackupStatus {
+            phase: Some(phase),
+            ..Default::default()
+        });
+        serde_json::to_vec(&backup).unwrap().into()
+    }
+
+    #[tokio::test]
+    async fn a_name_belongs_to_one_backup_and_an_interrupted_one_is_resumed() {
+        let store = MemoryStore::new();
+        assert!(matches!(
+            existing(&store, "b", "u1").await.unwrap(),
+            Existing::None
+        ));
+        metadata(&store, "b", backup("u1", BackupPhase::Finalizing))
+            .await
+            .unwrap();
+        assert!(matches!(
+            existing(&store, "b", "u1").await.unwrap(),
+            Existing::OursUnfinished
+        ));
+        assert!(matches!(
+            existing(&store, "b", "u2").await.unwrap(),
+            Existing::Foreign
+        ));
+        metadata(&store, "b", backup("u1", BackupPhase::Completed))
+            .await
+            .unwrap();
+        assert!(matches!(
+            existing(&store, "b", "u1").await.unwrap(),
+            Existing::OursFinished(_)
+        ));
+        metadata(&store, "b", Bytes::from_static(b"{"))
+            .await
+            .unwrap();
+        assert!(matches!(
+            existing(&store, "b", "u1").await.unwrap(),
+            Existing::Foreign
+        ));
+    }
+
+    #[tokio::test]
+    async fn large_and_small_files_arrive_whole() {
+        let store = MemoryStore::new();
+        let scratch = std::env::temp_dir();
+        for size in [10_usize, 5 << 20] {
+            let mut content = tempfile::tempfile().unwrap();
+            content.write_all(&vec![7; size]).unwrap();
+            file(&store, "b", BackupFile::Contents, content, &scratch)
+                .await
+                .unwrap();
+            let stored = store.get("backups/b/b.tar.gz").await.unwrap();
+            assert_eq!(stored.len(), size);
+        }
+    }
+}

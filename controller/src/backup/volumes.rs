@@ -1,0 +1,449 @@
+//! The volumes of a backup: hooks before, PodVolumeBackups, waiting for the agents, hooks after.
+//!
+//! Every pod goes its own way, so a slow one holds up nobody. Nothing is polled: the agents' progress comes by watch.
+
+mod create;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use futures::{
+    FutureExt, StreamExt,
+    future::{BoxFuture, Shared},
+    stream::FuturesUnordered,
+};
+use jackline_crds::{
+    names::{annotation, label},
+    velero::{Backup, BackupRepository, HookStatus, PodVolumeBackup, PodVolumePhase},
+};
+use jackline_policy::backup::{
+    object::ObjectRef,
+    volumes::{ClaimFacts, Level, Mode, Note, PodVolumes, Selected, Wanted, select},
+};
+use kube::ResourceExt;
+use tokio::{
+    sync::{Semaphore, mpsc, oneshot},
+    time::Instant,
+};
+
+use super::{
+    hooks::{self, HookCount, PodHooks},
+    job::{Job, JobError, timeout},
+    log::BackupLog,
+};
+use crate::{
+    agents,
+    collect::{Facts, PodFacts},
+    context::Context,
+    repository,
+};
+
+/// Requests about volumes that are under way at once.
+const PARALLEL: usize = 16;
+/// How long the policy half may take to say what a policy governs.
+const GOVERNED_PATIENCE: Duration = Duration::from_secs(60);
+/// How often it is looked (in memory) whether the agent of an unfinished volume is still there.
+const AGENT_CHECK: Duration = Duration::from_secs(15);
+
+/// What is to be done about volumes.
+#[derive(Debug)]
+pub(super) struct Plan {
+    pods: Vec<PodFacts>,
+    chosen: BTreeMap<usize, Vec<(Selected, Option<ClaimFacts>)>>,
+    notes: Vec<Note>,
+}
+
+/// How the volumes of a backup are chosen.
+pub(super) async fn mode(context: &Context, backup: &Backup) -> Mode {
+    let policy = backup.annotations().get(annotation::POLICY);
+    if let (Some(policy), Some(governed)) = (policy, context.governed.get()) {
+        let location = backup.spec.storage_location.as_deref().unwrap_or_default();
+        let asked =
+            tokio::time::timeout(GOVERNED_PATIENCE, governed.volumes(policy, location)).await;
+        if let Ok(Some(volumes)) = asked {
+            let wanted = volumes.into_iter().map(|volume| Wanted {
+                namespace: volume.namespace,
+                pod: volume.pod,
+                volume: volume.volume,
+                claim: volume.claim,
+            });
+            return Mode::Governed(wanted.collect());
+        }
+        // The policy is gone: what it annotated is what it wanted.
+    }
+    match backup.spec.default_volumes_to_fs_backup {
+        Some(true) => Mode::OptOut,
+        _ => Mode::OptIn,
+    }
+}
+
+impl Plan {
+    /// Chooses volumes and their carriers.
+    pub(super) fn new(context: &Context, facts: &Facts, mode: &Mode, claims_stored: bool) -> Self {
+        let pods: Vec<PodVolumes> = facts.pods.iter().map(|pod| pod.volumes.clone()).collect();
+        let agents: BTreeSet<String> = agents::nodes(&context.stores.agents);
+        let selection = select(
+            &pods,
+            mode,
+            claims_stored,
+            &|namespace, claim| facts.claim(namespace, claim),
+            &|node| agents.contains(node),
+        );
+        let mut chosen: BTreeMap<usize, Vec<_>> = BTreeMap::new();
+        for volume in selection.volumes {
+            let namespace = pods
+                .get(volume.pod)
+                .map(|pod| pod.namespace.as_str())
+                .unwrap_or_default();
+            let claim = volume
+                .claim
+                .as_deref()
+                .and_then(|claim| facts.claim(namespace, claim));
+            chosen.entry(volume.pod).or_default().push((volume, claim));
+        }
+        Self {
+            pods: facts.pods.clone(),
+            chosen,
+            notes: selection.notes,
+        }
+    }
+}
+
+/// What became of the volumes.
+#[derive(Debug, Default)]
+pub(super) struct Volumes {
+    /// Their objects, by namespace, pod and volume.
+    pub(super) objects: Vec<Arc<PodVolumeBackup>>,
+    /// Those that were wanted and are not moved.
+    pub(super) skipped: Vec<Note>,
+    /// How many hooks ran.
+    pub(super) hooks: HookStatus,
+}
+
+impl Volumes {
+    /// How many were moved.
+    pub(super) fn completed(&self) -> usize {
+        self.objects
+            .iter()
+            .filter(|volume| volume.phase() == PodVolumePhase::Completed)
+            .count()
+    }
+}
+
+type Ready = Shared<BoxFuture<'static, Result<Arc<BackupRepository>, Arc<str>>>>;
+
+/// Shared by the ways of all pods.
+struct Work<'a> {
+    job: &'a Job<'a>,
+    log: &'a BackupLog,
+    uid: String,
+    known: Vec<Arc<PodVolumeBackup>>,
+    repositories: HashMap<String, Ready>,
+    requests: Semaphore,
+    deadline: Instant,
+    late: AtomicBool,
+    hooks: HookCount,
+}
+
+/// Does everything about the volumes. `leave_out` is told the pods whose hooks forbid to store them.
+pub(super) async fn run(
+    job: &Job<'_>,
+    log: &BackupLog,
+    planned: oneshot::Receiver<Plan>,
+    leave_out: oneshot::Sender<Vec<ObjectRef>>,
+) -> Result<Volumes, JobError> {
+    // Without a plan nothing was collected, and whoever failed at that says so.
+    let Ok(mut plan) = planned.await else {
+        return Ok(Volumes::default());
+    };
+    for note in &plan.notes {
+        let fields = [
+            ("resource", "pods"),
+            ("namespace", note.namespace.as_str()),
+            ("name", note.pod.as_str()),
+        ];
+        match note.level {
+            Level::Info => log.info(&note.message, &fields),
+            Level::Warning => log.warning(&note.message, &fields),
+            Level::Error => log.error(&note.message, &fields),
+        }
+    }
+    let uid = job.backup.uid().unwrap_or_default();
+    let known = of_backup(job.context, &uid);
+    let namespaces: BTreeSet<String> = plan
+        .chosen
+        .keys()
+        .filter_map(|&pod| plan.pods.get(pod))
+        .map(|pod| pod.volumes.namespace.clone())
+        .collect();
+    let work = Work {
+        job,
+        log,
+        repositories: namespaces
+            .into_iter()
+            .map(|name| (name.clone(), ready(job, name)))
+            .collect(),
+        uid: uid.clone(),
+        known,
+        requests: Semaphore::new(PARALLEL),
+        deadline: deadline(job),
+        late: AtomicBool::new(false),
+        hooks: HookCount::default(),
+    };
+    let (verdict, mut verdicts) = mpsc::unbounded_channel();
+    let mut ways = FuturesUnordered::new();
+    let mut hooked = 0;
+    for (index, pod) in plan.pods.iter().enumerate() {
+        let chosen = plan.chosen.remove(&index).unwrap_or_default();
+        let hooks = hooks::of(pod, job.backup.spec.hooks.as_ref());
+        if chosen.is_empty() && hooks.is_empty() {
+            continue;
+        }
+        hooked += usize::from(!hooks.is_empty());
+        ways.push(work.pod(pod, hooks, chosen, verdict.clone()).boxed());
+    }
+    drop(verdict);
+    let tell = async {
+        let mut forbidden = Vec::new();
+        for _ in 0..hooked {
+            match verdicts.recv().await {
+                Some(pod) => forbidden.extend(pod),
+                None => break,
+            }
+        }
+        // The other side has gone when the backup is being given up.
+        let _ = leave_out.send(forbidden);
+    };
+    let all = async { while ways.next().await.is_some() {} };
+    tokio::join!(tell, all);
+    drop(ways);
+    let hooks = work.hooks.status();
+    Ok(Volumes {
+        objects: of_backup(job.context, &uid),
+        skipped: plan.notes,
+        hooks,
+    })
+}
+
+/// The objects of a backup that the watch knows, by namespace, pod and volume.
+fn of_backup(context: &Context, uid: &str) -> Vec<Arc<PodVolumeBackup>> {
+    let mut found = context.stores.pod_volume_backups.filter(|volume| {
+        volume
+            .labels()
+            .get(label::BACKUP_UID)
+            .is_some_and(|owner| owner == uid)
+    });
+    found.sort_by_cached_key(|volume| {
+        let pod = &volume.spec.pod;
+        (
+            pod.namespace.clone(),
+            pod.name.clone(),
+            volume.spec.volume.clone(),
+            volume.name_any(),
+        )
+    });
+    found
+}
+
+/// The repository of a namespace, asked for once and awaited by many.
+fn ready(job: &Job<'_>, namespace: String) -> Ready {
+    let (context, location) = (job.context.clone(), job.location.clone());
+    let ensure = async move {
+        let ready = repository::ensure(&context, &location, &namespace).await;
+        ready.map_err(|error| Arc::from(error.to_string()))
+    };
+    ensure.boxed().shared()
+}
+
+/// When the volumes' time is over; it began with the backup.
+fn deadline(job: &Job<'_>) -> Instant {
+    let whole = timeout(job.context, job.backup);
+    let started = job
+        .backup
+        .status
+        .as_ref()
+        .and_then(|status| status.start_timestamp.clone());
+    let passed = started.map_or(Duration::ZERO, |started| {
+        Duration::try_from(jiff::Timestamp::now().duration_since(started.0)).unwrap_or_default()
+    });
+    Instant::now() + whole.saturating_sub(passed).max(Duration::from_secs(1))
+}
+
+impl Work<'_> {
+    /// The way of one pod.
+    async fn pod(
+        &self,
+        pod: &PodFacts,
+        hooks: PodHooks,
+        chosen: Vec<(Selected, Option<ClaimFacts>)>,
+        verdict: mpsc::UnboundedSender<Option<ObjectRef>>,
+    ) {
+        let volumes = &pod.volumes;
+        let fields = [
+            ("resource", "pods"),
+            ("namespace", volumes.namespace.as_str()),
+            ("name", volumes.name.as_str()),
+        ];
+        for warning in &pod.hook_warnings {
+            self.log.warning(warning, &fields);
+        }
+        // A resumed backup has run them before: what is frozen must not be frozen again.
+        let resumed = self
+            .known
+            .iter()
+            .any(|volume| volume.spec.pod.uid.as_deref() == Some(volumes.uid.as_str()));
+        let allowed =
+            resumed || hooks::run(self.job.context, pod, &hooks.pre, &self.hooks, self.log).await;
+        if !hooks.is_empty() {
+            let forbidden = (!allowed).then(|| ObjectRef {
+                resource: "pods".to_owned(),
+                namespace: Some(volumes.namespace.clone()),
+                name: volumes.name.clone(),
+            });
+            // The receiver counts to the number of pods with hooks and no further.
+            let _ = verdict.send(forbidden);
+        }
+        drop(verdict);
+        if allowed {
+            let moves: Vec<BoxFuture<'_, ()>> = chosen
+                .iter()
+                .map(|(selected, claim)| self.volume(pod, selected, claim.as_ref()).boxed())
+                .collect();
+            futures::future::join_all(moves).await;
+            hooks::run(self.job.context, pod, &hooks.post, &self.hooks, self.log).await;
+        }
+    }
+
+    /// Moves one volume, and says what went wrong.
+    async fn volume(&self, pod: &PodFacts, selected: &Selected, claim: Option<&ClaimFacts>) {
+        let fields = [
+            ("resource", "pods"),
+            ("namespace", pod.volumes.namespace.as_str()),
+            ("name", pod.volumes.name.as_str()),
+            ("volume", selected.volume.as_str()),
+        ];
+        if let Err(why) = self.moved(pod, selected, claim).await {
+            match why {
+                Problem::Failed(why) => self
+                    .log
+                    .error(&format!("pod volume backup failed: {why}"), &fields),
+                Problem::NotBegun(why) => self.log.error(&why, &fields),
+                Problem::Late if self.late.swap(true, Ordering::Relaxed) => {
+                    self.log.info("not completed in time", &fields);
+                }
+                Problem::Late => {
+                    self.log.error(
+                        "timed out waiting for all PodVolumeBackups to complete",
+                        &fields,
+                    );
+                }
+            }
+        }
+    }
+
+    async fn moved(
+        &self,
+        pod: &PodFacts,
+        selected: &Selected,
+        claim: Option<&ClaimFacts>,
+    ) -> Result<(), Problem> {
+        let repository = match self.repositories.get(&pod.volumes.namespace) {
+            Some(ready) => ready
+                .clone()
+                .await
+                .map_err(|why| Problem::NotBegun(why.to_string()))?,
+            None => return Err(Problem::NotBegun("no repository".to_owned())),
+        };
+        let known = self.known.iter().find(|volume| {
+            volume.spec.pod.uid.as_deref() == Some(pod.volumes.uid.as_str())
+                && volume.spec.volume == selected.volume
+        });
+        let name = match known {
+            Some(known) => known.name_any(),
+            None => {
+                let _permit = self.requests.acquire().await;
+                self.job
+                    .token
+                    .check()
+                    .map_err(|error| Problem::NotBegun(error.to_string()))?;
+                create::create(self.job, &self.uid, &repository, pod, selected, claim)
+                    .await
+                    .map_err(|error| {
+                        Problem::NotBegun(format!("PodVolumeBackup cannot be made: {error}"))
+                    })?
+            }
+        };
+        match tokio::time::timeout_at(self.deadline, self.ended(&name)).await {
+            Ok(result) => result.map_err(Problem::Failed),
+            Err(_) => {
+                create::cancel(self.job.context, &name).await;
+                Err(Problem::Late)
+            }
+        }
+    }
+
+    /// Waits until the agent has ended a volume.
+    async fn ended(&self, name: &str) -> Result<(), String> {
+        let context = self.job.context;
+        let key = context.key(name);
+        let store = &context.stores.pod_volume_backups;
+        let mut seen = false;
+        let mut away: Option<Instant> = None;
+        loop {
+            let end = store.wait_for(|store| match store.get(&key) {
+                Some(volume) => {
+                    seen = true;
+                    volume.phase().is_terminal().then_some(Some(volume))
+                }
+                // The watch may not have told of it yet.
+                None => seen.then_some(None),
+            });
+            match tokio::time::timeout(AGENT_CHECK, end).await {
+                Ok(Some(volume)) if volume.phase() == PodVolumePhase::Completed => return Ok(()),
+                Ok(Some(volume)) => {
+                    let message = volume
+                        .status
+                        .as_ref()
+                        .and_then(|status| status.message.clone());
+                    return Err(message.unwrap_or_else(|| format!("phase {}", volume.phase())));
+                }
+                Ok(None) => return Err(format!("PodVolumeBackup {name} was deleted")),
+                Err(_) => {}
+            }
+            let node = store
+                .get(&key)
+                .map(|volume| volume.spec.node.clone())
+                .unwrap_or_default();
+            if agents::runs_on(&context.stores.agents, &node) {
+                away = None;
+                continue;
+            }
+            let since = *away.get_or_insert_with(Instant::now);
+            let patience = context.args.resource_timeout.to_std();
+            if since.elapsed() >= patience {
+                let why = format!(
+                    "no node agent has been running on node {node} for {} minutes",
+                    patience.as_secs() / 60
+                );
+                create::give_up(context, name, &why).await;
+                return Err(why);
+            }
+        }
+    }
+}
+
+/// Why a volume is not moved.
+enum Problem {
+    /// There is no PodVolumeBackup.
+    NotBegun(String),
+    /// The agent failed.
+    Failed(String),
+    /// Time is over.
+    Late,
+}

@@ -1,0 +1,175 @@
+//! What later steps need to know of the collected objects, so that nothing has to be read twice.
+
+use std::{collections::HashMap, time::Duration};
+
+use jackline_crds::{GoDuration, names::annotation};
+use jackline_policy::{
+    backup::{
+        hook::{self, Hook, When},
+        object::{self, Binding, ObjectRef},
+        volumes::{ClaimFacts, PodVolumes},
+    },
+    labels::Labels,
+};
+use serde_json::Value;
+
+/// A pod of the backup.
+#[derive(Debug, Clone)]
+pub struct PodFacts {
+    /// Its volumes.
+    pub volumes: PodVolumes,
+    /// Its labels, for the hooks of the Backup.
+    pub labels: Labels,
+    /// Its first container.
+    pub container: String,
+    /// Its own hooks.
+    pub pre: Option<Hook>,
+    /// Its own hooks.
+    pub post: Option<Hook>,
+    /// What is wrong with its own hooks.
+    pub hook_warnings: Vec<String>,
+}
+
+impl PodFacts {
+    fn of(pod: &Value) -> Self {
+        let (pre, first) = hook::of_annotations(pod, When::Pre, &timeout);
+        let (post, second) = hook::of_annotations(pod, When::Post, &timeout);
+        Self {
+            volumes: PodVolumes::of(pod),
+            labels: labels_of(pod),
+            container: hook::first_container(pod),
+            pre,
+            post,
+            hook_warnings: first.into_iter().chain(second).collect(),
+        }
+    }
+}
+
+fn timeout(text: &str) -> Option<Duration> {
+    text.parse::<GoDuration>().ok().map(GoDuration::to_std)
+}
+
+/// The labels of an object.
+pub(super) fn labels_of(object: &Value) -> Labels {
+    let labels = object
+        .pointer("/metadata/labels")
+        .and_then(Value::as_object);
+    let pairs = labels.into_iter().flatten();
+    pairs
+        .filter_map(|(key, value)| Some((key.as_str(), value.as_str()?)))
+        .collect()
+}
+
+/// A persistent volume.
+#[derive(Debug, Clone, Default)]
+pub struct VolumeFacts {
+    /// `persistentVolumeReclaimPolicy`.
+    pub reclaim_policy: String,
+    /// Its labels; null when it has none.
+    pub labels: Value,
+    /// Whether it is a directory of the host.
+    pub host_path: bool,
+}
+
+/// What was learnt from objects in passing.
+#[derive(Debug, Default)]
+pub struct Facts {
+    /// Pods with volumes or hooks, in no order.
+    pub pods: Vec<PodFacts>,
+    /// Claims by namespace and name.
+    pub claims: HashMap<(String, String), ClaimFacts>,
+    /// Volumes by name.
+    pub volumes: HashMap<String, VolumeFacts>,
+    /// What objects need besides themselves.
+    pub(super) needs: Vec<(ObjectRef, Vec<ObjectRef>)>,
+    /// Service accounts: namespace and name.
+    pub(super) accounts: Vec<(String, String)>,
+    /// ClusterRoleBindings.
+    pub(super) bindings: Vec<Binding>,
+}
+
+impl Facts {
+    /// Takes note of an object.
+    pub(super) fn learn(&mut self, resource: &str, object: &Value) {
+        let text = |pointer: &str| {
+            object
+                .pointer(pointer)
+                .and_then(Value::as_str)
+                .unwrap_or_default()
+                .to_owned()
+        };
+        let (namespace, name) = (text("/metadata/namespace"), text("/metadata/name"));
+        match resource {
+            "pods" => {
+                let pod = PodFacts::of(object);
+                if !pod.volumes.volumes.is_empty() || pod.pre.is_some() || pod.post.is_some() {
+                    self.pods.push(pod);
+                }
+            }
+            "persistentvolumeclaims" => {
+                let pointer = format!(
+                    "/metadata/annotations/{}",
+                    annotation::ANCESTOR_CLAIM_UID.replace('/', "~1")
+                );
+                let facts = ClaimFacts {
+                    uid: text("/metadata/uid"),
+                    volume: object::volume_of_claim(object).map(str::to_owned),
+                    host_path: false,
+                    ancestor: Some(text(&pointer)).filter(|uid| !uid.is_empty()),
+                };
+                self.claims.insert((namespace.clone(), name.clone()), facts);
+            }
+            "persistentvolumes" => {
+                let facts = VolumeFacts {
+                    reclaim_policy: text("/spec/persistentVolumeReclaimPolicy"),
+                    labels: object
+                        .pointer("/metadata/labels")
+                        .cloned()
+                        .unwrap_or_default(),
+                    host_path: object.pointer("/spec/hostPath").is_some(),
+                };
+                self.volumes.insert(name.clone(), facts);
+            }
+            "serviceaccounts" => self.accounts.push((namespace.clone(), name.clone())),
+            "clusterrolebindings.rbac.authorization.k8s.io" => {
+                self.bindings.extend(Binding::of(object));
+            }
+            _ => {}
+        }
+        let needs = object::needs(resource, object);
+        if !needs.is_empty() {
+            let namespace = Some(namespace).filter(|namespace| !namespace.is_empty());
+            self.needs.push((
+                ObjectRef {
+                    resource: resource.to_owned(),
+                    namespace,
+                    name,
+                },
+                needs,
+            ));
+        }
+    }
+
+    pub(super) fn merge(&mut self, other: Self) {
+        self.pods.extend(other.pods);
+        self.claims.extend(other.claims);
+        self.volumes.extend(other.volumes);
+        self.needs.extend(other.needs);
+        self.accounts.extend(other.accounts);
+        self.bindings.extend(other.bindings);
+    }
+
+    /// What is known of a claim.
+    pub fn claim(&self, namespace: &str, name: &str) -> Option<ClaimFacts> {
+        let mut facts = self
+            .claims
+            .get(&(namespace.to_owned(), name.to_owned()))?
+            .clone();
+        let volume = facts
+            .volume
+            .as_ref()
+            .and_then(|volume| self.volumes.get(volume));
+        facts.host_path = volume.is_some_and(|volume| volume.host_path);
+        Some(facts)
+    }
+}

@@ -1,0 +1,201 @@
+//! Reading a tarball that anybody may have written.
+
+use std::io::{self, Read};
+
+use flate2::read::MultiGzDecoder;
+
+use super::{CLUSTER, NAMESPACES, PREFERRED, RESOURCES, VERSION_PATH};
+
+/// How much a tarball may unpack to.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Bytes of the whole archive, unpacked. Velero's own limit is 16 GiB.
+    pub total: u64,
+    /// Bytes of one object. The API server takes a few MiB at most.
+    pub object: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            total: 16 << 30,
+            object: 64 << 20,
+        }
+    }
+}
+
+/// Where an object of the archive belongs.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Entry {
+    /// Plural and group: `pods`, `deployments.apps`.
+    pub resource: String,
+    /// The API version, for files below a version's directory; `None` for the plain path that every format has.
+    pub version: Option<String>,
+    /// `None` for objects outside of namespaces.
+    pub namespace: Option<String>,
+    /// The object's name, as the file says.
+    pub name: String,
+}
+
+/// What was in an archive.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// What `metadata/version` said, if it was there.
+    pub version: Option<String>,
+    /// Objects handed out.
+    pub objects: u64,
+    /// Bytes of the archive, unpacked.
+    pub bytes: u64,
+}
+
+/// Why a tarball is refused. What was handed out before must not be used then.
+#[derive(Debug, thiserror::Error)]
+pub enum TarballError {
+    /// Not a gzip'd tar, cut off, or the source failed.
+    #[error("the tarball cannot be read")]
+    Read(#[from] io::Error),
+    /// A name that leads out of the archive, or that is no text.
+    #[error("the tarball holds an entry with the unsafe name {0:?}")]
+    Name(String),
+    /// Something other than a file: a link, a device.
+    #[error("the tarball holds {path:?}, which is no regular file")]
+    NotAFile {
+        /// The entry.
+        path: String,
+    },
+    /// One object is too large.
+    #[error("{path:?} has {size} bytes; at most {limit} are read")]
+    ObjectTooLarge {
+        /// The entry.
+        path: String,
+        /// Its size.
+        size: u64,
+        /// The limit.
+        limit: u64,
+    },
+    /// The whole is too large.
+    #[error("the tarball unpacks to more than {0} bytes")]
+    TooLarge(u64),
+    /// A format that is not known.
+    #[error("the tarball has format version {0:?}; 1 and 1.1.0 are known")]
+    Version(String),
+    /// The consumer gave up.
+    #[error("{0}")]
+    Consumer(Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// Hands every object of the archive to `each`, in the archive's order. Files that are no objects are passed over.
+///
+/// # Errors
+/// When the archive is not what it should be, or when `each` fails.
+pub fn read(
+    source: impl Read,
+    limits: Limits,
+    mut each: impl FnMut(Entry, Vec<u8>) -> Result<(), Box<dyn std::error::Error + Send + Sync>>,
+) -> Result<Totals, TarballError> {
+    // One byte more than allowed tells "too large" from "ends here".
+    let unpacked = MultiGzDecoder::new(source).take(limits.total.saturating_add(1));
+    let mut archive = tar::Archive::new(unpacked);
+    let mut totals = Totals::default();
+    for entry in archive.entries()? {
+        let mut entry = match entry {
+            Ok(entry) => entry,
+            Err(_) if totals.bytes > limits.total => {
+                return Err(TarballError::TooLarge(limits.total));
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let path = path_of(&entry.path_bytes())?;
+        let kind = entry.header().entry_type();
+        if kind.is_dir() {
+            continue;
+        }
+        if !(kind.is_file() || kind.is_contiguous()) {
+            return Err(TarballError::NotAFile { path });
+        }
+        let size = entry.size();
+        if size > limits.object {
+            return Err(TarballError::ObjectTooLarge {
+                path,
+                size,
+                limit: limits.object,
+            });
+        }
+        totals.bytes = totals.bytes.saturating_add(size);
+        if totals.bytes > limits.total {
+            return Err(TarballError::TooLarge(limits.total));
+        }
+        let mut content = Vec::with_capacity(usize::try_from(size).unwrap_or(0).min(1 << 20));
+        entry.read_to_end(&mut content)?;
+        if content.len() as u64 != size {
+            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+        }
+        if path == VERSION_PATH {
+            totals.version = Some(version(&content)?);
+        } else if let Some(place) = place(&path) {
+            totals.objects += 1;
+            each(place, content).map_err(TarballError::Consumer)?;
+        }
+    }
+    Ok(totals)
+}
+
+/// The path as text, when it stays inside the archive.
+fn path_of(bytes: &[u8]) -> Result<String, TarballError> {
+    let shown = || TarballError::Name(String::from_utf8_lossy(bytes).into_owned());
+    let path = std::str::from_utf8(bytes).map_err(|_| shown())?;
+    let path = path.strip_prefix("./").unwrap_or(path);
+    let inner = path.strip_suffix('/').unwrap_or(path);
+    let safe = inner
+        .split('/')
+        .all(|part| !part.is_empty() && part != "." && part != "..")
+        && !path.contains(['\0', '\\']);
+    if safe {
+        Ok(path.to_owned())
+    } else {
+        Err(shown())
+    }
+}
+
+fn version(content: &[u8]) -> Result<String, TarballError> {
+    let text = String::from_utf8_lossy(content).trim().to_owned();
+    match text.as_str() {
+        // The first format called itself 1.
+        "1" | "1.0.0" | "1.1.0" => Ok(text),
+        _ => Err(TarballError::Version(text)),
+    }
+}
+
+/// Where a file belongs, if it is an object.
+fn place(path: &str) -> Option<Entry> {
+    let mut parts = path.split('/');
+    if parts.next() != Some(RESOURCES) {
+        return None;
+    }
+    let resource = parts.next()?.to_owned();
+    let mut next = parts.next()?;
+    let mut version = None;
+    if next != NAMESPACES && next != CLUSTER {
+        version = Some(next.strip_suffix(PREFERRED).unwrap_or(next).to_owned());
+        next = parts.next()?;
+    }
+    let namespace = match next {
+        NAMESPACES => Some(parts.next()?.to_owned()),
+        CLUSTER => None,
+        _ => return None,
+    };
+    let name = parts
+        .next()?
+        .strip_suffix(".json")
+        .filter(|name| !name.is_empty())?
+        .to_owned();
+    parts.next().is_none().then_some(Entry {
+        resource,
+        version,
+        namespace,
+        name,
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,183 @@
+use std::{collections::BTreeSet, io::Write};
+
+use flate2::{Compression, write::GzEncoder};
+
+use super::*;
+use crate::tarball::TarballWriter;
+
+fn all(bytes: &[u8]) -> Result<(Totals, Vec<(Entry, Vec<u8>)>), TarballError> {
+    let mut seen = Vec::new();
+    let totals = read(bytes, Limits::default(), |entry, content| {
+        seen.push((entry, content));
+        Ok(())
+    })?;
+    Ok((totals, seen))
+}
+
+/// An archive with one entry whose header says whatever it likes.
+fn hostile(name: &str, kind: tar::EntryType) -> Vec<u8> {
+    let mut header = tar::Header::new_gnu();
+    header.as_mut_bytes()[..name.len()].copy_from_slice(name.as_bytes());
+    header.set_entry_type(kind);
+    header.set_mode(0o644);
+    header.set_size(2);
+    header.set_cksum();
+    let mut tar = tar::Builder::new(GzEncoder::new(Vec::new(), Compression::fast()));
+    tar.append(&header, &b"{}"[..]).unwrap();
+    tar.into_inner().unwrap().finish().unwrap()
+}
+
+#[test]
+fn names_that_leave_the_tree_are_refused() {
+    for name in [
+        "../../etc/cron.d/evil",
+        "/etc/passwd",
+        "resources/pods/namespaces/../../../x.json",
+        "resources//pods/cluster/x.json",
+        "resources/./pods/cluster/x.json",
+        "resources\\pods\\cluster\\x.json",
+        "..",
+    ] {
+        let result = all(&hostile(name, tar::EntryType::Regular));
+        assert!(
+            matches!(result, Err(TarballError::Name(_))),
+            "{name}: {result:?}"
+        );
+    }
+}
+
+#[test]
+fn links_and_devices_are_refused() {
+    use tar::EntryType::{Block, Char, Fifo, Link, Symlink};
+    for kind in [Link, Symlink, Char, Block, Fifo] {
+        let result = all(&hostile("resources/pods/namespaces/a/b.json", kind));
+        assert!(
+            matches!(result, Err(TarballError::NotAFile { .. })),
+            "{kind:?}: {result:?}"
+        );
+    }
+}
+
+#[test]
+fn too_much_is_refused_before_it_is_read() {
+    let mut writer = TarballWriter::new(Vec::new(), 0).unwrap();
+    writer
+        .object("pods", "v1", Some("a"), "b", &vec![b' '; 5000])
+        .unwrap();
+    let bytes = writer.finish().unwrap();
+    let read = |limits| read(bytes.as_slice(), limits, |_, _| Ok(()));
+    let small = read(Limits {
+        total: 1 << 20,
+        object: 4999,
+    });
+    assert!(
+        matches!(small, Err(TarballError::ObjectTooLarge { size: 5000, .. })),
+        "{small:?}"
+    );
+    let whole = read(Limits {
+        total: 6000,
+        object: 5000,
+    });
+    assert!(
+        matches!(whole, Err(TarballError::TooLarge(6000))),
+        "{whole:?}"
+    );
+    assert!(
+        read(Limits {
+            total: 1 << 20,
+            object: 5000
+        })
+        .is_ok()
+    );
+}
+
+#[test]
+fn a_cut_or_garbled_archive_is_an_error() {
+    let mut writer = TarballWriter::new(Vec::new(), 0).unwrap();
+    writer
+        .object("pods", "v1", Some("a"), "b", b"{\"x\":1}")
+        .unwrap();
+    let bytes = writer.finish().unwrap();
+    assert!(all(&bytes[..bytes.len() / 2]).is_err());
+    assert!(all(b"no gzip at all").is_err());
+    let mut noise = GzEncoder::new(Vec::new(), Compression::fast());
+    noise.write_all(&[7; 2048]).unwrap();
+    assert!(all(&noise.finish().unwrap()).is_err());
+}
+
+#[test]
+fn an_unknown_format_is_refused_and_the_first_one_is_read() {
+    let with = |version: &str, path: &str| {
+        let mut tar = tar::Builder::new(GzEncoder::new(Vec::new(), Compression::fast()));
+        for (path, content) in [("metadata/version", version), (path, "{}")] {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(content.len() as u64);
+            tar.append_data(&mut header, path, content.as_bytes())
+                .unwrap();
+        }
+        tar.into_inner().unwrap().finish().unwrap()
+    };
+    let path = "resources/pods/namespaces/a/b.json";
+    assert!(matches!(all(&with("9.0.0\n", path)), Err(TarballError::Version(v)) if v == "9.0.0"));
+    let (totals, seen) = all(&with("1", path)).unwrap();
+    assert_eq!((totals.version.as_deref(), seen.len()), (Some("1"), 1));
+    assert_eq!(seen[0].0.version, None);
+    // What is no object is passed over.
+    assert!(
+        all(&with("1", "resources/pods/readme.txt"))
+            .unwrap()
+            .1
+            .is_empty()
+    );
+}
+
+#[test]
+fn names_longer_than_a_tar_header_survive() {
+    let name = "n".repeat(250);
+    let mut writer = TarballWriter::new(Vec::new(), 0).unwrap();
+    writer
+        .object("configmaps", "v1", Some("team"), &name, b"{}")
+        .unwrap();
+    let (_, seen) = all(&writer.finish().unwrap()).unwrap();
+    assert!(seen.iter().all(|(entry, _)| entry.name == name) && seen.len() == 2);
+}
+
+/// The objects that a real Velero stored, written again by us, make an archive of the same entries.
+#[test]
+fn what_velero_wrote_is_written_again_with_the_same_entries() {
+    let path = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../tests/fixtures/velero-1.14/bucket/backups/first/first.tar.gz"
+    );
+    let velero = std::fs::read(path).unwrap();
+    let (totals, objects) = all(&velero).unwrap();
+    assert_eq!(totals.version.as_deref(), Some("1.1.0"));
+    let mut writer = TarballWriter::new(Vec::new(), 1_700_000_000).unwrap();
+    for (entry, content) in objects.iter().filter(|(entry, _)| entry.version.is_none()) {
+        let (namespace, name) = (entry.namespace.as_deref(), entry.name.as_str());
+        writer
+            .object(&entry.resource, "v1", namespace, name, content)
+            .unwrap();
+    }
+    let ours = writer.finish().unwrap();
+    assert_eq!(listing(&ours), listing(&velero));
+    assert_eq!(all(&ours).unwrap().1, objects);
+}
+
+/// Path, size, mode, owner and type of every entry.
+fn listing(bytes: &[u8]) -> BTreeSet<(String, u64, u32, u64, u64, u8)> {
+    let mut archive = tar::Archive::new(MultiGzDecoder::new(bytes));
+    let entries = archive.entries().unwrap().map(|entry| {
+        let entry = entry.unwrap();
+        let header = entry.header();
+        (
+            String::from_utf8(entry.path_bytes().into_owned()).unwrap(),
+            entry.size(),
+            header.mode().unwrap() & 0o7777,
+            header.uid().unwrap(),
+            header.gid().unwrap(),
+            header.entry_type().as_byte(),
+        )
+    });
+    entries.collect()
+}
