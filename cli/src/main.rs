@@ -1,1 +1,52 @@
-fn main() {}
+//! `jackline`: what is protected, and repositories without a cluster.
+
+mod args;
+mod coverage;
+mod docs;
+mod exit;
+mod output;
+mod repository;
+mod table;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::args::{Cli, Command};
+use crate::exit::Exit;
+
+fn main() -> ExitCode {
+    let Cli { command } = Cli::parse();
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::from_env("JACKLINE_LOG"))
+        .with_writer(std::io::stderr)
+        .init();
+    let json = matches!(&command, Command::Repository(repository) if repository.json());
+    let result = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(Exit::failed)
+        .and_then(|runtime| {
+            let result = runtime.block_on(run(command));
+            // A read of standard input or a slow name look-up must not hold the exit back.
+            runtime.shutdown_background();
+            result
+        });
+    match result {
+        Ok(code) => code,
+        Err(exit) => {
+            // The last words; nobody may be listening.
+            let _ = writeln!(std::io::stderr(), "{}", exit.last_words(json));
+            exit.code()
+        }
+    }
+}
+
+async fn run(command: Command) -> Result<ExitCode, Exit> {
+    match command {
+        Command::Repository(args) => repository::run(args).await,
+        Command::Coverage(args) => coverage::run(args).await,
+        Command::Docs => docs::print(),
+    }
+}

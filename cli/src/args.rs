@@ -1,0 +1,298 @@
+//! The command line. The reference page is made from it.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::exit;
+
+/// Keeps the data of Kubernetes workloads from being lost.
+///
+/// Also usable as `kubectl jackline`, when the program is called kubectl-jackline.
+#[derive(Debug, Parser)]
+#[command(name = "jackline", version, after_help = exit::HELP, disable_help_subcommand = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Repository(RepositoryArgs),
+    Coverage(CoverageArgs),
+    /// Print the reference of all commands as Markdown
+    #[command(hide = true)]
+    Docs,
+}
+
+/// How results are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// Lines for people.
+    Text,
+    /// JSON for programs.
+    Json,
+}
+
+/// Works with a restic repository, without a cluster.
+///
+/// Reads and writes repositories of restic 0.9 and newer, beside restic itself: both obey the same
+/// locks. A repository is a directory or an S3 bucket, named as restic names it:
+/// /srv/backup, s3:http://host:9000/bucket/prefix, s3:s3.amazonaws.com/bucket. Access to S3 comes from
+/// the environment: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_SHARED_CREDENTIALS_FILE and
+/// AWS_PROFILE, AWS_DEFAULT_REGION. The password is read from --password-file, or taken from
+/// RESTIC_PASSWORD.
+#[derive(Debug, Args)]
+#[command(after_help = exit::HELP)]
+pub(crate) struct RepositoryArgs {
+    /// The repository: a directory or an s3: URL
+    #[arg(
+        short,
+        long,
+        global = true,
+        env = "RESTIC_REPOSITORY",
+        hide_env_values = true
+    )]
+    pub(crate) repo: Option<String>,
+
+    /// A file that holds the repository's password
+    #[arg(
+        short,
+        long,
+        global = true,
+        env = "RESTIC_PASSWORD_FILE",
+        hide_env_values = true
+    )]
+    pub(crate) password_file: Option<PathBuf>,
+
+    /// Wait this long for others to release their lock (5m, 1h)
+    #[arg(long, global = true, default_value = "0s", value_parser = humantime::parse_duration)]
+    pub(crate) retry_lock: Duration,
+
+    /// A file with PEM certificates that are trusted besides the system's
+    #[arg(long, global = true, env = "RESTIC_CACERT", hide_env_values = true)]
+    pub(crate) cacert: Option<PathBuf>,
+
+    /// Trust every certificate of the server
+    #[arg(long, global = true)]
+    pub(crate) insecure_tls: bool,
+
+    /// The same as --output json
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+
+    /// How results are printed
+    #[arg(short, long, global = true, value_enum, default_value = "text")]
+    pub(crate) output: Format,
+
+    #[command(subcommand)]
+    pub(crate) command: RepositoryCommand,
+}
+
+impl RepositoryArgs {
+    pub(crate) fn json(&self) -> bool {
+        self.json || self.output == Format::Json
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum RepositoryCommand {
+    /// Make a new repository
+    Init {
+        /// Version of the format: 2 compresses, 1 is read by every restic
+        #[arg(long, default_value = "2", value_parser = clap::value_parser!(u8).range(1..=2))]
+        repository_version: u8,
+    },
+    /// List the snapshots
+    Snapshots {
+        /// Only these: ids or the beginnings of ids
+        ids: Vec<String>,
+        #[command(flatten)]
+        filter: Filter,
+    },
+    Backup(BackupArgs),
+    Restore(RestoreArgs),
+    /// Remove snapshots; their space is given back by prune
+    Forget {
+        /// Ids, or the beginnings of ids
+        #[arg(required = true)]
+        snapshots: Vec<String>,
+        /// Prune afterwards
+        #[arg(long)]
+        prune: bool,
+        #[command(flatten)]
+        unused: Unused,
+    },
+    /// Give back the space that no snapshot uses
+    Prune {
+        #[command(flatten)]
+        unused: Unused,
+    },
+    /// Verify the repository
+    Check {
+        /// Read and verify all data, not only the structure
+        #[arg(long)]
+        read_data: bool,
+        /// Read and verify this share of the data (5%)
+        #[arg(long, value_parser = percent, conflicts_with = "read_data")]
+        read_data_subset: Option<f64>,
+        /// Take no lock: for a repository that cannot be written
+        #[arg(long)]
+        no_lock: bool,
+    },
+    /// Remove the locks of processes that no longer exist
+    Unlock,
+}
+
+/// Backs up files and directories.
+///
+/// A single path that ends in "." makes the directory's entries the root of the snapshot; every other
+/// path is stored whole, from / on. What did not change since the newest snapshot of the same host and
+/// paths is not read again.
+#[derive(Debug, Args)]
+pub(crate) struct BackupArgs {
+    /// What to back up
+    #[arg(required = true, value_name = "PATH")]
+    pub(crate) paths: Vec<PathBuf>,
+    /// A tag of the snapshot; may be given several times or as a list with commas
+    #[arg(long, value_name = "TAG", value_delimiter = ',')]
+    pub(crate) tag: Vec<String>,
+    /// The host name of the snapshot [default: this machine's]
+    #[arg(short = 'H', long, env = "RESTIC_HOST")]
+    pub(crate) host: Option<String>,
+    /// The snapshot to compare with [default: the newest of the same host and paths]
+    #[arg(long, value_name = "SNAPSHOT")]
+    pub(crate) parent: Option<String>,
+    /// Compare with no snapshot: read everything
+    #[arg(short, long, conflicts_with = "parent")]
+    pub(crate) force: bool,
+}
+
+/// Restores a snapshot into a directory.
+///
+/// Owners are set when running as root. Nothing outside the directory is ever touched.
+#[derive(Debug, Args)]
+pub(crate) struct RestoreArgs {
+    /// An id, the beginning of an id, or "latest"
+    pub(crate) snapshot: String,
+    /// The directory to restore into; made if missing
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) target: PathBuf,
+    /// What to do with a file that is there already
+    #[arg(long, value_enum, default_value = "always")]
+    pub(crate) overwrite: Overwrite,
+    /// Write runs of zeros instead of leaving holes
+    #[arg(long)]
+    pub(crate) no_sparse: bool,
+    /// Restore block and character devices too
+    #[arg(long)]
+    pub(crate) devices: bool,
+    #[command(flatten)]
+    pub(crate) filter: Filter,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Overwrite {
+    /// Replace it.
+    Always,
+    /// Keep it.
+    Never,
+}
+
+/// Which snapshots.
+#[derive(Debug, Args)]
+pub(crate) struct Filter {
+    /// Only snapshots with all of these tags (a,b); given several times, any of the lists will do
+    #[arg(long, value_name = "TAGS")]
+    pub(crate) tag: Vec<String>,
+    /// Only snapshots of this host
+    #[arg(short = 'H', long)]
+    pub(crate) host: Vec<String>,
+    /// Only snapshots of this path
+    #[arg(long)]
+    pub(crate) path: Vec<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Unused {
+    /// How much unused data may stay, in percent of what is used
+    #[arg(long, default_value = "5%", value_parser = percent, value_name = "PERCENT")]
+    pub(crate) max_unused: f64,
+}
+
+fn percent(text: &str) -> Result<f64, String> {
+    match text.strip_suffix('%').unwrap_or(text).parse::<f64>() {
+        Ok(percent) if (0.0..=100.0).contains(&percent) => Ok(percent),
+        _ => Err("a share is a number from 0% to 100%".to_owned()),
+    }
+}
+
+/// Shows which volumes are protected, and why the others are not.
+///
+/// Reads the BackupCoverage objects that the controller keeps, through KUBECONFIG or from inside a pod.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Exit codes:
+  0  shown
+  1  failed: the cluster cannot be reached, or Jackline is not installed in it
+  2  the command line cannot be understood
+  3  with --strict: a volume is not protected")]
+pub(crate) struct CoverageArgs {
+    /// Only this namespace [default: the one of the kubeconfig's context]
+    #[arg(short, long, conflicts_with = "all_namespaces")]
+    pub(crate) namespace: Option<String>,
+    /// All namespaces
+    #[arg(short = 'A', long)]
+    pub(crate) all_namespaces: bool,
+    /// How the volumes are printed
+    #[arg(short, long, value_enum, default_value = "table")]
+    pub(crate) output: CoverageFormat,
+    /// End with code 3 when a volume is neither protected nor exempt
+    #[arg(long)]
+    pub(crate) strict: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum CoverageFormat {
+    /// Lines for people.
+    Table,
+    /// A list of objects.
+    Json,
+    /// The same as YAML.
+    Yaml,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn options_may_stand_before_and_after_the_command() {
+        for line in [
+            "jackline repository -r /r --json snapshots --tag a",
+            "jackline repository snapshots --tag a --repo /r --output json",
+        ] {
+            let Command::Repository(args) = Cli::parse_from(line.split(' ')).command else {
+                panic!("{line}");
+            };
+            assert_eq!((args.repo.as_deref(), args.json()), (Some("/r"), true));
+        }
+    }
+
+    #[test]
+    fn shares_are_percent() {
+        assert_eq!(percent("5%"), Ok(5.0));
+        assert_eq!(percent("0.5"), Ok(0.5));
+        for wrong in ["", "-1", "101%", "nan", "5G"] {
+            assert!(percent(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! `jackline repository …`.
+
+mod access;
+mod backup;
+mod snapshots;
+
+use std::process::ExitCode;
+
+use jackline_repository::{
+    CheckOptions, OpenOptions, PruneOptions, Repository, RestoreOptions, Version,
+};
+use serde::Serialize;
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+use crate::args::{Filter, Overwrite, RepositoryArgs, RepositoryCommand, RestoreArgs};
+use crate::exit::Exit;
+use crate::output::{self, Bar};
+use crate::table;
+
+/// What every command works with.
+struct Session {
+    options: OpenOptions,
+    store: std::sync::Arc<dyn jackline_storage::ObjectStore>,
+    json: bool,
+    cancel: CancellationToken,
+}
+
+impl Session {
+    async fn open(&self) -> Result<Repository, Exit> {
+        Ok(Repository::open(self.store.clone(), &self.options).await?)
+    }
+
+    /// Prints a summary: as JSON with its `message_type`, else the text.
+    fn print(&self, kind: &str, summary: &impl Serialize, text: &str) -> Result<(), Exit> {
+        if !self.json {
+            return Ok(output::print(text)?);
+        }
+        let mut value = serde_json::to_value(summary).map_err(Exit::failed)?;
+        if let Value::Object(fields) = &mut value {
+            fields.insert("message_type".to_owned(), kind.into());
+        }
+        Ok(output::print_json(&value)?)
+    }
+}
+
+pub(crate) async fn run(args: RepositoryArgs) -> Result<ExitCode, Exit> {
+    let session = Session {
+        options: access::options(&args)?,
+        store: access::store(&args).await?,
+        json: args.json(),
+        cancel: access::cancelled_by_signals()?,
+    };
+    match args.command {
+        RepositoryCommand::Init { repository_version } => init(&session, repository_version).await,
+        RepositoryCommand::Snapshots { ids, filter } => {
+            snapshots::list(&session, &ids, &filter).await
+        }
+        RepositoryCommand::Backup(args) => backup::run(&session, args).await,
+        RepositoryCommand::Restore(args) => restore(&session, args).await,
+        RepositoryCommand::Forget {
+            snapshots,
+            prune: and_prune,
+            unused,
+        } => {
+            forget(&session, &snapshots).await?;
+            if and_prune {
+                prune(&session, unused.max_unused).await?;
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        RepositoryCommand::Prune { unused } => {
+            prune(&session, unused.max_unused).await?;
+            Ok(ExitCode::SUCCESS)
+        }
+        RepositoryCommand::Check {
+            read_data,
+            read_data_subset,
+            no_lock,
+        } => {
+            let share = if read_data {
+                100.0
+            } else {
+                read_data_subset.unwrap_or(0.0)
+            };
+            check(
+                &session,
+                CheckOptions {
+                    read_data_percent: share,
+                    no_lock,
+                },
+            )
+            .await
+        }
+        RepositoryCommand::Unlock => unlock(&session).await,
+    }
+}
+
+async fn init(session: &Session, version: u8) -> Result<ExitCode, Exit> {
+    let version = if version == 1 {
+        Version::V1
+    } else {
+        Version::V2
+    };
+    let repository =
+        Repository::init_version(session.store.clone(), &session.options, version).await?;
+    let (id, location) = (repository.id().to_owned(), repository.location());
+    let text = format!(
+        "made repository {} at {location}\nWithout its password the data cannot be read: keep it elsewhere too.\n",
+        id.get(..10).unwrap_or(&id)
+    );
+    session.print(
+        "initialized",
+        &json!({"id": id, "repository": location}),
+        &text,
+    )?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn restore(session: &Session, args: RestoreArgs) -> Result<ExitCode, Exit> {
+    let RestoreArgs {
+        snapshot,
+        target,
+        overwrite,
+        no_sparse,
+        devices,
+        filter,
+    } = args;
+    let repository = session.open().await?;
+    let id = if snapshot == "latest" {
+        snapshots::latest(&repository, &filter).await?
+    } else {
+        repository.resolve(&snapshot).await?
+    };
+    let overwrite = match overwrite {
+        Overwrite::Always => jackline_repository::Overwrite::Always,
+        Overwrite::Never => jackline_repository::Overwrite::Never,
+    };
+    let options = RestoreOptions {
+        sparse: !no_sparse,
+        devices,
+        overwrite,
+        ..Default::default()
+    };
+    let bar = Bar::new("restore", session.json);
+    let summary = repository
+        .restore(&id, &target, options, &bar, &session.cancel)
+        .await?;
+    drop(bar);
+    for problem in &summary.errors {
+        output::note(&format!("{}: {}", problem.path, problem.message));
+    }
+    let text = format!(
+        "restored {} files, {} directories, {} in {} to {}\n",
+        summary.files,
+        summary.dirs,
+        table::bytes(summary.bytes),
+        seconds(summary.duration_ms),
+        target.display()
+    );
+    session.print("summary", &summary, &text)?;
+    if summary.is_complete() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    Err(Exit::incomplete(format!(
+        "{} entries could not be restored whole",
+        summary.error_count
+    )))
+}
+
+async fn forget(session: &Session, snapshots: &[String]) -> Result<(), Exit> {
+    let repository = session.open().await?;
+    let mut ids = Vec::with_capacity(snapshots.len());
+    for snapshot in snapshots {
+        ids.push(repository.resolve(snapshot).await?);
+    }
+    let summary = repository.forget(&ids).await?;
+    let text = format!("removed {} snapshots\n", summary.removed.len());
+    session.print("forget", &summary, &text)
+}
+
+async fn prune(session: &Session, max_unused_percent: f64) -> Result<(), Exit> {
+    let repository = session.open().await?;
+    let bar = Bar::new("prune", session.json);
+    let options = PruneOptions { max_unused_percent };
+    let summary = repository.prune(options, &bar, &session.cancel).await?;
+    drop(bar);
+    let text = format!(
+        "{} -> {}: removed {} packs, rewrote {}; {} unused data stays\n",
+        table::bytes(summary.bytes_before),
+        table::bytes(summary.bytes_after),
+        summary.packs_deleted,
+        summary.packs_repacked,
+        table::bytes(summary.bytes_unused)
+    );
+    session.print("prune", &summary, &text)
+}
+
+async fn check(session: &Session, options: CheckOptions) -> Result<ExitCode, Exit> {
+    let repository = session.open().await?;
+    let bar = Bar::new("check", session.json);
+    let report = repository.check(options, &bar, &session.cancel).await?;
+    drop(bar);
+    for line in report.errors.iter().chain(&report.hints) {
+        output::note(line);
+    }
+    let text = format!(
+        "checked {} snapshots, {} trees, {} packs, of which {} were read: {}\n",
+        report.snapshots,
+        report.trees,
+        report.packs,
+        report.packs_read,
+        if report.is_ok() {
+            "no errors were found"
+        } else {
+            "the repository is damaged"
+        }
+    );
+    session.print("summary", &report, &text)?;
+    if report.is_ok() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    Err(Exit::failed(format!(
+        "the repository has {} errors",
+        report.errors.len()
+    )))
+}
+
+async fn unlock(session: &Session) -> Result<ExitCode, Exit> {
+    let removed = session.open().await?.unlock().await?;
+    session.print(
+        "unlock",
+        &json!({"removed": removed}),
+        &format!("removed {removed} locks\n"),
+    )?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn seconds(milliseconds: u64) -> String {
+    format!("{:.1} s", milliseconds as f64 / 1000.0)
+}
