@@ -47,9 +47,10 @@ struct Families {
 impl Families {
     fn register(context: &Context) -> Result<Self, prometheus::Error> {
         let counter = |name: &str, help: &str| {
-            IntCounterVec::new(Opts::new(name, help), &["schedule"]).and_then(|family| {
-                jackline_runtime::metrics::add(context.metrics.registry(), family)
-            })
+            let family = IntCounterVec::new(Opts::new(name, help), &["schedule"])?;
+            // The series of backups by hand exists from the start.
+            family.with_label_values(&[""]);
+            jackline_runtime::metrics::add(context.metrics.registry(), family)
         };
         Ok(Self {
             attempts: counter(

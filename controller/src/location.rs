@@ -168,10 +168,10 @@ async fn pass(
     let status = location.status.clone().unwrap_or_default();
     let spec = fingerprint(&location);
     let every = frequency(&location, status.phase);
-    if status.phase.is_some() {
-        if let Some(left) = seen.wait(&key.name, spec, every) {
-            return Ok(Next::After(left));
-        }
+    if status.phase.is_some()
+        && let Some(left) = seen.wait(&key.name, spec, every)
+    {
+        return Ok(Next::After(left));
     }
     let verdict = match tokio::time::timeout(LOOK, look(context, &location, token)).await {
         Ok(verdict) => verdict?,

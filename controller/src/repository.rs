@@ -4,6 +4,7 @@
 //! never initialised again and never given another password; whoever needs one waits for `Ready` or gets the reason.
 
 mod holder;
+mod metrics;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -98,11 +99,7 @@ pub async fn ensure(
     namespace: &str,
 ) -> Result<Arc<BackupRepository>, RepositoryError> {
     let store = &context.stores.repositories;
-    let found = find(context, &location.name_any(), namespace);
-    let name = match &found {
-        Some(found) => found.name_any(),
-        None => create(context, location, namespace).await?,
-    };
+    let name = ask(context, location, namespace).await?;
     let key = Key::namespaced(&context.namespace, &name);
     let ready = store.wait_for(|store| {
         store
@@ -119,6 +116,21 @@ pub async fn ensure(
             message: message.unwrap_or_else(|| "it was not looked at yet".to_owned()),
         }
     })
+}
+
+/// The name of the object of a namespace's repository, made if it is missing; does not wait until it is ready.
+///
+/// # Errors
+/// When it cannot be made.
+pub async fn ask(
+    context: &Context,
+    location: &BackupStorageLocation,
+    namespace: &str,
+) -> Result<String, RepositoryError> {
+    match find(context, &location.name_any(), namespace) {
+        Some(found) => Ok(found.name_any()),
+        None => create(context, location, namespace).await,
+    }
 }
 
 /// The object of a namespace's repository in a location, by its labels.
@@ -203,7 +215,11 @@ async fn options(context: &Context) -> Result<OpenOptions, LocationError> {
 }
 
 /// Starts the controller.
-pub fn register(context: &Arc<Context>, kit: &Kit, lease: &Lease) {
+///
+/// # Errors
+/// When its metrics cannot be registered.
+pub fn register(context: &Arc<Context>, kit: &Kit, lease: &Lease) -> Result<(), prometheus::Error> {
+    metrics::register(context, kit, lease)?;
     let queue = Queue::new("repositories");
     // Objects whose repository this process has opened with the password as it is now.
     let opened = Arc::new(Mutex::new(BTreeMap::<String, String>::new()));
@@ -255,6 +271,7 @@ pub fn register(context: &Arc<Context>, kit: &Kit, lease: &Lease) {
         let (context, opened) = (context.clone(), opened.clone());
         async move { pass(&context, &opened, &key, &token).await }
     });
+    Ok(())
 }
 
 async fn pass(

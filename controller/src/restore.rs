@@ -4,11 +4,14 @@
 //! status. Invariants: a restore that was cut off is continued by whoever leads next, never marked Failed for that; no pod of a claim
 //! and no workload that would make one starts before the claim's data is back.
 
+mod begin;
 mod catalog;
 mod cluster;
 mod copies;
 mod files;
 mod items;
+mod namespaces;
+mod plan;
 mod pods;
 mod report;
 mod run;

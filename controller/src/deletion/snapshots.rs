@@ -131,7 +131,7 @@ pub async fn forget(
     let snapshots = repository.snapshots().await?;
     let wanted: Vec<_> = select(&snapshots, ids, tags)
         .iter()
-        .map(|info| info.id.clone())
+        .map(|info| info.id)
         .collect();
     if wanted.is_empty() {
         return Ok(0);

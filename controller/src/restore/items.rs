@@ -1,7 +1,5 @@
 //! One object of a backup: whether it is restored, what is changed on it, and what happens when it is there already.
 
-use std::time::{Duration, Instant};
-
 use jackline_crds::names::annotation;
 use jackline_policy::restore::{
     action, claim,
@@ -194,16 +192,16 @@ impl Run<'_> {
     ) -> Result<(), Failure> {
         let source = item.namespace.as_deref();
         let target = source.map(|namespace| self.target(namespace));
-        if let Some(source) = source {
-            if !self.namespace(source).await? {
-                let place = Place::from(target);
-                let why = format!(
-                    "{kind} {} was not restored: its namespace is not there",
-                    item.name
-                );
-                self.report.error(place, &why);
-                return Ok(());
-            }
+        if let Some(source) = source
+            && !self.namespace(source).await?
+        {
+            let place = Place::from(target);
+            let why = format!(
+                "{kind} {} was not restored: its namespace is not there",
+                item.name
+            );
+            self.report.error(place, &why);
+            return Ok(());
         }
         let original_uid = json::text(&object, "/metadata/uid")
             .unwrap_or_default()
@@ -283,7 +281,7 @@ impl Run<'_> {
     }
 
     /// Takes off an object what ties it to where it was; the same for both sides of a comparison. Gives the status.
-    fn strip(
+    pub fn strip(
         &self,
         kind: &str,
         object: &mut Value,
@@ -324,11 +322,11 @@ impl Run<'_> {
         let mut wanted = prepared.object.clone();
         meta::put_labels(&mut wanted, self.labels());
         let namespace = item.namespace.as_deref().unwrap_or_default();
-        if prepared.binding == Some(claim::Binding::Provision) {
-            if let Some(uid) = self.copied.get(&(namespace.to_owned(), item.name.clone())) {
-                let uid = uid.as_deref().unwrap_or(original_uid);
-                claim::note_ancestor(&mut wanted, annotation::ANCESTOR_CLAIM_UID, uid);
-            }
+        if prepared.binding == Some(claim::Binding::Provision)
+            && let Some(uid) = self.copied.get(&(namespace.to_owned(), item.name.clone()))
+        {
+            let uid = uid.as_deref().unwrap_or(original_uid);
+            claim::note_ancestor(&mut wanted, annotation::ANCESTOR_CLAIM_UID, uid);
         }
         if kind == "pods" {
             let volumes = self.plan.waits(namespace, &item.name);
@@ -398,12 +396,12 @@ impl Run<'_> {
         made: &Value,
     ) -> Result<Done, kube::Error> {
         self.remember(kind, item, made);
-        if let Some(status) = &prepared.status {
-            if meta::keeps_status(&prepared.object, self.restores_status(kind)) {
-                objects
-                    .patch_status(&item.name, &serde_json::json!({"status": status}))
-                    .await?;
-            }
+        if let Some(status) = &prepared.status
+            && meta::keeps_status(&prepared.object, self.restores_status(kind))
+        {
+            objects
+                .patch_status(&item.name, &serde_json::json!({"status": status}))
+                .await?;
         }
         Ok(Done::Created)
     }
@@ -504,79 +502,16 @@ impl Run<'_> {
     }
 
     /// Whether an earlier run of this very restore made the object.
-    fn is_ours(&self, kind: &str, found: &Value) -> bool {
-        if kind == "pods" {
-            if let Some(restore) = wait::restore_of(found) {
-                return restore == self.uid;
-            }
+    pub fn is_ours(&self, kind: &str, found: &Value) -> bool {
+        if kind == "pods"
+            && let Some(restore) = wait::restore_of(found)
+        {
+            return restore == self.uid;
         }
         let created = json::text(found, "/metadata/creationTimestamp");
         let created = created.and_then(|text| text.parse::<jiff::Timestamp>().ok());
         // Creation times are whole seconds.
         meta::is_of_restore(found, self.labels())
             && created.is_some_and(|created| created.as_second() >= self.started.as_second())
-    }
-
-    /// Sees to it that a namespace of the backup is there under its name in the cluster.
-    ///
-    /// # Errors
-    /// When the API server does not answer.
-    pub async fn namespace(&self, source: &str) -> Result<bool, Failure> {
-        let target = self.target(source).to_owned();
-        let mut known = self.namespaces.lock().await;
-        if let Some(there) = known.get(&target) {
-            return Ok(*there);
-        }
-        let there = self.ensure_namespace(source, &target).await?;
-        known.insert(target, there);
-        Ok(there)
-    }
-
-    async fn ensure_namespace(&self, source: &str, target: &str) -> Result<bool, Failure> {
-        let api = ApiResource::erase::<k8s_openapi::api::core::v1::Namespace>(&());
-        let objects = Objects::new(&self.context.clients.call, &api, None);
-        let deadline = Instant::now() + self.context.args.resource_timeout.to_std();
-        loop {
-            match objects.get(target).await? {
-                Some(found) if json::text(&found, "/metadata/deletionTimestamp").is_none() => {
-                    let ours = self.is_ours("namespaces", &found);
-                    let done = if ours { Done::Created } else { Done::Skipped };
-                    self.done("v1", "Namespace", None, target, done);
-                    return Ok(true);
-                }
-                Some(_) if Instant::now() > deadline => {
-                    let why = format!("namespace {target} is still being deleted");
-                    self.report.error(Place::Cluster, &why);
-                    return Ok(false);
-                }
-                Some(_) => tokio::time::sleep(Duration::from_millis(250)).await,
-                None => break,
-            }
-        }
-        let mut wanted = self
-            .catalog
-            .find("namespaces", None, source)
-            .unwrap_or_else(
-                || serde_json::json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {}}),
-            );
-        self.strip("namespaces", &mut wanted, None);
-        meta::put_labels(&mut wanted, self.labels());
-        wanted["metadata"]["name"] = Value::String(target.to_owned());
-        self.token.check()?;
-        match objects.create(&wanted).await {
-            Ok(_) => {
-                self.report.info(&format!("namespace {target} created"));
-                self.done("v1", "Namespace", None, target, Done::Created);
-                Ok(true)
-            }
-            Err(error) => {
-                self.report.error(
-                    Place::Cluster,
-                    &format!("error restoring namespace {target}: {}", chain(&error)),
-                );
-                self.done("v1", "Namespace", None, target, Done::Failed);
-                Ok(false)
-            }
-        }
     }
 }

@@ -7,32 +7,23 @@ use std::{
 };
 
 use jackline_crds::{
-    names::{FIELD_MANAGER, label, short_hash},
-    velero::{
-        BackupRepository, PodVolumePhase, PodVolumeRestore, PodVolumeRestoreSpec,
-        PodVolumeRestoreStatus, UploaderType,
-    },
+    names::FIELD_MANAGER,
+    velero::{PodVolumePhase, PodVolumeRestore, PodVolumeRestoreStatus},
 };
 use jackline_policy::restore::{order, volume::Restoration};
 use jackline_runtime::{
     Failure,
     status::{Guard, StatusAt, write_status},
 };
-use k8s_openapi::{
-    api::core::v1::{ObjectReference, PersistentVolumeClaim},
-    apimachinery::pkg::apis::meta::v1::{OwnerReference, Time},
-};
-use kube::{
-    Api, ResourceExt,
-    api::{DeleteParams, ObjectMeta, PostParams},
-};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::ResourceExt;
 use serde_json::{Value, json};
 
 use super::{
     report::{Done, Place},
     run::{Held, Run},
 };
-use crate::{agents, location::chain, repository};
+use crate::agents;
 
 /// On a PodVolumeRestore: the claim that it fills.
 pub const CLAIM: &str = jackline_crds::names::annotation::PVC_NAME;
@@ -61,156 +52,6 @@ impl Run<'_> {
                     && of.name.as_deref() == Some(pod)
                     && volume.spec.volume == *name
             }
-        }
-    }
-
-    /// Makes the PodVolumeRestores. All pods are there: nobody comes later who would have to wait.
-    pub async fn start_volumes(&self) -> Result<(), Failure> {
-        let mut repositories: BTreeMap<String, Option<Arc<BackupRepository>>> = BTreeMap::new();
-        for restoration in &self.plan.restorations {
-            self.token.check()?;
-            let Some(carrier) = self.carrier(restoration) else {
-                continue;
-            };
-            let source = &restoration.copy.namespace;
-            if !repositories.contains_key(source) {
-                let found = repository::ensure(self.context, &self.valid.location, source).await;
-                if let Err(error) = &found {
-                    let why = format!(
-                        "volumes of namespace {source} are not restored: {}",
-                        chain(error)
-                    );
-                    self.report.error(Place::Velero, &why);
-                }
-                repositories.insert(source.clone(), found.ok());
-            }
-            let Some(repository) = repositories.get(source).cloned().flatten() else {
-                continue;
-            };
-            self.start(restoration, carrier, &repository).await?;
-        }
-        Ok(())
-    }
-
-    /// The pod that the data goes through: pod, volume, UID. `None` where an existing pod keeps its volume.
-    fn carrier(&self, restoration: &Restoration) -> Option<(String, String, String)> {
-        let state = self.state.lock();
-        let made = |(pod, volume): &(String, String)| {
-            let uid = state
-                .pods
-                .get(&(restoration.namespace.clone(), pod.clone()))?;
-            Some((pod.clone(), volume.clone(), uid.clone()))
-        };
-        let first = made(&restoration.carrier);
-        let found = first.or_else(|| restoration.waiters.iter().find_map(made));
-        drop(state);
-        let begun = || {
-            self.begun()
-                .iter()
-                .any(|volume| self.is_of(volume, restoration))
-        };
-        if found.is_none() && !begun() {
-            let (pod, volume) = &restoration.carrier;
-            self.report.warning(
-                Place::Namespace(self.target(&restoration.namespace)),
-                &format!("the data of volume {volume} of pod {pod} was not restored: the pod was not made by this restore"),
-            );
-        }
-        found
-    }
-
-    async fn start(
-        &self,
-        restoration: &Restoration,
-        (pod, volume, uid): (String, String, String),
-        repository: &BackupRepository,
-    ) -> Result<(), Failure> {
-        let api = self.context.api::<PodVolumeRestore>();
-        for known in self
-            .begun()
-            .iter()
-            .filter(|known| self.is_of(known, restoration))
-        {
-            if known.spec.pod.uid.as_ref() == Some(&uid) || known.phase().is_terminal() {
-                return Ok(());
-            }
-            // Its pod was replaced while this process was away.
-            api.delete(&known.name_any(), &DeleteParams::default())
-                .await?;
-        }
-        let target = self.target(&restoration.namespace).to_owned();
-        let mut labels = BTreeMap::from([
-            (
-                label::RESTORE_NAME.to_owned(),
-                self.labels().restore.1.to_owned(),
-            ),
-            (label::RESTORE_UID.to_owned(), self.uid.clone()),
-            (label::POD_UID.to_owned(), uid.clone()),
-        ]);
-        let mut annotations = BTreeMap::new();
-        if let Some(claim) = &restoration.claim {
-            annotations.insert(CLAIM.to_owned(), claim.clone());
-            let claims: Api<PersistentVolumeClaim> =
-                Api::namespaced(self.context.clients.call.clone(), &target);
-            if let Some(found) = claims.get_metadata_opt(claim).await? {
-                labels.insert(label::PVC_UID.to_owned(), found.uid().unwrap_or_default());
-            }
-        }
-        let name = format!(
-            "{}-{}",
-            self.restore.name_any(),
-            short_hash(&format!("{uid}/{volume}"), 5)
-        );
-        let uploader = self.restore.spec.uploader_config.as_ref();
-        let sparse = uploader
-            .and_then(|config| config.write_sparse_files)
-            .unwrap_or_default();
-        let settings = sparse.then(|| ("WriteSparseFiles".to_owned(), "true".to_owned()));
-        let snapshot = restoration.copy.snapshot.clone();
-        let object = PodVolumeRestore {
-            metadata: ObjectMeta {
-                name: Some(name),
-                namespace: Some(self.context.namespace.clone()),
-                labels: Some(labels),
-                annotations: Some(annotations),
-                owner_references: Some(vec![OwnerReference {
-                    api_version: "velero.io/v1".to_owned(),
-                    kind: "Restore".to_owned(),
-                    name: self.restore.name_any(),
-                    uid: self.uid.clone(),
-                    controller: Some(true),
-                    block_owner_deletion: None,
-                }]),
-                ..ObjectMeta::default()
-            },
-            spec: PodVolumeRestoreSpec {
-                pod: ObjectReference {
-                    kind: Some("Pod".to_owned()),
-                    namespace: Some(target),
-                    name: Some(pod),
-                    uid: Some(uid),
-                    ..ObjectReference::default()
-                },
-                volume,
-                backup_storage_location: self.valid.location.name_any(),
-                repo_identifier: repository
-                    .spec
-                    .restic_identifier
-                    .clone()
-                    .unwrap_or_default(),
-                uploader_type: UploaderType::Restic,
-                snapshot_size: self.sizes.get(&snapshot).copied().unwrap_or_default(),
-                snapshot_id: snapshot,
-                source_namespace: restoration.copy.namespace.clone(),
-                uploader_settings: settings.into_iter().collect(),
-                ..PodVolumeRestoreSpec::default()
-            },
-            status: None,
-        };
-        match api.create(&PostParams::default(), &object).await {
-            Ok(_) => Ok(()),
-            Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(()),
-            Err(error) => Err(error.into()),
         }
     }
 

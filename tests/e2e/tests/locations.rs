@@ -41,7 +41,11 @@ async fn available(env: &Env, name: &str) -> Result<BackupStorageLocation> {
 /// Waits until the location is unavailable with a message that holds all of `words`.
 async fn unavailable(env: &Env, name: &str, words: &[&str]) -> Result<String> {
     let message = |location: &BackupStorageLocation| {
-        location.status.as_ref().and_then(|status| status.message.clone()).unwrap_or_default()
+        location
+            .status
+            .as_ref()
+            .and_then(|status| status.message.clone())
+            .unwrap_or_default()
     };
     let bad = |location: &BackupStorageLocation| {
         phase(location) == Some(LocationPhase::Unavailable)
@@ -82,19 +86,34 @@ async fn reasons_are_given(env: &Env) -> Result<()> {
     apply(env, "no-bucket", "missing", &url, "cloud-credentials")?;
     apply(env, "no-right", "velero", &url, "wrong")?;
     apply(env, "no-secret", "velero", &url, "absent")?;
-    apply(env, "no-server", "velero", "http://198.18.0.1:9", "cloud-credentials")?;
+    apply(
+        env,
+        "no-server",
+        "velero",
+        "http://198.18.0.1:9",
+        "cloud-credentials",
+    )?;
     env.cluster.s3().make_bucket("shared").await?;
-    env.cluster.s3().put("shared", "holiday-pictures/1.jpg", vec![1]).await?;
+    env.cluster
+        .s3()
+        .put("shared", "holiday-pictures/1.jpg", vec![1])
+        .await?;
     apply(env, "not-ours", "shared", &url, "cloud-credentials")?;
     for (name, words) in [
         ("no-bucket", &["no such bucket"][..]),
         ("no-right", &["access denied"]),
         ("no-secret", &["Secret velero/absent does not exist"]),
         ("no-server", &["unreachable"]),
-        ("not-ours", &["invalid top-level directories", "holiday-pictures"]),
+        (
+            "not-ours",
+            &["invalid top-level directories", "holiday-pictures"],
+        ),
     ] {
         let message = unavailable(env, name, words).await?;
-        ensure!(!message.contains("nothing-at-all"), "a secret is in the message");
+        ensure!(
+            !message.contains("nothing-at-all"),
+            "a secret is in the message"
+        );
         println!("{name}: {message}");
     }
     // The one that works goes on working.
@@ -109,24 +128,47 @@ async fn backups_and_deletions_are_refused(env: &Env) -> Result<()> {
             "includedNamespaces": ["default"], "storageLocation": location
         }))?;
         let backups = env.api::<Backup>();
-        backups.create(&PostParams::default(), &Backup::new(&name, spec)).await?;
+        backups
+            .create(&PostParams::default(), &Backup::new(&name, spec))
+            .await?;
         let ended = env.backup_ended(&name, MINUTE).await?;
-        ensure!(ended.phase() == BackupPhase::FailedValidation, "{:?}", ended.status);
-        let errors = ended.status.map(|status| status.validation_errors).unwrap_or_default();
-        ensure!(errors.iter().any(|error| error.contains(location)), "{errors:?}");
+        ensure!(
+            ended.phase() == BackupPhase::FailedValidation,
+            "{:?}",
+            ended.status
+        );
+        let errors = ended
+            .status
+            .map(|status| status.validation_errors)
+            .unwrap_or_default();
+        ensure!(
+            errors.iter().any(|error| error.contains(location)),
+            "{errors:?}"
+        );
     }
     let spec: RestoreSpec = serde_json::from_value(json!({"backupName": "never-made"}))?;
-    env.api::<Restore>().create(&PostParams::default(), &Restore::new("of-nothing", spec)).await?;
+    env.api::<Restore>()
+        .create(&PostParams::default(), &Restore::new("of-nothing", spec))
+        .await?;
     let ended = env.restore_ended("of-nothing", MINUTE).await?;
-    let errors = ended.status.map(|status| status.validation_errors).unwrap_or_default();
-    ensure!(errors.iter().any(|error| error.contains("never-made")), "{errors:?}");
+    let errors = ended
+        .status
+        .map(|status| status.validation_errors)
+        .unwrap_or_default();
+    ensure!(
+        errors.iter().any(|error| error.contains("never-made")),
+        "{errors:?}"
+    );
     let request: DeleteBackupRequest = serde_json::from_value(json!({
         "metadata": {"name": "of-nothing"}, "spec": {"backupName": "never-made"}
     }))?;
     let requests = env.api::<DeleteBackupRequest>();
     requests.create(&PostParams::default(), &request).await?;
     let said = |request: &DeleteBackupRequest| {
-        request.status.as_ref().is_some_and(|status| status.errors.iter().any(|e| e.contains("not found")))
+        request
+            .status
+            .as_ref()
+            .is_some_and(|status| status.errors.iter().any(|e| e.contains("not found")))
     };
     wait_for(&requests, "of-nothing", MINUTE, said).await?;
     Ok(())
@@ -134,28 +176,55 @@ async fn backups_and_deletions_are_refused(env: &Env) -> Result<()> {
 
 async fn they_recover(env: &Env) -> Result<()> {
     env.cluster.s3().make_bucket("missing").await?;
-    env.cluster.s3().delete("shared", "holiday-pictures/1.jpg").await?;
+    env.cluster
+        .s3()
+        .delete("shared", "holiday-pictures/1.jpg")
+        .await?;
     available(env, "no-bucket").await?;
     available(env, "not-ours").await?;
     // A Secret is looked at as soon as it changes.
     let begun = Instant::now();
-    credentials(env, "wrong", &env.cluster.s3().access_key, &env.cluster.s3().secret_key)?;
+    credentials(
+        env,
+        "wrong",
+        &env.cluster.s3().access_key,
+        &env.cluster.s3().secret_key,
+    )?;
     available(env, "no-right").await?;
-    println!("recovered {:.1} s after the Secret changed", begun.elapsed().as_secs_f64());
-    credentials(env, "absent", &env.cluster.s3().access_key, &env.cluster.s3().secret_key)?;
+    println!(
+        "recovered {:.1} s after the Secret changed",
+        begun.elapsed().as_secs_f64()
+    );
+    credentials(
+        env,
+        "absent",
+        &env.cluster.s3().access_key,
+        &env.cluster.s3().secret_key,
+    )?;
     available(env, "no-secret").await?;
     let locations = env.api::<BackupStorageLocation>();
-    locations.delete("no-server", &DeleteParams::default()).await?;
+    locations
+        .delete("no-server", &DeleteParams::default())
+        .await?;
     wait_gone(&locations, "no-server", MINUTE).await
 }
 
 async fn the_newest_default_wins(env: &Env) -> Result<()> {
     let locations = env.api::<BackupStorageLocation>();
     let mut copy = locations.get("default").await?;
-    copy.metadata = kube::api::ObjectMeta { name: Some("newer".to_owned()), ..Default::default() };
+    copy.metadata = kube::api::ObjectMeta {
+        name: Some("newer".to_owned()),
+        ..Default::default()
+    };
     copy.status = None;
     locations.create(&PostParams::default(), &copy).await?;
-    wait_for(&locations, "default", MINUTE, |location: &BackupStorageLocation| !location.spec.default).await?;
+    wait_for(
+        &locations,
+        "default",
+        MINUTE,
+        |location: &BackupStorageLocation| !location.spec.default,
+    )
+    .await?;
     ensure!(locations.get("newer").await?.spec.default);
     locations.delete("newer", &DeleteParams::default()).await?;
     Ok(())
@@ -178,7 +247,13 @@ async fn existing_repositories_keep_their_key(env: &Env) -> Result<()> {
     env.cluster.s3().upload_tree("old", &bucket).await?;
     let before = objects(env, "old").await?;
     ensure!(!before.is_empty());
-    apply(env, "old", "old", &env.cluster.s3().endpoint, "cloud-credentials")?;
+    apply(
+        env,
+        "old",
+        "old",
+        &env.cluster.s3().endpoint,
+        "cloud-credentials",
+    )?;
     available(env, "old").await?;
 
     // Another password: the repository is not ready, and stays as it is.
@@ -188,9 +263,14 @@ async fn existing_repositories_keep_their_key(env: &Env) -> Result<()> {
             "resticIdentifier": "", "maintenanceFrequency": "168h0m0s"}
     }))?;
     let repositories = env.api::<BackupRepository>();
-    repositories.create(&PostParams::default(), &repository).await?;
+    repositories
+        .create(&PostParams::default(), &repository)
+        .await?;
     let refused = |repository: &BackupRepository| {
-        let message = repository.status.as_ref().and_then(|status| status.message.clone());
+        let message = repository
+            .status
+            .as_ref()
+            .and_then(|status| status.message.clone());
         repository.phase() == RepositoryPhase::NotReady
             && message.is_some_and(|message| message.contains("wrong password"))
     };
@@ -204,7 +284,10 @@ async fn existing_repositories_keep_their_key(env: &Env) -> Result<()> {
     println!("{message}");
     // A look at every location has to pass without one.
     tokio::time::sleep(Duration::from_secs(20)).await;
-    ensure!(secrets.get_opt(PASSWORD).await?.is_none(), "a new password was made");
+    ensure!(
+        secrets.get_opt(PASSWORD).await?.is_none(),
+        "a new password was made"
+    );
     ensure!(objects(env, "old").await? == before);
 
     // The right password: everything is there by itself.
@@ -217,13 +300,18 @@ async fn existing_repositories_keep_their_key(env: &Env) -> Result<()> {
     available(env, "old").await?;
     let ready = |repository: &BackupRepository| repository.phase() == RepositoryPhase::Ready;
     let now = wait_for(&repositories, "shop-old-restic", MINUTE, ready).await?;
-    println!("recovered {:.1} s after the password came", begun.elapsed().as_secs_f64());
+    println!(
+        "recovered {:.1} s after the password came",
+        begun.elapsed().as_secs_f64()
+    );
     let identifier = now.spec.restic_identifier.unwrap_or_default();
     ensure!(identifier.ends_with("/old/restic/shop"), "{identifier}");
     ensure!(objects(env, "old").await? == before);
-    until("the backups of the bucket are in the cluster", 2 * MINUTE, async || {
-        Ok(env.api::<Backup>().get_opt("second").await?.map(|_| ()))
-    })
+    until(
+        "the backups of the bucket are in the cluster",
+        2 * MINUTE,
+        async || Ok(env.api::<Backup>().get_opt("second").await?.map(|_| ())),
+    )
     .await
     .context("sync")
 }

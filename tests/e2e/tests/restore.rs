@@ -41,9 +41,18 @@ async fn what_velero_wrote_comes_back() -> Result<()> {
 
 /// Jackline gets Velero's bucket and password: the backups appear.
 async fn take_over(env: &Env) -> Result<()> {
-    wait_for(&env.api::<BackupStorageLocation>(), "default", MINUTE, available).await?;
+    wait_for(
+        &env.api::<BackupStorageLocation>(),
+        "default",
+        MINUTE,
+        available,
+    )
+    .await?;
     set_password(env, "static-passw0rd")?;
-    env.cluster.s3().upload_tree(BUCKET, &fixture().join("bucket")).await?;
+    env.cluster
+        .s3()
+        .upload_tree(BUCKET, &fixture().join("bucket"))
+        .await?;
     sync_often(env).await?;
     for name in ["first", "second"] {
         let backup = wait_for(&env.api::<Backup>(), name, MINUTE, |_| true).await?;
@@ -69,21 +78,33 @@ fn available(location: &BackupStorageLocation) -> bool {
 
 fn set_password(env: &Env, password: &str) -> Result<()> {
     let patch = json!({"stringData": {"repository-password": password}}).to_string();
-    env.cluster.kubectl(["-n", "velero", "patch", "secret", "velero-repo-credentials", "-p", &patch])?;
+    env.cluster.kubectl([
+        "-n",
+        "velero",
+        "patch",
+        "secret",
+        "velero-repo-credentials",
+        "-p",
+        &patch,
+    ])?;
     Ok(())
 }
 
 async fn sync_often(env: &Env) -> Result<()> {
     let patch = json!({"spec": {"backupSyncPeriod": "2s"}});
     let locations = env.api::<BackupStorageLocation>();
-    locations.patch("default", &PatchParams::default(), &Patch::Merge(patch)).await?;
+    locations
+        .patch("default", &PatchParams::default(), &Patch::Merge(patch))
+        .await?;
     Ok(())
 }
 
 async fn restore(env: &Env, name: &str, spec: Value) -> Result<Restore> {
     let spec: RestoreSpec = serde_json::from_value(spec)?;
     let restores = env.api::<Restore>();
-    restores.create(&PostParams::default(), &Restore::new(name, spec)).await?;
+    restores
+        .create(&PostParams::default(), &Restore::new(name, spec))
+        .await?;
     env.restore_ended(name, 3 * MINUTE).await
 }
 
@@ -92,25 +113,37 @@ async fn results(env: &Env, restore: &str) -> Result<Value> {
     let key = format!("restores/{restore}/restore-{restore}-results.gz");
     let compressed = tempfile::NamedTempFile::with_suffix(".gz")?;
     std::fs::write(compressed.path(), env.cluster.s3().get(BUCKET, &key).await?)?;
-    let text = Command::new("gzip").arg("-dc").arg(compressed.path()).output()?;
+    let text = Command::new("gzip")
+        .arg("-dc")
+        .arg(compressed.path())
+        .output()?;
     Ok(serde_json::from_slice(&text.stdout)?)
 }
 
 async fn finished(env: &Env, restore: &Restore, want: RestorePhase) -> Result<Value> {
     let name = restore.name_any();
     let said = results(env, &name).await;
-    ensure!(restore.phase() == want, "{name}: {:?}; {said:?}", restore.status);
+    ensure!(
+        restore.phase() == want,
+        "{name}: {:?}; {said:?}",
+        restore.status
+    );
     said
 }
 
 async fn volumes_of(env: &Env, restore: &str) -> Result<Vec<PodVolumeRestore>> {
     let selector = format!("{}={restore}", label::RESTORE_NAME);
-    let list = env.api::<PodVolumeRestore>().list(&ListParams::default().labels(&selector)).await?;
+    let list = env
+        .api::<PodVolumeRestore>()
+        .list(&ListParams::default().labels(&selector))
+        .await?;
     Ok(list.items)
 }
 
 fn listing(name: &str) -> Result<Value> {
-    Ok(serde_json::from_slice(&std::fs::read(fixture().join(format!("{name}.json")))?)?)
+    Ok(serde_json::from_slice(&std::fs::read(
+        fixture().join(format!("{name}.json")),
+    )?)?)
 }
 
 /// The volume holds what the listing of the fixture says, and nothing of ours.
@@ -138,7 +171,10 @@ async fn restored_byte_for_byte(env: &Env) -> Result<()> {
     let took = begun.elapsed();
     let said = finished(env, &back, RestorePhase::Completed).await?;
     ensure!(said == json!({"warnings": {}, "errors": {}}), "{said}");
-    println!("restore of 3 volumes: {:.1} s (Velero 1.14: 13.8 s)", took.as_secs_f64());
+    println!(
+        "restore of 3 volumes: {:.1} s (Velero 1.14: 13.8 s)",
+        took.as_secs_f64()
+    );
 
     let nginx = until("both nginx pods are ready", MINUTE, async || {
         let pods = env.ready_pods("nginx-example", "app=nginx").await?;
@@ -149,7 +185,13 @@ async fn restored_byte_for_byte(env: &Env) -> Result<()> {
         Ok((env.ready_pods("shop", "app=db").await? == ["db-0"]).then_some(()))
     })
     .await?;
-    same_as_listing(env, ("nginx-example", &nginx[0], "nginx-logs"), "second", "logs").await?;
+    same_as_listing(
+        env,
+        ("nginx-example", &nginx[0], "nginx-logs"),
+        "second",
+        "logs",
+    )
+    .await?;
     same_as_listing(env, ("shop", "db-0", "data"), "second", "db").await?;
     let data = env.volume_dir("shop", "db-0", "data").await?;
     ensure!(std::fs::read_to_string(data.join("hook"))? == "frozen\n");
@@ -161,58 +203,149 @@ async fn restored_byte_for_byte(env: &Env) -> Result<()> {
 }
 
 async fn objects_are_back(env: &Env) -> Result<()> {
-    env.api_in::<Service>("nginx-example").get("my-nginx").await?;
-    env.api_in::<Deployment>("nginx-example").get("nginx-deployment").await?;
+    env.api_in::<Service>("nginx-example")
+        .get("my-nginx")
+        .await?;
+    env.api_in::<Deployment>("nginx-example")
+        .get("nginx-deployment")
+        .await?;
     env.api_in::<StatefulSet>("shop").get("db").await?;
     let password = env.cluster.kubectl([
-        "-n", "shop", "get", "secret", "creds", "-o", "jsonpath={.data.password}",
+        "-n",
+        "shop",
+        "get",
+        "secret",
+        "creds",
+        "-o",
+        "jsonpath={.data.password}",
     ])?;
     ensure!(password == "bm90LWEtc2VjcmV0", "{password}");
-    let namespace = Api::<Namespace>::all(env.cluster.client()).get("nginx-example").await?;
-    ensure!(namespace.labels().get("app").is_some_and(|value| value == "nginx"));
-    let binding = Api::<ClusterRoleBinding>::all(env.cluster.client()).get("shop-reader").await?;
-    ensure!(binding.labels().get(label::RESTORE_NAME).is_some_and(|name| name == "back"));
+    let namespace = Api::<Namespace>::all(env.cluster.client())
+        .get("nginx-example")
+        .await?;
+    ensure!(
+        namespace
+            .labels()
+            .get("app")
+            .is_some_and(|value| value == "nginx")
+    );
+    let binding = Api::<ClusterRoleBinding>::all(env.cluster.client())
+        .get("shop-reader")
+        .await?;
+    ensure!(
+        binding
+            .labels()
+            .get(label::RESTORE_NAME)
+            .is_some_and(|name| name == "back")
+    );
     let claims = env.api_in::<PersistentVolumeClaim>("shop");
     let claim = claims.get("data-db-0").await?;
     let ancestor = claim.annotations().get(label::ANCESTOR_CLAIM_UID);
-    ensure!(ancestor.is_some_and(|uid| uid == "7de7ec69-8b6e-406b-a6d4-179afe3ff610"), "{ancestor:?}");
-    let owners = |pod: &Pod| pod.owner_references().iter().map(|o| o.kind.clone()).collect::<Vec<_>>();
-    until("the restored pods are adopted, none is made anew", MINUTE, async || {
-        let pods = env.api_in::<Pod>("nginx-example").list(&ListParams::default()).await?.items;
-        let db = env.api_in::<Pod>("shop").get("db-0").await?;
-        let adopted = pods.iter().all(|pod| owners(pod) == ["ReplicaSet"]) && owners(&db) == ["StatefulSet"];
-        Ok((pods.len() == 2 && adopted).then_some(()))
-    })
+    ensure!(
+        ancestor.is_some_and(|uid| uid == "7de7ec69-8b6e-406b-a6d4-179afe3ff610"),
+        "{ancestor:?}"
+    );
+    let owners = |pod: &Pod| {
+        pod.owner_references()
+            .iter()
+            .map(|o| o.kind.clone())
+            .collect::<Vec<_>>()
+    };
+    until(
+        "the restored pods are adopted, none is made anew",
+        MINUTE,
+        async || {
+            let pods = env
+                .api_in::<Pod>("nginx-example")
+                .list(&ListParams::default())
+                .await?
+                .items;
+            let db = env.api_in::<Pod>("shop").get("db-0").await?;
+            let adopted = pods.iter().all(|pod| owners(pod) == ["ReplicaSet"])
+                && owners(&db) == ["StatefulSet"];
+            Ok((pods.len() == 2 && adopted).then_some(()))
+        },
+    )
     .await
 }
 
 /// No pod of the shared claim started, and no workload that would make one was there, before the data was.
 async fn every_pod_waited(env: &Env, name: &str) -> Result<()> {
     let volumes = volumes_of(env, name).await?;
-    ensure!(volumes.len() == 3, "one for each volume, one for a shared claim: {}", volumes.len());
-    let shared = volumes.iter().find(|volume| volume.spec.volume == "nginx-logs").context("nginx-logs")?;
+    ensure!(
+        volumes.len() == 3,
+        "one for each volume, one for a shared claim: {}",
+        volumes.len()
+    );
+    let shared = volumes
+        .iter()
+        .find(|volume| volume.spec.volume == "nginx-logs")
+        .context("nginx-logs")?;
     let status = shared.status.as_ref().context("status")?;
-    let filled = status.completion_timestamp.as_ref().context("completion time")?.0;
-    let pods = env.api_in::<Pod>("nginx-example").list(&ListParams::default()).await?.items;
+    let filled = status
+        .completion_timestamp
+        .as_ref()
+        .context("completion time")?
+        .0;
+    let pods = env
+        .api_in::<Pod>("nginx-example")
+        .list(&ListParams::default())
+        .await?
+        .items;
     for pod in &pods {
         let spec = pod.spec.as_ref().context("spec")?;
-        let waiter = spec.init_containers.as_ref().and_then(|all| all.first()).context("no waiter")?;
+        let waiter = spec
+            .init_containers
+            .as_ref()
+            .and_then(|all| all.first())
+            .context("no waiter")?;
         ensure!(waiter.name == "restore-wait", "{}", waiter.name);
-        let statuses = pod.status.as_ref().and_then(|status| status.container_statuses.as_ref());
+        let statuses = pod
+            .status
+            .as_ref()
+            .and_then(|status| status.container_statuses.as_ref());
         let running = statuses.and_then(|all| all.first()?.state.as_ref()?.running.as_ref());
-        let started = running.and_then(|r| r.started_at.as_ref()).context("not running")?.0;
-        ensure!(started >= filled, "{} started {started}, the data came {filled}", pod.name_any());
+        let started = running
+            .and_then(|r| r.started_at.as_ref())
+            .context("not running")?
+            .0;
+        ensure!(
+            started >= filled,
+            "{} started {started}, the data came {filled}",
+            pod.name_any()
+        );
     }
-    let sets = env.api_in::<ReplicaSet>("nginx-example").list(&ListParams::default()).await?.items;
+    let sets = env
+        .api_in::<ReplicaSet>("nginx-example")
+        .list(&ListParams::default())
+        .await?
+        .items;
     for set in sets {
-        let made = set.metadata.creation_timestamp.as_ref().context("creation time")?.0;
-        ensure!(made >= filled, "ReplicaSet {} was made {made}, the data came {filled}", set.name_any());
+        let made = set
+            .metadata
+            .creation_timestamp
+            .as_ref()
+            .context("creation time")?
+            .0;
+        ensure!(
+            made >= filled,
+            "ReplicaSet {} was made {made}, the data came {filled}",
+            set.name_any()
+        );
     }
-    until("the agents are told that nobody waits", MINUTE, async || {
-        let volumes = volumes_of(env, name).await?;
-        let told = |volume: &PodVolumeRestore| volume.annotations().contains_key("jackline.dev/waiters-left");
-        Ok(volumes.iter().all(told).then_some(()))
-    })
+    until(
+        "the agents are told that nobody waits",
+        MINUTE,
+        async || {
+            let volumes = volumes_of(env, name).await?;
+            let told = |volume: &PodVolumeRestore| {
+                volume
+                    .annotations()
+                    .contains_key("jackline.dev/waiters-left")
+            };
+            Ok(volumes.iter().all(told).then_some(()))
+        },
+    )
     .await
 }
 
@@ -221,15 +354,23 @@ async fn backed_up_on_top(env: &Env) -> Result<()> {
     let spec: BackupSpec = serde_json::from_value(json!({
         "includedNamespaces": ["nginx-example", "shop"], "storageLocation": "default"
     }))?;
-    env.api::<Backup>().create(&PostParams::default(), &Backup::new("third", spec)).await?;
+    env.api::<Backup>()
+        .create(&PostParams::default(), &Backup::new("third", spec))
+        .await?;
     let begun = Instant::now();
     env.backup_completed("third", 2 * MINUTE).await?;
-    println!("backup of 3 volumes: {:.1} s (Velero 1.14: 12.4 s)", begun.elapsed().as_secs_f64());
+    println!(
+        "backup of 3 volumes: {:.1} s (Velero 1.14: 12.4 s)",
+        begun.elapsed().as_secs_f64()
+    );
     let mut sizes = BTreeMap::new();
     for volume in env.volumes_of("third").await? {
         let status = volume.status.clone().unwrap_or_default();
         let total = status.progress.map_or(0, |progress| progress.total_bytes);
-        sizes.insert(volume.spec.volume.clone(), (total, status.incremental_bytes));
+        sizes.insert(
+            volume.spec.volume.clone(),
+            (total, status.incremental_bytes),
+        );
     }
     println!("bytes (all, added) by volume: {sizes:?}");
     for (volume, least) in [("nginx-logs", 1_000_000), ("data", 3_000_000)] {
@@ -265,9 +406,19 @@ async fn restored_into_other_namespaces(env: &Env) -> Result<()> {
 async fn restored_again_over_what_runs(env: &Env) -> Result<()> {
     let pods = env.api_in::<Pod>("shop");
     let before = pods.get("db-0").await?.uid();
-    let again = restore(env, "again", json!({"backupName": "first", "includedNamespaces": ["shop"]})).await?;
+    let again = restore(
+        env,
+        "again",
+        json!({"backupName": "first", "includedNamespaces": ["shop"]}),
+    )
+    .await?;
     let said = finished(env, &again, RestorePhase::Completed).await?;
-    ensure!(said["warnings"]["namespaces"]["shop"].to_string().contains("data-db-0"), "{said}");
+    ensure!(
+        said["warnings"]["namespaces"]["shop"]
+            .to_string()
+            .contains("data-db-0"),
+        "{said}"
+    );
     ensure!(pods.get("db-0").await?.uid() == before);
     ensure!(volumes_of(env, "again").await?.is_empty());
     same_as_listing(env, ("shop", "db-0", "data"), "second", "db").await
@@ -278,15 +429,34 @@ async fn hostile_tarballs_are_refused(env: &Env) -> Result<()> {
     std::fs::write(directory.path().join("evil.json"), "{}")?;
     std::os::unix::fs::symlink("/etc/passwd", directory.path().join("link"))?;
     let cases = [
-        ("parent", "evil.json", "s,evil.json,resources/pods/../../../evil.json,"),
+        (
+            "parent",
+            "evil.json",
+            "s,evil.json,resources/pods/../../../evil.json,",
+        ),
         ("absolute", "evil.json", "s,evil.json,/tmp/evil.json,"),
-        ("link", "link", "s,^link$,resources/pods/namespaces/a/link.json,"),
+        (
+            "link",
+            "link",
+            "s,^link$,resources/pods/namespaces/a/link.json,",
+        ),
     ];
-    let original = env.cluster.s3().get(BUCKET, "backups/first/velero-backup.json").await?;
+    let original = env
+        .cluster
+        .s3()
+        .get(BUCKET, "backups/first/velero-backup.json")
+        .await?;
     for (name, file, transform) in cases {
         let tarball = directory.path().join(format!("{name}.tar.gz"));
         let made = Command::new("tar")
-            .args(["--create", "--gzip", "--absolute-names", "--transform", transform, "--file"])
+            .args([
+                "--create",
+                "--gzip",
+                "--absolute-names",
+                "--transform",
+                transform,
+                "--file",
+            ])
             .arg(&tarball)
             .arg("--directory")
             .arg(directory.path())
@@ -297,14 +467,27 @@ async fn hostile_tarballs_are_refused(env: &Env) -> Result<()> {
         backup["metadata"]["name"] = json!(name);
         let prefix = format!("backups/{name}");
         let s3 = env.cluster.s3();
-        s3.put(BUCKET, &format!("{prefix}/{name}.tar.gz"), std::fs::read(&tarball)?).await?;
-        s3.put(BUCKET, &format!("{prefix}/velero-backup.json"), serde_json::to_vec(&backup)?).await?;
+        s3.put(
+            BUCKET,
+            &format!("{prefix}/{name}.tar.gz"),
+            std::fs::read(&tarball)?,
+        )
+        .await?;
+        s3.put(
+            BUCKET,
+            &format!("{prefix}/velero-backup.json"),
+            serde_json::to_vec(&backup)?,
+        )
+        .await?;
         wait_for(&env.api::<Backup>(), name, MINUTE, |_| true).await?;
         let ended = restore(env, &format!("of-{name}"), json!({"backupName": name})).await?;
         let status = ended.status.clone().unwrap_or_default();
         ensure!(ended.phase() == RestorePhase::Failed, "{name}: {status:?}");
         let why = status.failure_reason.unwrap_or_default();
-        ensure!(why.contains("is refused") && why.contains("the tarball holds"), "{name}: {why}");
+        ensure!(
+            why.contains("is refused") && why.contains("the tarball holds"),
+            "{name}: {why}"
+        );
     }
     Ok(())
 }
@@ -331,11 +514,18 @@ async fn damage_is_named(env: &Env) -> Result<()> {
     });
     let ended = restore(env, "damaged", spec).await?;
     let said = finished(env, &ended, RestorePhase::PartiallyFailed).await?;
-    let failed: Vec<_> =
-        volumes_of(env, "damaged").await?.into_iter().filter(|v| v.phase() == PodVolumePhase::Failed).collect();
+    let failed: Vec<_> = volumes_of(env, "damaged")
+        .await?
+        .into_iter()
+        .filter(|v| v.phase() == PodVolumePhase::Failed)
+        .collect();
     ensure!(!failed.is_empty());
     for volume in &failed {
-        let message = volume.status.as_ref().and_then(|status| status.message.clone()).unwrap_or_default();
+        let message = volume
+            .status
+            .as_ref()
+            .and_then(|status| status.message.clone())
+            .unwrap_or_default();
         let named = packs.iter().any(|pack| {
             let name = pack.key.rsplit('/').next().unwrap_or_default();
             message.contains(name)
@@ -345,7 +535,12 @@ async fn damage_is_named(env: &Env) -> Result<()> {
     let errors = said["errors"]["namespaces"]["shop-damaged"].to_string();
     ensure!(errors.contains("pod volume restore failed"), "{said}");
     ensure!(errors.contains("StatefulSet db was not restored"), "{said}");
-    ensure!(env.api_in::<StatefulSet>("shop-damaged").get_opt("db").await?.is_none());
+    ensure!(
+        env.api_in::<StatefulSet>("shop-damaged")
+            .get_opt("db")
+            .await?
+            .is_none()
+    );
     ensure!(env.ready_pods("shop-damaged", "app=db").await?.is_empty());
     for (key, body) in whole {
         s3.put(BUCKET, &key, body).await?;
@@ -355,10 +550,28 @@ async fn damage_is_named(env: &Env) -> Result<()> {
 
 async fn deleted_restores_take_their_files_along(env: &Env) -> Result<()> {
     let restores = env.api::<Restore>();
-    ensure!(!env.cluster.s3().list(BUCKET, "restores/then/").await?.is_empty());
+    ensure!(
+        !env.cluster
+            .s3()
+            .list(BUCKET, "restores/then/")
+            .await?
+            .is_empty()
+    );
     restores.delete("then", &DeleteParams::default()).await?;
     jackline_e2e::wait_gone(&restores, "then", MINUTE).await?;
-    ensure!(env.cluster.s3().list(BUCKET, "restores/then/").await?.is_empty());
-    ensure!(!env.cluster.s3().list(BUCKET, "restores/back/").await?.is_empty());
+    ensure!(
+        env.cluster
+            .s3()
+            .list(BUCKET, "restores/then/")
+            .await?
+            .is_empty()
+    );
+    ensure!(
+        !env.cluster
+            .s3()
+            .list(BUCKET, "restores/back/")
+            .await?
+            .is_empty()
+    );
     Ok(())
 }

@@ -1,0 +1,204 @@
+//! Makes the PodVolumeRestores.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jackline_crds::{
+    names::{label, short_hash},
+    velero::{BackupRepository, PodVolumeRestore, PodVolumeRestoreSpec, UploaderType},
+};
+use jackline_policy::restore::volume::Restoration;
+use jackline_runtime::Failure;
+use k8s_openapi::{
+    api::core::v1::{ObjectReference, PersistentVolumeClaim},
+    apimachinery::pkg::apis::meta::v1::OwnerReference,
+};
+use kube::{
+    Api, ResourceExt,
+    api::{DeleteParams, ObjectMeta, PostParams},
+};
+
+use super::{report::Place, run::Run, volumes::CLAIM};
+use crate::{location::chain, repository};
+
+impl Run<'_> {
+    /// Asks for the repositories early: they are opened while objects are made.
+    pub async fn ask_for_repositories(&self) -> Result<(), Failure> {
+        self.token.check()?;
+        let asked = self.sources().into_iter().map(|source| async move {
+            // Why one cannot be had is told when it is needed.
+            let _ = repository::ask(self.context, &self.valid.location, source).await;
+        });
+        futures::future::join_all(asked).await;
+        Ok(())
+    }
+
+    /// The namespaces (of the backup) whose repositories hold the data.
+    fn sources(&self) -> BTreeSet<&str> {
+        self.plan
+            .restorations
+            .iter()
+            .map(|restoration| restoration.copy.namespace.as_str())
+            .collect()
+    }
+
+    /// Makes the PodVolumeRestores. All pods are there: nobody comes later who would have to wait.
+    pub async fn start_volumes(&self) -> Result<(), Failure> {
+        let sources = self
+            .sources()
+            .into_iter()
+            .map(|source| self.start_source(source));
+        futures::future::try_join_all(sources).await.map(|_| ())
+    }
+
+    async fn start_source(&self, source: &str) -> Result<(), Failure> {
+        let carried: Vec<_> = self
+            .plan
+            .restorations
+            .iter()
+            .filter(|restoration| restoration.copy.namespace == source)
+            .filter_map(|restoration| Some((restoration, self.carrier(restoration)?)))
+            .collect();
+        if carried.is_empty() {
+            return Ok(());
+        }
+        let repository = match repository::ensure(self.context, &self.valid.location, source).await
+        {
+            Ok(repository) => repository,
+            Err(error) => {
+                let why = format!(
+                    "volumes of namespace {source} are not restored: {}",
+                    chain(&error)
+                );
+                self.report.error(Place::Velero, &why);
+                return Ok(());
+            }
+        };
+        for (restoration, carrier) in carried {
+            self.token.check()?;
+            self.start(restoration, carrier, &repository).await?;
+        }
+        Ok(())
+    }
+
+    /// The pod that the data goes through: pod, volume, UID. `None` where an existing pod keeps its volume.
+    fn carrier(&self, restoration: &Restoration) -> Option<(String, String, String)> {
+        let state = self.state.lock();
+        let made = |(pod, volume): &(String, String)| {
+            let uid = state
+                .pods
+                .get(&(restoration.namespace.clone(), pod.clone()))?;
+            Some((pod.clone(), volume.clone(), uid.clone()))
+        };
+        let first = made(&restoration.carrier);
+        let found = first.or_else(|| restoration.waiters.iter().find_map(made));
+        drop(state);
+        let begun = || {
+            self.begun()
+                .iter()
+                .any(|volume| self.is_of(volume, restoration))
+        };
+        if found.is_none() && !begun() {
+            let (pod, volume) = &restoration.carrier;
+            self.report.warning(
+                Place::Namespace(self.target(&restoration.namespace)),
+                &format!("the data of volume {volume} of pod {pod} was not restored: the pod was not made by this restore"),
+            );
+        }
+        found
+    }
+
+    async fn start(
+        &self,
+        restoration: &Restoration,
+        (pod, volume, uid): (String, String, String),
+        repository: &BackupRepository,
+    ) -> Result<(), Failure> {
+        let api = self.context.api::<PodVolumeRestore>();
+        for known in self
+            .begun()
+            .iter()
+            .filter(|known| self.is_of(known, restoration))
+        {
+            if known.spec.pod.uid.as_ref() == Some(&uid) || known.phase().is_terminal() {
+                return Ok(());
+            }
+            // Its pod was replaced while this process was away.
+            api.delete(&known.name_any(), &DeleteParams::default())
+                .await?;
+        }
+        let target = self.target(&restoration.namespace).to_owned();
+        let mut labels = BTreeMap::from([
+            (
+                label::RESTORE_NAME.to_owned(),
+                self.labels().restore.1.to_owned(),
+            ),
+            (label::RESTORE_UID.to_owned(), self.uid.clone()),
+            (label::POD_UID.to_owned(), uid.clone()),
+        ]);
+        let mut annotations = BTreeMap::new();
+        if let Some(claim) = &restoration.claim {
+            annotations.insert(CLAIM.to_owned(), claim.clone());
+            let claims: Api<PersistentVolumeClaim> =
+                Api::namespaced(self.context.clients.call.clone(), &target);
+            if let Some(found) = claims.get_metadata_opt(claim).await? {
+                labels.insert(label::PVC_UID.to_owned(), found.uid().unwrap_or_default());
+            }
+        }
+        let name = format!(
+            "{}-{}",
+            self.restore.name_any(),
+            short_hash(&format!("{uid}/{volume}"), 5)
+        );
+        let uploader = self.restore.spec.uploader_config.as_ref();
+        let sparse = uploader
+            .and_then(|config| config.write_sparse_files)
+            .unwrap_or_default();
+        let settings = sparse.then(|| ("WriteSparseFiles".to_owned(), "true".to_owned()));
+        let snapshot = restoration.copy.snapshot.clone();
+        let object = PodVolumeRestore {
+            metadata: ObjectMeta {
+                name: Some(name),
+                namespace: Some(self.context.namespace.clone()),
+                labels: Some(labels),
+                annotations: Some(annotations),
+                owner_references: Some(vec![OwnerReference {
+                    api_version: "velero.io/v1".to_owned(),
+                    kind: "Restore".to_owned(),
+                    name: self.restore.name_any(),
+                    uid: self.uid.clone(),
+                    controller: Some(true),
+                    block_owner_deletion: None,
+                }]),
+                ..ObjectMeta::default()
+            },
+            spec: PodVolumeRestoreSpec {
+                pod: ObjectReference {
+                    kind: Some("Pod".to_owned()),
+                    namespace: Some(target),
+                    name: Some(pod),
+                    uid: Some(uid),
+                    ..ObjectReference::default()
+                },
+                volume,
+                backup_storage_location: self.valid.location.name_any(),
+                repo_identifier: repository
+                    .spec
+                    .restic_identifier
+                    .clone()
+                    .unwrap_or_default(),
+                uploader_type: UploaderType::Restic,
+                snapshot_size: self.sizes.get(&snapshot).copied().unwrap_or_default(),
+                snapshot_id: snapshot,
+                source_namespace: restoration.copy.namespace.clone(),
+                uploader_settings: settings.into_iter().collect(),
+                ..PodVolumeRestoreSpec::default()
+            },
+            status: None,
+        };
+        match api.create(&PostParams::default(), &object).await {
+            Ok(_) => Ok(()),
+            Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+}

@@ -1,0 +1,238 @@
+//! What a restore admits, and which data goes where, before anything is made.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use jackline_crds::{names::label, velero::PodVolumeRestore};
+use jackline_policy::{
+    labels::Labels,
+    restore::{
+        claim::claim_of,
+        skip::{pinned_node, skip},
+        volume::{self, Plan, Pod, VolumeKind},
+    },
+};
+use jackline_runtime::Failure;
+use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim};
+use kube::{Api, ResourceExt, api::ListParams};
+use serde_json::Value;
+
+use super::{copies, pods::RestoredPod, report::Place, run::Run, volumes::CLAIM};
+
+impl Run<'_> {
+    /// Plans the volumes before anything is made.
+    pub async fn prepare(&mut self, copies: copies::Copies) -> Result<(), Failure> {
+        let scope = &self.valid.scope;
+        for (namespace, why) in &copies.refused {
+            if scope.admits_namespace(namespace) {
+                self.report
+                    .warning(Place::Namespace(self.target(namespace)), why);
+            }
+        }
+        let pods = self.admitted_pods().await?;
+        for pod in &pods {
+            for volume in &pod.volumes {
+                if let VolumeKind::Claim(claim) = &volume.kind {
+                    self.pulled.insert((pod.namespace.clone(), claim.clone()));
+                }
+            }
+        }
+        let mut plan = volume::plan(&copies.good, &pods);
+        for restoration in &plan.restorations {
+            if let Some(claim) = &restoration.claim {
+                let uid = restoration.copy.claim_uid.clone();
+                self.copied
+                    .insert((restoration.namespace.clone(), claim.clone()), uid);
+            }
+        }
+        for copy in &plan.homeless {
+            let Some(claim) = &copy.claim else { continue };
+            self.copied.insert(
+                (copy.namespace.clone(), claim.clone()),
+                copy.claim_uid.clone(),
+            );
+            let object = self
+                .catalog
+                .find("persistentvolumeclaims", Some(&copy.namespace), claim);
+            let wanted = object.is_some_and(|object| {
+                self.admits("persistentvolumeclaims", Some(&copy.namespace), &object)
+            });
+            if wanted {
+                self.report.warning(
+                    Place::Namespace(self.target(&copy.namespace)),
+                    &format!(
+                        "the data of claim {claim} (volume {} of pod {}) was not restored: no restored pod mounts it",
+                        copy.volume, copy.pod
+                    ),
+                );
+            }
+        }
+        self.leave_used_claims(&mut plan).await?;
+        self.plan = plan;
+        Ok(())
+    }
+
+    /// The pods that will be restored.
+    async fn admitted_pods(&self) -> Result<Vec<Pod>, Failure> {
+        if !self.valid.scope.admits_resource("pods") {
+            return Ok(Vec::new());
+        }
+        let mut nodes: Option<BTreeSet<String>> = None;
+        let mut pods = Vec::new();
+        for item in self.catalog.items("pods") {
+            let namespace = item.namespace.as_deref();
+            // What is wrong with an object is said where it would be made.
+            let Ok(object) = self.catalog.read(item) else {
+                continue;
+            };
+            if !self.admits("pods", namespace, &object) || skip("pods", &object).is_some() {
+                continue;
+            }
+            if let Some(node) = pinned_node(&object) {
+                if nodes.is_none() {
+                    let listed = Api::<Node>::all(self.context.clients.call.clone())
+                        .list_metadata(&ListParams::default())
+                        .await?;
+                    nodes = Some(listed.items.iter().map(ResourceExt::name_any).collect());
+                }
+                if nodes.as_ref().is_some_and(|nodes| !nodes.contains(node)) {
+                    continue;
+                }
+            }
+            pods.push(Pod::read(&object));
+        }
+        Ok(pods)
+    }
+
+    /// A claim that pods of others mount is not restored into: they would write while it is filled.
+    async fn leave_used_claims(&mut self, plan: &mut Plan) -> Result<(), Failure> {
+        let wanted: BTreeSet<String> = plan
+            .restorations
+            .iter()
+            .filter(|restoration| restoration.claim.is_some())
+            .map(|restoration| restoration.namespace.clone())
+            .collect();
+        let begun = self.begun();
+        for namespace in wanted {
+            let target = self.target(&namespace).to_owned();
+            let pods: Api<RestoredPod> =
+                Api::namespaced(self.context.clients.call.clone(), &target);
+            let pods = pods.list(&ListParams::default()).await?.items;
+            for claim in plan
+                .claims(&namespace)
+                .into_iter()
+                .map(str::to_owned)
+                .collect::<Vec<_>>()
+            {
+                let user = pods.iter().find(|pod| {
+                    pod.mounts(&claim)
+                        && pod.waits_for() != Some(&self.uid)
+                        && !matches!(pod.status.phase.as_deref(), Some("Succeeded" | "Failed"))
+                });
+                let Some(user) = user else { continue };
+                if begun
+                    .iter()
+                    .any(|volume| self.is_for(volume, &target, &claim))
+                {
+                    continue;
+                }
+                plan.restorations.retain(|restoration| {
+                    restoration.namespace != namespace || restoration.claim.as_ref() != Some(&claim)
+                });
+                self.refuse_claim(&namespace, &target, &claim, &user.name_any())
+                    .await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn refuse_claim(
+        &mut self,
+        namespace: &str,
+        target: &str,
+        claim: &str,
+        user: &str,
+    ) -> Result<(), Failure> {
+        let claims: Api<PersistentVolumeClaim> =
+            Api::namespaced(self.context.clients.call.clone(), target);
+        let place = target.to_owned();
+        match claims.get_metadata_opt(claim).await? {
+            Some(_) => self.report.warning(
+                Place::Namespace(&place),
+                &format!(
+                    "the data of claim {claim} was not restored: pod {user} is using the claim"
+                ),
+            ),
+            None => {
+                self.blocked
+                    .insert((namespace.to_owned(), claim.to_owned()));
+                self.report.error(
+                    Place::Namespace(&place),
+                    &format!(
+                        "claim {claim} was not restored: pod {user}, which this restore did not make, waits for it and would \
+                         write into it before the data is back; scale its workload down and restore again"
+                    ),
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// The volumes that this restore has begun.
+    pub fn begun(&self) -> Vec<Arc<PodVolumeRestore>> {
+        self.context.stores.pod_volume_restores.filter(|volume| {
+            volume
+                .labels()
+                .get(label::RESTORE_UID)
+                .is_some_and(|uid| *uid == self.uid)
+        })
+    }
+
+    /// Whether a volume restore fills this claim.
+    pub fn is_for(&self, volume: &PodVolumeRestore, namespace: &str, claim: &str) -> bool {
+        volume.spec.pod.namespace.as_deref() == Some(namespace)
+            && volume
+                .annotations()
+                .get(CLAIM)
+                .is_some_and(|found| found == claim)
+    }
+
+    /// Whether the filters admit an object; claims of restored pods and volumes of restored claims come with them.
+    pub fn admits(&self, kind: &str, namespace: Option<&str>, object: &Value) -> bool {
+        let scope = &self.valid.scope;
+        let labels: Labels = object["metadata"]["labels"]
+            .as_object()
+            .into_iter()
+            .flatten()
+            .filter_map(|(key, value)| Some((key.as_str(), value.as_str()?)))
+            .collect();
+        let name = object["metadata"]["name"].as_str().unwrap_or_default();
+        match (kind, namespace) {
+            ("namespaces", _) => {
+                scope.admits_namespace(name)
+                    && scope.admits_resource(kind)
+                    && scope.admits_labels(&labels)
+            }
+            ("persistentvolumeclaims", Some(namespace)) => {
+                let pulled = self
+                    .pulled
+                    .contains(&(namespace.to_owned(), name.to_owned()));
+                scope.admits_resource(kind)
+                    && scope.admits_namespace(namespace)
+                    && (pulled || scope.admits_labels(&labels))
+            }
+            ("persistentvolumes", _) => {
+                let claim = claim_of(object);
+                let pulled = claim.is_some_and(|(namespace, name)| {
+                    let found = self
+                        .catalog
+                        .find("persistentvolumeclaims", Some(namespace), name);
+                    found.is_some_and(|claim| {
+                        self.admits("persistentvolumeclaims", Some(namespace), &claim)
+                    })
+                });
+                scope.admits_resource(kind) && (pulled || scope.admits(kind, None, &labels))
+            }
+            _ => scope.admits(kind, namespace, &labels),
+        }
+    }
+}
