@@ -27,8 +27,17 @@ const GRACE: Duration = Duration::from_secs(20);
 /// # Errors
 /// When the process cannot start, or a task of it dies.
 pub async fn serve(args: ServerArgs) -> anyhow::Result<()> {
-    let ServerArgs { runtime, namespace, node_name, host_pods, concurrency, lock_wait, give_up_after } = args;
-    let node = node_name.context("the node's name is not known: give --node-name or set NODE_NAME")?;
+    let ServerArgs {
+        runtime,
+        namespace,
+        node_name,
+        host_pods,
+        concurrency,
+        lock_wait,
+        give_up_after,
+    } = args;
+    let node =
+        node_name.context("the node's name is not known: give --node-name or set NODE_NAME")?;
     let kit = Kit::start("jackline-node-agent", &runtime).await?;
     jackline_storage::metrics::register(kit.metrics.registry())?;
     tracing::info!(node, namespace, host_pods = %host_pods.display(), concurrency, "node agent starts");
@@ -51,9 +60,16 @@ pub async fn serve(args: ServerArgs) -> anyhow::Result<()> {
             WatchSpec::new("podvolumebackups").namespace(&namespace),
             move |backup| backup.spec.node == here && !backup.phase().is_terminal(),
         ),
-        restores: kit
-            .watch_guarded::<PodVolumeRestore>(WatchSpec::new("podvolumerestores").namespace(&namespace)),
-        repositories: Repositories::new(client.clone(), &namespace, holder, Arc::new(judge), lock_wait),
+        restores: kit.watch_guarded::<PodVolumeRestore>(
+            WatchSpec::new("podvolumerestores").namespace(&namespace),
+        ),
+        repositories: Repositories::new(
+            client.clone(),
+            &namespace,
+            holder,
+            Arc::new(judge),
+            lock_wait,
+        ),
         client: ClientBox(client),
         events: kit.events.clone(),
         metrics: Metrics::new(kit.metrics.registry(), &node)?,
@@ -94,17 +110,24 @@ fn backups(kit: &Kit, context: &Arc<Context>, options: &RunOptions) {
 
 fn restores(kit: &Kit, context: &Arc<Context>, options: &RunOptions) {
     let queue = Queue::new("podvolumerestore");
-    context.restores.enqueue(&queue, |change| vec![change.key.clone()]);
+    context
+        .restores
+        .enqueue(&queue, |change| vec![change.key.clone()]);
     // A pod that begins to wait, or goes, is news for its restores, and for those of claims that it may share.
     let restores = context.restores.clone();
     context.pods.enqueue(&queue, move |change| {
-        let Some(pod) = change.either() else { return Vec::new() };
+        let Some(pod) = change.either() else {
+            return Vec::new();
+        };
         let (uid, namespace) = (pod.uid(), pod.namespace());
         let concerned = restores.filter(|restore| {
             let target = &restore.spec.pod;
             target.uid == uid || (target.namespace == namespace && restore.phase().is_terminal())
         });
-        concerned.iter().map(|restore| jackline_runtime::Key::of(&**restore)).collect()
+        concerned
+            .iter()
+            .map(|restore| jackline_runtime::Key::of(&**restore))
+            .collect()
     });
     let restores = Arc::new(Restores::new(context.clone()));
     kit.run_queue(&queue, options.clone(), move |key| {

@@ -33,13 +33,23 @@ pub struct ServerArgs {
     #[command(flatten)]
     pub runtime: RuntimeArgs,
     /// Namespace of Velero's objects
-    #[arg(long, global = true, env = "VELERO_NAMESPACE", default_value = "velero")]
+    #[arg(
+        long,
+        global = true,
+        env = "VELERO_NAMESPACE",
+        default_value = "velero"
+    )]
     pub namespace: String,
     /// Name of the node that this agent serves
     #[arg(long, env = "NODE_NAME")]
     pub node_name: Option<String>,
     /// The kubelet's directory of pods, as this process sees it
-    #[arg(long, env = "JACKLINE_HOST_PODS", default_value = "/host_pods", value_name = "DIR")]
+    #[arg(
+        long,
+        env = "JACKLINE_HOST_PODS",
+        default_value = "/host_pods",
+        value_name = "DIR"
+    )]
     pub host_pods: PathBuf,
     /// Volumes at once
     #[arg(long, env = "JACKLINE_CONCURRENCY", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=64))]
@@ -91,10 +101,17 @@ mod tests {
     #[test]
     fn maintain_takes_the_namespace_after_the_command() {
         let args = Args::try_parse_from([
-            "jackline-node-agent", "maintain", "--repository", "ns-default-restic", "--namespace", "backup",
+            "jackline-node-agent",
+            "maintain",
+            "--repository",
+            "ns-default-restic",
+            "--namespace",
+            "backup",
         ])
         .unwrap();
         assert_eq!(args.server.namespace, "backup");
-        assert!(matches!(args.command, Some(Command::Maintain(m)) if m.repository == "ns-default-restic"));
+        assert!(
+            matches!(args.command, Some(Command::Maintain(m)) if m.repository == "ns-default-restic")
+        );
     }
 }

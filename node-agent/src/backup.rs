@@ -91,8 +91,15 @@ impl Backups {
             self.patience.forget(key);
             return Ok(Next::Done);
         };
-        let record = Record { api: context.api(), object: Mutex::new((*object).clone()) };
-        let _slot = context.slots.acquire().await.map_err(|closed| Failure::terminal("Closed", closed))?;
+        let record = Record {
+            api: context.api(),
+            object: Mutex::new((*object).clone()),
+        };
+        let _slot = context
+            .slots
+            .acquire()
+            .await
+            .map_err(|closed| Failure::terminal("Closed", closed))?;
         let running = context.metrics.begin(Operation::Backup);
         let result = self.attempt(&object, &record).await;
         drop(running);
@@ -112,7 +119,10 @@ impl Backups {
             }
             Err(Stop::Retry(failure)) if self.patience.lasts(key) => return Err(failure),
             Err(Stop::Retry(failure)) => {
-                fail(&mut status, &format!("given up: {}", jackline_runtime::logging::chain(&failure)));
+                fail(
+                    &mut status,
+                    &format!("given up: {}", jackline_runtime::logging::chain(&failure)),
+                );
                 false
             }
             Err(Stop::Failed(message)) => {
@@ -140,13 +150,21 @@ impl Backups {
             Some(PodVolumePhase::Failed) => {
                 tracing::warn!(what, message, "backup failed");
                 let note = format!("backup of {what} failed: {message}");
-                self.context.failed_event(object, pod, "VolumeBackupFailed", note);
+                self.context
+                    .failed_event(object, pod, "VolumeBackupFailed", note);
             }
             phase => {
                 let phase = phase.map(PodVolumePhase::as_str);
                 let snapshot = status.snapshot_id.as_deref();
                 let bytes = status.progress.as_ref().map(|p| p.total_bytes);
-                tracing::info!(what, phase, snapshot, bytes, added = status.incremental_bytes, "backup ended");
+                tracing::info!(
+                    what,
+                    phase,
+                    snapshot,
+                    bytes,
+                    added = status.incremental_bytes,
+                    "backup ended"
+                );
             }
         }
     }
@@ -158,30 +176,45 @@ impl Backups {
             return Err(Stop::Canceled);
         }
         if spec.uploader_type == UploaderType::Kopia {
-            return Err(Stop::Failed("uploader type kopia is not supported; supported: restic".to_owned()));
+            return Err(Stop::Failed(
+                "uploader type kopia is not supported; supported: restic".to_owned(),
+            ));
         }
         let pod = self.pod(object).await?;
-        let found = context.resolve(&pod, &spec.volume).await.map_err(|e| Stop::volume(&spec.volume, e))?;
+        let found = context
+            .resolve(&pod, &spec.volume)
+            .await
+            .map_err(|e| Stop::volume(&spec.volume, e))?;
 
         let mut status = record.status();
         status.phase = Some(PodVolumePhase::InProgress);
-        status.start_timestamp.get_or_insert_with(|| Time(Timestamp::now()));
+        status
+            .start_timestamp
+            .get_or_insert_with(|| Time(Timestamp::now()));
         status.path = Some(found.path.display().to_string());
         status.message = None;
         record.write(&status).await.map_err(Stop::Retry)?;
 
         let namespace = spec.pod.namespace.as_deref().unwrap_or_default();
-        let repository =
-            context.repositories.get(&spec.backup_storage_location, namespace, true).await?;
+        let repository = context
+            .repositories
+            .get(&spec.backup_storage_location, namespace, true)
+            .await?;
         let snapshots = repository.snapshots().await.map_err(Stop::repository)?;
         let leftovers = parent::leftovers(object, &snapshots);
         let parent = match leftovers.last() {
             Some(newest) => Some(*newest),
-            None => parent::find(context, &repository, object, &snapshots).await.map_err(Stop::Retry)?,
+            None => parent::find(context, &repository, object, &snapshots)
+                .await
+                .map_err(Stop::Retry)?,
         };
-        let summary = self.read(object, record, &repository, &found, parent).await?;
+        let summary = self
+            .read(object, record, &repository, &found, parent)
+            .await?;
         let Some(snapshot) = summary.snapshot else {
-            return Err(Stop::Failed("data path backup failed: the repository made no snapshot".to_owned()));
+            return Err(Stop::Failed(
+                "data path backup failed: the repository made no snapshot".to_owned(),
+            ));
         };
         if let Err(stop) = self.verify(object, &found, &summary).await {
             forget(&repository, &[snapshot]).await;
@@ -189,7 +222,10 @@ impl Backups {
         }
         let leftovers: Vec<_> = leftovers.into_iter().filter(|id| *id != snapshot).collect();
         forget(&repository, &leftovers).await;
-        Ok(Done { snapshot_id: short_id(&repository, &snapshot).await, summary })
+        Ok(Done {
+            snapshot_id: short_id(&repository, &snapshot).await,
+            summary,
+        })
     }
 
     /// The pod, which must be here, be the one that was meant, and not have ended.
@@ -201,18 +237,20 @@ impl Backups {
             reference.name.as_deref().unwrap_or_default()
         );
         match self.context.pod(reference) {
-            PodHere::Yes(pod) if pods::is_over(&pod) => {
-                Err(Stop::Failed(format!("pod {name} has ended; its volumes are not mounted any more")))
-            }
+            PodHere::Yes(pod) if pods::is_over(&pod) => Err(Stop::Failed(format!(
+                "pod {name} has ended; its volumes are not mounted any more"
+            ))),
             PodHere::Yes(pod) => Ok(pod),
-            PodHere::Replaced => {
-                Err(Stop::Failed(format!("pod {name} was replaced by another pod of the same name")))
-            }
+            PodHere::Replaced => Err(Stop::Failed(format!(
+                "pod {name} was replaced by another pod of the same name"
+            ))),
             PodHere::No => {
                 // The watch may be behind: ask before giving a volume up.
                 let namespace = reference.namespace.as_deref().unwrap_or_default();
                 let api = Api::<Pod>::namespaced(self.context.client.0.clone(), namespace);
-                let found = api.get_opt(reference.name.as_deref().unwrap_or_default()).await;
+                let found = api
+                    .get_opt(reference.name.as_deref().unwrap_or_default())
+                    .await;
                 let found = found.map_err(|error| Stop::Retry(error.into()))?;
                 let here = found.is_some_and(|pod| {
                     let node = pod.spec.and_then(|spec| spec.node_name);
@@ -220,9 +258,16 @@ impl Backups {
                 });
                 if here {
                     let failure = format!("pod {name} is not known to this agent yet");
-                    return Err(Stop::Retry(Failure::waiting(Duration::from_secs(1), "PodUnknown", failure)));
+                    return Err(Stop::Retry(Failure::waiting(
+                        Duration::from_secs(1),
+                        "PodUnknown",
+                        failure,
+                    )));
                 }
-                Err(Stop::Failed(format!("pod {name} is gone from node {}", self.context.node)))
+                Err(Stop::Failed(format!(
+                    "pod {name} is gone from node {}",
+                    self.context.node
+                )))
             }
         }
     }
@@ -252,7 +297,10 @@ impl Backups {
         );
         let key = Key::of(object);
         let canceled = context.backups.wait_for(|backups| {
-            backups.get(&key).is_none_or(|now| now.spec.cancel).then_some(())
+            backups
+                .get(&key)
+                .is_none_or(|now| now.spec.cancel)
+                .then_some(())
         });
         let interrupted = async {
             tokio::select! {
@@ -290,8 +338,11 @@ impl Backups {
             return Err(Stop::Failed(incomplete(summary)));
         }
         let look = found.clone();
-        let still = tokio::task::spawn_blocking(move || look.still_there()).await.unwrap_or(false);
-        let pod = matches!(self.context.pod(&object.spec.pod), PodHere::Yes(pod) if !pods::is_over(&pod));
+        let still = tokio::task::spawn_blocking(move || look.still_there())
+            .await
+            .unwrap_or(false);
+        let pod =
+            matches!(self.context.pod(&object.spec.pod), PodHere::Yes(pod) if !pods::is_over(&pod));
         if still && pod {
             return Ok(());
         }
@@ -345,8 +396,12 @@ fn count(context: &Context, summary: &BackupSummary) {
 /// Tags as Velero writes them; those that the controller left out are filled in.
 fn tags(object: &PodVolumeBackup) -> Vec<String> {
     let pod = &object.spec.pod;
-    let mut tags: HashMap<&str, &str> =
-        object.spec.tags.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+    let mut tags: HashMap<&str, &str> = object
+        .spec
+        .tags
+        .iter()
+        .map(|(key, value)| (key.as_str(), value.as_str()))
+        .collect();
     for (key, value) in [
         ("ns", pod.namespace.as_deref()),
         ("pod", pod.name.as_deref()),
@@ -355,7 +410,10 @@ fn tags(object: &PodVolumeBackup) -> Vec<String> {
     ] {
         tags.entry(key).or_insert_with(|| value.unwrap_or_default());
     }
-    let mut tags: Vec<String> = tags.into_iter().map(|(key, value)| format!("{key}={value}")).collect();
+    let mut tags: Vec<String> = tags
+        .into_iter()
+        .map(|(key, value)| format!("{key}={value}"))
+        .collect();
     tags.sort();
     tags
 }
@@ -399,13 +457,24 @@ mod tests {
         .unwrap();
         assert_eq!(
             tags(&object),
-            ["backup-uid=bu", "backup=b", "ns=ns", "pod-uid=u1", "pod=web", "pvc-uid=c1", "volume=data"]
+            [
+                "backup-uid=bu",
+                "backup=b",
+                "ns=ns",
+                "pod-uid=u1",
+                "pod=web",
+                "pvc-uid=c1",
+                "volume=data"
+            ]
         );
     }
 
     #[test]
     fn an_incomplete_snapshot_is_never_named_by_a_failed_status() {
-        let mut status = PodVolumeBackupStatus { snapshot_id: Some("abc".to_owned()), ..Default::default() };
+        let mut status = PodVolumeBackupStatus {
+            snapshot_id: Some("abc".to_owned()),
+            ..Default::default()
+        };
         let summary = BackupSummary {
             error_count: 2,
             errors: vec![jackline_repository::FileProblem {
@@ -418,6 +487,9 @@ mod tests {
         assert_eq!(status.phase, Some(PodVolumePhase::Failed));
         assert_eq!(status.snapshot_id, None);
         let message = status.message.unwrap();
-        assert!(message.contains("2 files") && message.contains("a/b: permission denied"), "{message}");
+        assert!(
+            message.contains("2 files") && message.contains("a/b: permission denied"),
+            "{message}"
+        );
     }
 }

@@ -104,7 +104,10 @@ impl Context {
     ) {
         self.events.publish(Event {
             regarding: object.object_ref(&()),
-            related: Some(ObjectReference { kind: Some("Pod".to_owned()), ..pod.clone() }),
+            related: Some(ObjectReference {
+                kind: Some("Pod".to_owned()),
+                ..pod.clone()
+            }),
             kind: EventKind::Warning,
             reason,
             action: "MoveVolumeData",
@@ -118,7 +121,9 @@ fn find_pod(pods: &Store<Pod>, reference: &ObjectReference) -> PodHere {
         namespace: reference.namespace.clone(),
         name: reference.name.clone().unwrap_or_default(),
     };
-    let Some(pod) = pods.get(&key) else { return PodHere::No };
+    let Some(pod) = pods.get(&key) else {
+        return PodHere::No;
+    };
     match &reference.uid {
         Some(uid) if !uid.is_empty() && pod.metadata.uid.as_ref() != Some(uid) => PodHere::Replaced,
         _ => PodHere::Yes(pod),

@@ -53,11 +53,19 @@ pub(crate) enum PodState {
     /// Succeeded or Failed: no container of it runs or will run.
     Over,
     /// There, with these container ids running and these known to have ended.
-    There { running: Vec<String>, ended: Vec<String> },
+    There {
+        running: Vec<String>,
+        ended: Vec<String>,
+    },
 }
 
 /// The rule. Errs on the side of `false`.
-pub(crate) fn is_dead(mine: Option<&Instance>, holder: &LockHolder, age: Duration, pod: &PodState) -> bool {
+pub(crate) fn is_dead(
+    mine: Option<&Instance>,
+    holder: &LockHolder,
+    age: Duration,
+    pod: &PodState,
+) -> bool {
     let (Some(mine), Some(theirs)) = (mine, &holder.instance) else {
         return rest_rule(holder, age);
     };
@@ -90,7 +98,9 @@ pub(crate) struct ApiJudge {
 
 impl Debug for ApiJudge {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ApiJudge").field("mine", &self.mine).finish_non_exhaustive()
+        f.debug_struct("ApiJudge")
+            .field("mine", &self.mine)
+            .finish_non_exhaustive()
     }
 }
 
@@ -114,7 +124,11 @@ impl ApiJudge {
         let api = Api::<Pod>::namespaced(self.client.clone(), &self.namespace);
         let params = ListParams::default();
         match tokio::time::timeout(DEADLINE, api.list(&params)).await {
-            Ok(Ok(pods)) => state(pods.items.iter().find(|pod| pod.uid().as_deref() == Some(uid))),
+            Ok(Ok(pods)) => state(
+                pods.items
+                    .iter()
+                    .find(|pod| pod.uid().as_deref() == Some(uid)),
+            ),
             Ok(Err(error)) => {
                 tracing::warn!(%error, "cannot ask for the holder of a lock");
                 PodState::Unknown
@@ -125,12 +139,17 @@ impl ApiJudge {
 }
 
 fn state(pod: Option<&Pod>) -> PodState {
-    let Some(pod) = pod else { return PodState::Gone };
+    let Some(pod) = pod else {
+        return PodState::Gone;
+    };
     if crate::pods::is_over(pod) {
         return PodState::Over;
     }
     let (mut running, mut ended) = (Vec::new(), Vec::new());
-    let statuses = pod.status.as_ref().and_then(|status| status.container_statuses.as_ref());
+    let statuses = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.container_statuses.as_ref());
     for status in statuses.into_iter().flatten() {
         sort(status, &mut running, &mut ended);
     }
@@ -141,7 +160,11 @@ fn sort(status: &ContainerStatus, running: &mut Vec<String>, ended: &mut Vec<Str
     let bare = |id: &str| id.rsplit('/').next().unwrap_or(id).to_owned();
     let (now, before) = (status.state.as_ref(), status.last_state.as_ref());
     for state in [now, before].into_iter().flatten() {
-        if let Some(id) = state.terminated.as_ref().and_then(|ended| ended.container_id.as_deref()) {
+        if let Some(id) = state
+            .terminated
+            .as_ref()
+            .and_then(|ended| ended.container_id.as_deref())
+        {
             ended.push(bare(id));
         }
     }
@@ -181,23 +204,97 @@ mod tests {
             running: running.iter().map(ToString::to_string).collect(),
             ended: ended.iter().map(ToString::to_string).collect(),
         };
-        let minutes = |minutes| Duration::from_secs(60 * minutes);
+        let minutes = |minutes: u64| Duration::from_secs(60 * minutes);
         for (what, theirs, age, pod, expected) in [
-            ("myself", instance("k", "p1", "r1"), minutes(60), PodState::Unknown, false),
-            ("my predecessor", instance("k", "p1", "r0"), minutes(0), PodState::Unknown, true),
-            ("API silent", instance("k", "p2", "r2"), minutes(60), PodState::Unknown, false),
-            ("just gone", instance("k", "p2", "r2"), minutes(4), PodState::Gone, false),
-            ("long gone", instance("k", "p2", "r2"), minutes(6), PodState::Gone, true),
-            ("job over", instance("k", "p2", "r2"), minutes(0), PodState::Over, true),
-            ("running", instance("k", "p2", "r2"), minutes(60), there(&["c1"], &[]), false),
-            ("restarted", instance("k", "p2", "r2"), minutes(0), there(&["c2"], &["c1"]), true),
-            ("unknown container", instance("k", "p2", "r2"), minutes(60), there(&["c9"], &["c8"]), false),
-            ("foreign, young", instance("other", "p2", "r2"), minutes(29), PodState::Gone, false),
-            ("foreign, old", instance("other", "p2", "r2"), minutes(31), PodState::Gone, true),
+            (
+                "myself",
+                instance("k", "p1", "r1"),
+                minutes(60),
+                PodState::Unknown,
+                false,
+            ),
+            (
+                "my predecessor",
+                instance("k", "p1", "r0"),
+                minutes(0),
+                PodState::Unknown,
+                true,
+            ),
+            (
+                "API silent",
+                instance("k", "p2", "r2"),
+                minutes(60),
+                PodState::Unknown,
+                false,
+            ),
+            (
+                "just gone",
+                instance("k", "p2", "r2"),
+                minutes(4),
+                PodState::Gone,
+                false,
+            ),
+            (
+                "long gone",
+                instance("k", "p2", "r2"),
+                minutes(6),
+                PodState::Gone,
+                true,
+            ),
+            (
+                "job over",
+                instance("k", "p2", "r2"),
+                minutes(0),
+                PodState::Over,
+                true,
+            ),
+            (
+                "running",
+                instance("k", "p2", "r2"),
+                minutes(60),
+                there(&["c1"], &[]),
+                false,
+            ),
+            (
+                "restarted",
+                instance("k", "p2", "r2"),
+                minutes(0),
+                there(&["c2"], &["c1"]),
+                true,
+            ),
+            (
+                "unknown container",
+                instance("k", "p2", "r2"),
+                minutes(60),
+                there(&["c9"], &["c8"]),
+                false,
+            ),
+            (
+                "foreign, young",
+                instance("other", "p2", "r2"),
+                minutes(29),
+                PodState::Gone,
+                false,
+            ),
+            (
+                "foreign, old",
+                instance("other", "p2", "r2"),
+                minutes(31),
+                PodState::Gone,
+                true,
+            ),
         ] {
-            assert_eq!(is_dead(Some(&mine), &held_by(theirs), age, &pod), expected, "{what}");
+            assert_eq!(
+                is_dead(Some(&mine), &held_by(theirs), age, &pod),
+                expected,
+                "{what}"
+            );
         }
-        let restic = LockHolder { hostname: "elsewhere".to_owned(), instance: None, ..LockHolder::this_process() };
+        let restic = LockHolder {
+            hostname: "elsewhere".to_owned(),
+            instance: None,
+            ..LockHolder::this_process()
+        };
         assert!(!is_dead(Some(&mine), &restic, minutes(29), &PodState::Gone));
         assert!(is_dead(Some(&mine), &restic, minutes(31), &PodState::Gone));
     }

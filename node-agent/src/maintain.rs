@@ -69,7 +69,11 @@ impl From<&CheckReport> for CheckFigures {
 ///
 /// # Errors
 /// When anything failed; the report says it too.
-pub async fn run(runtime: RuntimeArgs, namespace: String, args: MaintainArgs) -> anyhow::Result<()> {
+pub async fn run(
+    runtime: RuntimeArgs,
+    namespace: String,
+    args: MaintainArgs,
+) -> anyhow::Result<()> {
     logging::init(&runtime.log)?;
     let mut report = Report::default();
     let result = maintain(&runtime, &namespace, &args, &mut report).await;
@@ -101,12 +105,22 @@ async fn maintain(
     }
     if args.check || args.read_data.is_some() {
         let read_data_percent = args.read_data.unwrap_or(0.0).clamp(0.0, 100.0);
-        let options = CheckOptions { read_data_percent, no_lock: false };
-        let found = repository.check(options, &NoProgress, &cancel).await.context("check")?;
+        let options = CheckOptions {
+            read_data_percent,
+            no_lock: false,
+        };
+        let found = repository
+            .check(options, &NoProgress, &cancel)
+            .await
+            .context("check")?;
         report.check = Some(CheckFigures::from(&found));
         if !found.is_ok() {
             let first: Vec<_> = found.errors.iter().take(3).map(String::as_str).collect();
-            anyhow::bail!("the repository is damaged ({} errors): {}", found.errors.len(), first.join("; "));
+            anyhow::bail!(
+                "the repository is damaged ({} errors): {}",
+                found.errors.len(),
+                first.join("; ")
+            );
         }
     }
     Ok(())
@@ -117,8 +131,13 @@ async fn prune(
     args: &MaintainArgs,
     cancel: &CancellationToken,
 ) -> anyhow::Result<PruneSummary> {
-    let options = PruneOptions { max_unused_percent: args.prune_max_unused };
-    let summary = repository.prune(options, &NoProgress, cancel).await.context("prune")?;
+    let options = PruneOptions {
+        max_unused_percent: args.prune_max_unused,
+    };
+    let summary = repository
+        .prune(options, &NoProgress, cancel)
+        .await
+        .context("prune")?;
     tracing::info!(
         before = summary.bytes_before,
         after = summary.bytes_after,
@@ -129,7 +148,11 @@ async fn prune(
     Ok(summary)
 }
 
-async fn open(runtime: &RuntimeArgs, namespace: &str, args: &MaintainArgs) -> anyhow::Result<Repository> {
+async fn open(
+    runtime: &RuntimeArgs,
+    namespace: &str,
+    args: &MaintainArgs,
+) -> anyhow::Result<Repository> {
     let clients = Clients::connect(&runtime.client).await?;
     let client = clients.call;
     let object = Api::<BackupRepository>::namespaced(client.clone(), namespace)
@@ -147,7 +170,9 @@ async fn open(runtime: &RuntimeArgs, namespace: &str, args: &MaintainArgs) -> an
     let patience = args.lock_wait.max(Duration::from_secs(1));
     let repositories = Repositories::new(client, namespace, holder, judge, patience);
     let spec = &object.spec;
-    Ok(repositories.get(&spec.backup_storage_location, &spec.volume_namespace, true).await?)
+    Ok(repositories
+        .get(&spec.backup_storage_location, &spec.volume_namespace, true)
+        .await?)
 }
 
 fn leave(path: &Path, json: &str) {

@@ -12,7 +12,6 @@ use std::{
 
 use jackline_crds::names::RESTORE_DONE_DIR;
 
-
 /// Whether this can be a file name that stays where it is put.
 fn is_uid(uid: &str) -> bool {
     !uid.is_empty() && uid.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
@@ -21,7 +20,9 @@ fn is_uid(uid: &str) -> bool {
 /// Flushes the volume, then says that its data is complete. What an older restore or the snapshot itself left there goes first.
 pub(crate) fn write(volume: &Path, restore_uid: &str) -> io::Result<()> {
     if !is_uid(restore_uid) {
-        return Err(io::Error::other(format!("restore UID {restore_uid:?} cannot be a file name")));
+        return Err(io::Error::other(format!(
+            "restore UID {restore_uid:?} cannot be a file name"
+        )));
     }
     let root = std::fs::File::open(volume)?;
     rustix::fs::syncfs(&root)?;
@@ -47,7 +48,9 @@ pub(crate) fn write(volume: &Path, restore_uid: &str) -> io::Result<()> {
 /// Times of the volume's root: the marker comes and goes without a trace.
 fn times(volume: &Path) -> io::Result<FileTimes> {
     let meta = volume.symlink_metadata()?;
-    Ok(FileTimes::new().set_accessed(meta.accessed()?).set_modified(meta.modified()?))
+    Ok(FileTimes::new()
+        .set_accessed(meta.accessed()?)
+        .set_modified(meta.modified()?))
 }
 
 /// Whether the done-file of this restore is there.
@@ -87,7 +90,8 @@ mod tests {
         std::fs::write(dir.path().join("data"), "x").unwrap();
         let then = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000_000);
         let root = std::fs::File::open(dir.path()).unwrap();
-        root.set_times(FileTimes::new().set_accessed(then).set_modified(then)).unwrap();
+        root.set_times(FileTimes::new().set_accessed(then).set_modified(then))
+            .unwrap();
         assert!(!exists(dir.path(), "r1"));
         write(dir.path(), "r1").unwrap();
         assert!(exists(dir.path(), "r1") && !exists(dir.path(), "r2"));
@@ -96,7 +100,10 @@ mod tests {
         assert!(exists(dir.path(), "r2") && !exists(dir.path(), "r1"));
         remove(dir.path()).unwrap();
         remove(dir.path()).unwrap();
-        let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        let left: Vec<_> = std::fs::read_dir(dir.path())
+            .unwrap()
+            .map(|e| e.unwrap().file_name())
+            .collect();
         assert_eq!(left, ["data"]);
         assert_eq!(dir.path().metadata().unwrap().modified().unwrap(), then);
     }

@@ -63,7 +63,10 @@ impl Metrics {
             in_progress: add(
                 registry,
                 IntGaugeVec::new(
-                    Opts::new("jackline_volume_operations_in_progress", "Volumes whose data moves now."),
+                    Opts::new(
+                        "jackline_volume_operations_in_progress",
+                        "Volumes whose data moves now.",
+                    ),
                     &["operation"],
                 )?,
             )?,
@@ -74,7 +77,9 @@ impl Metrics {
                         "jackline_volume_operation_duration_seconds",
                         "Time that a volume took.",
                     )
-                    .buckets(vec![0.5, 2.0, 10.0, 60.0, 300.0, 600.0, 1800.0, 3600.0, 14400.0]),
+                    .buckets(vec![
+                        0.5, 2.0, 10.0, 60.0, 300.0, 600.0, 1800.0, 3600.0, 14400.0,
+                    ]),
                     &["operation"],
                 )?,
             )?,
@@ -87,9 +92,14 @@ impl Metrics {
         };
         for operation in [Operation::Backup, Operation::Restore] {
             for result in ["success", "failure"] {
-                metrics.operations.with_label_values(&[operation.label(), result]);
+                metrics
+                    .operations
+                    .with_label_values(&[operation.label(), result]);
             }
-            metrics.in_progress.with_label_values(&[operation.label()]).set(0);
+            metrics
+                .in_progress
+                .with_label_values(&[operation.label()])
+                .set(0);
             metrics.seconds.with_label_values(&[operation.label()]);
         }
         for kind in ["processed", "read", "added"] {
@@ -115,17 +125,26 @@ impl Metrics {
     pub fn begin(&self, operation: Operation) -> Running {
         let gauge = self.in_progress.with_label_values(&[operation.label()]);
         gauge.inc();
-        Running { gauge, metrics: self.clone(), operation, started: std::time::Instant::now() }
+        Running {
+            gauge,
+            metrics: self.clone(),
+            operation,
+            started: std::time::Instant::now(),
+        }
     }
 
     /// An operation has come to its end for good.
     pub fn ended(&self, operation: Operation, well: bool) {
         let result = if well { "success" } else { "failure" };
-        self.operations.with_label_values(&[operation.label(), result]).inc();
+        self.operations
+            .with_label_values(&[operation.label(), result])
+            .inc();
     }
 
     pub fn bytes(&self, operation: Operation, kind: &'static str, bytes: u64) {
-        self.bytes.with_label_values(&[operation.label(), kind]).inc_by(bytes);
+        self.bytes
+            .with_label_values(&[operation.label(), kind])
+            .inc_by(bytes);
     }
 }
 
@@ -142,6 +161,9 @@ impl Drop for Running {
     fn drop(&mut self) {
         self.gauge.dec();
         let seconds = self.started.elapsed().as_secs_f64();
-        self.metrics.seconds.with_label_values(&[self.operation.label()]).observe(seconds);
+        self.metrics
+            .seconds
+            .with_label_values(&[self.operation.label()])
+            .observe(seconds);
     }
 }

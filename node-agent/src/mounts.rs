@@ -45,7 +45,10 @@ pub(crate) fn parse(table: &[u8]) -> Vec<Mount> {
             let mut fields = line.split(|byte| *byte == b' ');
             let id = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
             let point = fields.nth(3)?;
-            Some(Mount { id, point: PathBuf::from(OsStr::from_bytes(&unescape(point))) })
+            Some(Mount {
+                id,
+                point: PathBuf::from(OsStr::from_bytes(&unescape(point))),
+            })
         })
         .collect()
 }
@@ -60,7 +63,9 @@ fn unescape(field: &[u8]) -> Vec<u8> {
         });
         match octal {
             Some(digits) => {
-                let value = digits.iter().fold(0_u32, |value, digit| value * 8 + u32::from(digit - b'0'));
+                let value = digits
+                    .iter()
+                    .fold(0_u32, |value, digit| value * 8 + u32::from(digit - b'0'));
                 out.push(u8::try_from(value).unwrap_or(b'?'));
                 rest = tail.get(3..).unwrap_or_default();
             }
@@ -80,7 +85,11 @@ pub(crate) fn mount_at(path: &Path) -> io::Result<Option<u64>> {
 }
 
 fn find(mounts: &[Mount], path: &Path) -> Option<u64> {
-    mounts.iter().rev().find(|mount| mount.point == path).map(|mount| mount.id)
+    mounts
+        .iter()
+        .rev()
+        .find(|mount| mount.point == path)
+        .map(|mount| mount.id)
 }
 
 #[cfg(test)]
@@ -102,19 +111,28 @@ mod tests {
             ("kubernetes.io~empty-dir", Some("HugePages-2Mi"), true),
             ("kubernetes.io~configmap", None, false),
         ] {
-            assert_eq!(must_be_mount(plugin, medium), expected, "{plugin} {medium:?}");
+            assert_eq!(
+                must_be_mount(plugin, medium),
+                expected,
+                "{plugin} {medium:?}"
+            );
         }
     }
 
     #[test]
     fn the_kernels_escapes_are_undone() {
-        let table = b"36 35 98:0 /mnt1 /mnt/with\\040space rw,noatime master:1 - ext3 /dev/root rw\n\
+        let table =
+            b"36 35 98:0 /mnt1 /mnt/with\\040space rw,noatime master:1 - ext3 /dev/root rw\n\
                       37 35 0:3 / /host_pods/u\\134x rw shared:2 - tmpfs tmpfs rw\nrubbish\n";
         let mounts = parse(table);
         assert_eq!(mounts.len(), 2);
         assert_eq!(find(&mounts, Path::new("/mnt/with space")), Some(36));
         assert_eq!(find(&mounts, Path::new("/host_pods/u\\x")), Some(37));
-        assert_eq!(find(&mounts, Path::new("/mnt")), None, "a parent is not the mount point");
+        assert_eq!(
+            find(&mounts, Path::new("/mnt")),
+            None,
+            "a parent is not the mount point"
+        );
     }
 
     #[test]

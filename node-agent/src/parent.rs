@@ -29,10 +29,15 @@ impl Identity {
         let label = |name: &str| labels.and_then(|labels| labels.get(name)).cloned();
         let own = label(label::PVC_UID).or_else(|| backup.spec.tags.get("pvc-uid").cloned());
         let ancestor = label(label::ANCESTOR_CLAIM_UID).or_else(|| {
-            annotations.and_then(|a| a.get(label::ANCESTOR_CLAIM_UID)).cloned()
+            annotations
+                .and_then(|a| a.get(label::ANCESTOR_CLAIM_UID))
+                .cloned()
         });
-        let claims: Vec<String> =
-            [own, ancestor].into_iter().flatten().filter(|uid| !uid.is_empty()).collect();
+        let claims: Vec<String> = [own, ancestor]
+            .into_iter()
+            .flatten()
+            .filter(|uid| !uid.is_empty())
+            .collect();
         if claims.is_empty() {
             Self::PodVolume {
                 pod_uid: backup.spec.pod.uid.clone().unwrap_or_default(),
@@ -61,16 +66,27 @@ impl Identity {
 
 /// The newest snapshot of best rank.
 pub(crate) fn newest(identity: &Identity, snapshots: &[SnapshotInfo]) -> Option<SnapshotId> {
-    let ranked = snapshots.iter().filter_map(|info| Some((identity.rank(info)?, info)));
+    let ranked = snapshots
+        .iter()
+        .filter_map(|info| Some((identity.rank(info)?, info)));
     let best = ranked.min_by_key(|(rank, info)| (*rank, std::cmp::Reverse(info.snapshot.time)));
     best.map(|(_, info)| info.id)
 }
 
 /// Snapshots that an interrupted run of this very PodVolumeBackup left behind.
 pub(crate) fn leftovers(backup: &PodVolumeBackup, snapshots: &[SnapshotInfo]) -> Vec<SnapshotId> {
-    let tag = |key: &str| backup.spec.tags.get(key).map(String::as_str).filter(|v| !v.is_empty());
+    let tag = |key: &str| {
+        backup
+            .spec
+            .tags
+            .get(key)
+            .map(String::as_str)
+            .filter(|v| !v.is_empty())
+    };
     let pod_uid = backup.spec.pod.uid.as_deref();
-    let (Some(uid), Some(pod_uid)) = (tag("backup-uid"), pod_uid) else { return Vec::new() };
+    let (Some(uid), Some(pod_uid)) = (tag("backup-uid"), pod_uid) else {
+        return Vec::new();
+    };
     snapshots
         .iter()
         .filter(|info| {
@@ -89,7 +105,12 @@ pub(crate) async fn find(
     backup: &PodVolumeBackup,
     snapshots: &[SnapshotInfo],
 ) -> Result<Option<SnapshotId>, Failure> {
-    if let Some(wish) = backup.spec.parent_snapshot.as_deref().filter(|wish| *wish != "auto") {
+    if let Some(wish) = backup
+        .spec
+        .parent_snapshot
+        .as_deref()
+        .filter(|wish| *wish != "auto")
+    {
         if wish == "none" {
             return Ok(None);
         }
@@ -102,7 +123,10 @@ pub(crate) async fn find(
             let earlier = context.api::<PodVolumeBackup>().list(&params).await?.items;
             for id in candidates(backup, earlier) {
                 // A snapshot that was forgotten meanwhile is passed over.
-                if let Some(info) = snapshots.iter().find(|info| info.id.to_hex().starts_with(&id)) {
+                if let Some(info) = snapshots
+                    .iter()
+                    .find(|info| info.id.to_hex().starts_with(&id))
+                {
                     return Ok(Some(info.id));
                 }
             }
@@ -185,11 +209,27 @@ mod tests {
     #[test]
     fn leftovers_are_only_of_this_very_backup() {
         let backup = backup(json!({}), json!({"backup-uid": "b1"}));
-        let own = snapshot(1, "2026-01-01T00:00:00Z", &["backup-uid=b1", "pod-uid=pod1", "volume=data"]);
+        let own = snapshot(
+            1,
+            "2026-01-01T00:00:00Z",
+            &["backup-uid=b1", "pod-uid=pod1", "volume=data"],
+        );
         let others = [
-            snapshot(2, "2026-01-01T00:00:00Z", &["backup-uid=b0", "pod-uid=pod1", "volume=data"]),
-            snapshot(3, "2026-01-01T00:00:00Z", &["backup-uid=b1", "pod-uid=pod2", "volume=data"]),
-            snapshot(4, "2026-01-01T00:00:00Z", &["backup-uid=b1", "pod-uid=pod1", "volume=cache"]),
+            snapshot(
+                2,
+                "2026-01-01T00:00:00Z",
+                &["backup-uid=b0", "pod-uid=pod1", "volume=data"],
+            ),
+            snapshot(
+                3,
+                "2026-01-01T00:00:00Z",
+                &["backup-uid=b1", "pod-uid=pod2", "volume=data"],
+            ),
+            snapshot(
+                4,
+                "2026-01-01T00:00:00Z",
+                &["backup-uid=b1", "pod-uid=pod1", "volume=cache"],
+            ),
         ];
         let mut all = others.to_vec();
         all.push(own.clone());

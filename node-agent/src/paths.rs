@@ -113,7 +113,9 @@ pub(crate) fn resolve(host_pods: &Path, wanted: &Wanted) -> Result<Found, PathEr
     };
     let mut matches = Vec::new();
     for plugin in plugins {
-        let plugin = plugin.map_err(|source| io_error(&volumes, source))?.file_name();
+        let plugin = plugin
+            .map_err(|source| io_error(&volumes, source))?
+            .file_name();
         let mut path = volumes.join(&plugin).join(&wanted.directory);
         if plugin == CSI {
             path.push("mount");
@@ -128,22 +130,38 @@ pub(crate) fn resolve(host_pods: &Path, wanted: &Wanted) -> Result<Found, PathEr
         Some(_) if count > 1 => return Err(PathError::Several { pattern, count }),
         Some(found) => found,
     };
-    look(&path, mounts::must_be_mount(&plugin, wanted.medium.as_deref()))
+    look(
+        &path,
+        mounts::must_be_mount(&plugin, wanted.medium.as_deref()),
+    )
 }
 
 fn look(path: &Path, must_be_mount: bool) -> Result<Found, PathError> {
     use std::os::unix::fs::MetadataExt;
-    let real = path.canonicalize().map_err(|source| io_error(path, source))?;
+    let real = path
+        .canonicalize()
+        .map_err(|source| io_error(path, source))?;
     let mount = mounts::mount_at(&real).map_err(|source| io_error(&real, source))?;
     if must_be_mount && mount.is_none() {
-        return Err(PathError::NotMounted { path: path.display().to_string() });
+        return Err(PathError::NotMounted {
+            path: path.display().to_string(),
+        });
     }
-    let meta = path.symlink_metadata().map_err(|source| io_error(path, source))?;
-    Ok(Found { path: path.to_owned(), mount, inode: (meta.dev(), meta.ino()) })
+    let meta = path
+        .symlink_metadata()
+        .map_err(|source| io_error(path, source))?;
+    Ok(Found {
+        path: path.to_owned(),
+        mount,
+        inode: (meta.dev(), meta.ino()),
+    })
 }
 
 fn io_error(path: &Path, source: io::Error) -> PathError {
-    PathError::Io { path: path.display().to_string(), source }
+    PathError::Io {
+        path: path.display().to_string(),
+        source,
+    }
 }
 
 #[cfg(test)]
@@ -161,31 +179,52 @@ mod tests {
     }
 
     fn wanted(directory: &str) -> Wanted {
-        Wanted { pod_uid: UID.to_owned(), directory: directory.to_owned(), medium: None }
+        Wanted {
+            pod_uid: UID.to_owned(),
+            directory: directory.to_owned(),
+            medium: None,
+        }
     }
 
     #[test]
     fn an_empty_dir_on_disk_needs_no_mount() {
-        let dir = tree(&["kubernetes.io~empty-dir/cache", "kubernetes.io~projected/token"]);
+        let dir = tree(&[
+            "kubernetes.io~empty-dir/cache",
+            "kubernetes.io~projected/token",
+        ]);
         let found = resolve(dir.path(), &wanted("cache")).unwrap();
-        assert!(found.path.ends_with("volumes/kubernetes.io~empty-dir/cache"));
+        assert!(
+            found
+                .path
+                .ends_with("volumes/kubernetes.io~empty-dir/cache")
+        );
         assert!(found.still_there());
     }
 
     #[test]
     fn an_empty_dir_in_memory_must_be_mounted() {
         let dir = tree(&["kubernetes.io~empty-dir/cache"]);
-        let memory = Wanted { medium: Some("Memory".to_owned()), ..wanted("cache") };
+        let memory = Wanted {
+            medium: Some("Memory".to_owned()),
+            ..wanted("cache")
+        };
         let error = resolve(dir.path(), &memory).unwrap_err();
         assert!(matches!(error, PathError::NotMounted { .. }), "{error}");
     }
 
     #[test]
     fn a_claims_bare_directory_is_refused_by_name() {
-        for plugin in ["kubernetes.io~local-volume/pv1", "kubernetes.io~csi/pv1/mount", "kubernetes.io~nfs/pv1"] {
+        for plugin in [
+            "kubernetes.io~local-volume/pv1",
+            "kubernetes.io~csi/pv1/mount",
+            "kubernetes.io~nfs/pv1",
+        ] {
             let dir = tree(&[plugin]);
             let error = resolve(dir.path(), &wanted("pv1")).unwrap_err();
-            assert!(matches!(error, PathError::NotMounted { .. }), "{plugin}: {error}");
+            assert!(
+                matches!(error, PathError::NotMounted { .. }),
+                "{plugin}: {error}"
+            );
             assert!(error.to_string().contains("mountPropagation"), "{error}");
         }
     }
@@ -216,9 +255,15 @@ mod tests {
     fn names_cannot_lead_elsewhere() {
         let dir = tree(&["kubernetes.io~empty-dir/data"]);
         for directory in ["../..", "..", "", "a/b"] {
-            assert!(resolve(dir.path(), &wanted(directory)).is_err(), "{directory}");
+            assert!(
+                resolve(dir.path(), &wanted(directory)).is_err(),
+                "{directory}"
+            );
         }
-        let outside = Wanted { pod_uid: "..".to_owned(), ..wanted("data") };
+        let outside = Wanted {
+            pod_uid: "..".to_owned(),
+            ..wanted("data")
+        };
         assert!(resolve(dir.path(), &outside).is_err());
     }
 

@@ -43,7 +43,12 @@ pub enum VolumeError {
 
 /// The volume of this name.
 pub(crate) fn volume<'a>(pod: &'a Pod, name: &str) -> Option<&'a Volume> {
-    pod.spec.as_ref()?.volumes.as_ref()?.iter().find(|volume| volume.name == name)
+    pod.spec
+        .as_ref()?
+        .volumes
+        .as_ref()?
+        .iter()
+        .find(|volume| volume.name == name)
 }
 
 /// Name of the claim behind a volume, if it is one.
@@ -52,12 +57,18 @@ pub(crate) fn claim(pod: &Pod, volume: &Volume) -> Option<String> {
         return Some(claim.claim_name.clone());
     }
     // The name that the ephemeral volume controller gives.
-    volume.ephemeral.as_ref().map(|_| format!("{}-{}", pod.name_any(), volume.name))
+    volume
+        .ephemeral
+        .as_ref()
+        .map(|_| format!("{}-{}", pod.name_any(), volume.name))
 }
 
 /// Whether the pod has ended for good: its volumes are being taken down.
 pub(crate) fn is_over(pod: &Pod) -> bool {
-    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    let phase = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.phase.as_deref());
     matches!(phase, Some("Succeeded" | "Failed"))
 }
 
@@ -71,21 +82,39 @@ pub(crate) async fn wanted(client: &Client, pod: &Pod, name: &str) -> Result<Wan
     let pod_uid = pod.uid().unwrap_or_default();
     let Some(claim) = claim(pod, volume) else {
         let medium = volume.empty_dir.as_ref().and_then(|dir| dir.medium.clone());
-        return Ok(Wanted { pod_uid, directory: name.to_owned(), medium });
+        return Ok(Wanted {
+            pod_uid,
+            directory: name.to_owned(),
+            medium,
+        });
     };
     let qualified = format!("{namespace}/{claim}");
     let object = Api::<PersistentVolumeClaim>::namespaced(client.clone(), &namespace)
         .get_opt(&claim)
         .await?
-        .ok_or_else(|| VolumeError::NoClaim { claim: qualified.clone() })?;
-    let bound = object.spec.and_then(|spec| spec.volume_name).filter(|name| !name.is_empty());
+        .ok_or_else(|| VolumeError::NoClaim {
+            claim: qualified.clone(),
+        })?;
+    let bound = object
+        .spec
+        .and_then(|spec| spec.volume_name)
+        .filter(|name| !name.is_empty());
     let directory = bound.ok_or(VolumeError::Unbound { claim: qualified })?;
-    let pv = Api::<PersistentVolume>::all(client.clone()).get_opt(&directory).await?;
+    let pv = Api::<PersistentVolume>::all(client.clone())
+        .get_opt(&directory)
+        .await?;
     let mode = pv.and_then(|pv| pv.spec).and_then(|spec| spec.volume_mode);
     if mode.as_deref() == Some("Block") {
-        return Err(PathError::Block { volume: name.to_owned() }.into());
+        return Err(PathError::Block {
+            volume: name.to_owned(),
+        }
+        .into());
     }
-    Ok(Wanted { pod_uid, directory, medium: None })
+    Ok(Wanted {
+        pod_uid,
+        directory,
+        medium: None,
+    })
 }
 
 /// When the pod's restore-wait container began to run, if it runs now and waits for this restore.
@@ -103,9 +132,16 @@ pub(crate) fn waits_since(pod: &Pod, restore_uid: &str) -> Option<jiff::Timestam
         return None;
     }
     let statuses = pod.status.as_ref()?.init_container_statuses.as_ref()?;
-    let status = statuses.iter().find(|status| status.name == container.name)?;
+    let status = statuses
+        .iter()
+        .find(|status| status.name == container.name)?;
     let running = status.state.as_ref()?.running.as_ref()?;
-    Some(running.started_at.as_ref().map_or(jiff::Timestamp::UNIX_EPOCH, |time| time.0))
+    Some(
+        running
+            .started_at
+            .as_ref()
+            .map_or(jiff::Timestamp::UNIX_EPOCH, |time| time.0),
+    )
 }
 
 #[cfg(test)]
@@ -136,7 +172,10 @@ mod tests {
     fn a_pod_waits_while_its_first_container_runs() {
         let running = pod(json!({"running": {"startedAt": "2026-01-01T00:00:00Z"}}));
         assert!(waits_since(&running, "r1").is_some());
-        assert!(waits_since(&running, "other").is_none(), "it waits for another restore");
+        assert!(
+            waits_since(&running, "other").is_none(),
+            "it waits for another restore"
+        );
         assert!(waits_since(&pod(json!({"waiting": {}})), "r1").is_none());
         let over = pod(json!({"terminated": {"exitCode": 0}}));
         assert!(waits_since(&over, "r1").is_none());

@@ -44,7 +44,10 @@ pub(crate) fn clamp(bytes: u64) -> i64 {
 
 /// Everything is done.
 pub(crate) fn complete(bytes: u64) -> DataProgress {
-    DataProgress { total_bytes: clamp(bytes), bytes_done: clamp(bytes) }
+    DataProgress {
+        total_bytes: clamp(bytes),
+        bytes_done: clamp(bytes),
+    }
 }
 
 /// Runs `work`; beside it `write` is called with the progress whenever that changed, at most every [`EVERY`].

@@ -72,7 +72,13 @@ pub enum OpenError {
 impl OpenError {
     /// Class and reason for a pass.
     pub fn classify(&self) -> (Class, &'static str) {
-        let transient = |retry| if retry { Class::Transient } else { Class::Terminal };
+        let transient = |retry| {
+            if retry {
+                Class::Transient
+            } else {
+                Class::Terminal
+            }
+        };
         match self {
             Self::NoLocation(_) => (Class::Transient, "LocationMissing"),
             Self::ReadOnly(_) => (Class::Terminal, "LocationReadOnly"),
@@ -114,7 +120,9 @@ pub(crate) struct Repositories {
 
 impl std::fmt::Debug for Repositories {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Repositories").field("namespace", &self.namespace).finish_non_exhaustive()
+        f.debug_struct("Repositories")
+            .field("namespace", &self.namespace)
+            .finish_non_exhaustive()
     }
 }
 
@@ -147,7 +155,10 @@ impl Repositories {
         let object = Api::<BackupStorageLocation>::namespaced(self.client.clone(), &self.namespace)
             .get_opt(location)
             .await
-            .map_err(|source| OpenError::Api { name: location.to_owned(), source })?
+            .map_err(|source| OpenError::Api {
+                name: location.to_owned(),
+                source,
+            })?
             .ok_or_else(|| OpenError::NoLocation(location.to_owned()))?;
         if write && object.spec.access_mode == Some(AccessMode::ReadOnly) {
             return Err(OpenError::ReadOnly(location.to_owned()));
@@ -160,7 +171,10 @@ impl Repositories {
         let store = store
             .get_or_try_init(|| async { open_location(config).await })
             .await
-            .map_err(|source| OpenError::Storage { name: location.to_owned(), source })?;
+            .map_err(|source| OpenError::Storage {
+                name: location.to_owned(),
+                source,
+            })?;
         let scoped: Arc<dyn ObjectStore> = Arc::new(Scoped::new(
             store.clone(),
             &jackline_storage::layout::restic_directory(volume_namespace),
@@ -222,8 +236,9 @@ impl Repositories {
     async fn text(&self, selector: &SecretKeySelector) -> Result<String, OpenError> {
         let (name, key) = (&selector.name, &selector.key);
         let bytes = read_secret_key(&self.client, &self.namespace, name, key).await?;
-        String::from_utf8(bytes)
-            .map_err(|_| OpenError::NotText(format!("Secret {}/{name} key {key:?}", self.namespace)))
+        String::from_utf8(bytes).map_err(|_| {
+            OpenError::NotText(format!("Secret {}/{name} key {key:?}", self.namespace))
+        })
     }
 }
 
@@ -258,9 +273,15 @@ mod tests {
         };
         let one = fingerprint(&config, "password");
         assert_ne!(one, fingerprint(&config, "another"));
-        let rotated = LocationConfig { credentials_file: None, ..config };
+        let rotated = LocationConfig {
+            credentials_file: None,
+            ..config
+        };
         assert_ne!(one, fingerprint(&rotated, "password"));
         let shown = format!("{one:?}");
-        assert!(!shown.contains("topsecret") && !shown.contains("password"), "{shown}");
+        assert!(
+            !shown.contains("topsecret") && !shown.contains("password"),
+            "{shown}"
+        );
     }
 }

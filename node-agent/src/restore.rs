@@ -77,7 +77,10 @@ impl Record {
 
 /// UID of the Restore that an object belongs to: the name of the done-file.
 pub(crate) fn restore_uid(object: &PodVolumeRestore) -> String {
-    let owner = object.owner_references().iter().find(|owner| owner.kind == "Restore");
+    let owner = object
+        .owner_references()
+        .iter()
+        .find(|owner| owner.kind == "Restore");
     owner
         .map(|owner| owner.uid.clone())
         .or_else(|| object.labels().get(label::RESTORE_UID).cloned())
@@ -87,7 +90,11 @@ pub(crate) fn restore_uid(object: &PodVolumeRestore) -> String {
 impl Restores {
     pub fn new(context: Arc<Context>) -> Self {
         let patience = Patience::new(context.give_up_after);
-        Self { context, patience, settled: Mutex::default() }
+        Self {
+            context,
+            patience,
+            settled: Mutex::default(),
+        }
     }
 
     pub async fn pass(&self, key: &Key) -> Result<Next, Failure> {
@@ -102,12 +109,17 @@ impl Restores {
             phase if phase.is_terminal() => return Ok(Next::Done),
             _ => {}
         }
-        let record = Record { api: context.api(), object: Mutex::new((*object).clone()) };
+        let record = Record {
+            api: context.api(),
+            object: Mutex::new((*object).clone()),
+        };
         let pod = match context.pod(&object.spec.pod) {
             PodHere::Yes(pod) if !pods::is_over(&pod) => pod,
             _ if self.was_ours(&object) => {
                 let message = "the pod is gone from this node; its volume was not restored";
-                return self.end(key, &object, &record, Err(Stop::Failed(message.to_owned()))).await;
+                return self
+                    .end(key, &object, &record, Err(Stop::Failed(message.to_owned())))
+                    .await;
             }
             // Another node's, or not scheduled yet.
             _ => return Ok(Next::OnChange),
@@ -115,7 +127,11 @@ impl Restores {
         if pods::waits_since(&pod, &restore_uid(&object)).is_none() {
             return Ok(Next::OnChange);
         }
-        let _slot = context.slots.acquire().await.map_err(|closed| Failure::terminal("Closed", closed))?;
+        let _slot = context
+            .slots
+            .acquire()
+            .await
+            .map_err(|closed| Failure::terminal("Closed", closed))?;
         let running = context.metrics.begin(Operation::Restore);
         let result = self.attempt(&object, &record, &pod).await;
         drop(running);
@@ -124,7 +140,10 @@ impl Restores {
 
     /// Whether this node has begun it.
     fn was_ours(&self, object: &PodVolumeRestore) -> bool {
-        let node = object.status.as_ref().and_then(|status| status.node.as_deref());
+        let node = object
+            .status
+            .as_ref()
+            .and_then(|status| status.node.as_deref());
         object.phase() == PodVolumePhase::InProgress && node == Some(&self.context.node)
     }
 
@@ -149,7 +168,9 @@ impl Restores {
                 status.phase = Some(PodVolumePhase::Completed);
                 status.progress = Some(progress::complete(summary.bytes));
                 status.message = None;
-                context.metrics.bytes(Operation::Restore, "written", summary.bytes);
+                context
+                    .metrics
+                    .bytes(Operation::Restore, "written", summary.bytes);
             }
             Err(Stop::Shutdown) => return Ok(Next::After(Duration::from_secs(1))),
             Err(Stop::Canceled) => {
@@ -158,7 +179,10 @@ impl Restores {
             }
             Err(Stop::Retry(failure)) if self.patience.lasts(key) => return Err(failure),
             Err(Stop::Retry(failure)) => {
-                fail(format!("given up: {}", jackline_runtime::logging::chain(&failure)));
+                fail(format!(
+                    "given up: {}",
+                    jackline_runtime::logging::chain(&failure)
+                ));
             }
             Err(Stop::Failed(message)) => fail(message),
         }
@@ -181,10 +205,16 @@ impl Restores {
         if status.phase == Some(PodVolumePhase::Failed) {
             tracing::warn!(what, message, "restore failed");
             let note = format!("restore of {what} failed: {message}");
-            self.context.failed_event(object, pod, "VolumeRestoreFailed", note);
+            self.context
+                .failed_event(object, pod, "VolumeRestoreFailed", note);
         } else {
             let bytes = status.progress.as_ref().map(|p| p.total_bytes);
-            tracing::info!(what, phase = status.phase.map(PodVolumePhase::as_str), bytes, "restore ended");
+            tracing::info!(
+                what,
+                phase = status.phase.map(PodVolumePhase::as_str),
+                bytes,
+                "restore ended"
+            );
         }
     }
 
@@ -201,14 +231,20 @@ impl Restores {
         }
         if spec.uploader_type == UploaderType::Kopia {
             return Err(Stop::Failed(
-                "the volume was saved by kopia, which is not supported; supported: restic".to_owned(),
+                "the volume was saved by kopia, which is not supported; supported: restic"
+                    .to_owned(),
             ));
         }
-        let found = context.resolve(pod, &spec.volume).await.map_err(|e| Stop::volume(&spec.volume, e))?;
+        let found = context
+            .resolve(pod, &spec.volume)
+            .await
+            .map_err(|e| Stop::volume(&spec.volume, e))?;
 
         let mut status = record.status();
         status.phase = Some(PodVolumePhase::InProgress);
-        status.start_timestamp.get_or_insert_with(|| Time(Timestamp::now()));
+        status
+            .start_timestamp
+            .get_or_insert_with(|| Time(Timestamp::now()));
         status.node = Some(context.node.clone());
         status.message = None;
         record.write(&status).await.map_err(Stop::Retry)?;
@@ -217,8 +253,13 @@ impl Restores {
             .repositories
             .get(&spec.backup_storage_location, &spec.source_namespace, false)
             .await?;
-        let snapshot = repository.resolve(&spec.snapshot_id).await.map_err(Stop::repository)?;
-        let summary = self.write(object, record, &repository, &snapshot, &found).await?;
+        let snapshot = repository
+            .resolve(&spec.snapshot_id)
+            .await
+            .map_err(Stop::repository)?;
+        let summary = self
+            .write(object, record, &repository, &snapshot, &found)
+            .await?;
         if !summary.is_complete() {
             return Err(Stop::Failed(incomplete(&summary)));
         }
@@ -235,8 +276,15 @@ impl Restores {
         found: &Found,
     ) -> Result<RestoreSummary, Stop> {
         let context = &self.context;
-        let sparse = object.spec.uploader_settings.get(SPARSE).is_some_and(|value| value == "true");
-        let options = RestoreOptions { sparse, ..RestoreOptions::default() };
+        let sparse = object
+            .spec
+            .uploader_settings
+            .get(SPARSE)
+            .is_some_and(|value| value == "true");
+        let options = RestoreOptions {
+            sparse,
+            ..RestoreOptions::default()
+        };
         let meter = Meter::default();
         let cancel = context.shutdown.child_token();
         let work = progress::reporting(
@@ -246,7 +294,10 @@ impl Restores {
         );
         let key = Key::of(object);
         let canceled = context.restores.wait_for(|restores| {
-            restores.get(&key).is_none_or(|now| now.spec.cancel).then_some(())
+            restores
+                .get(&key)
+                .is_none_or(|now| now.spec.cancel)
+                .then_some(())
         });
         let interrupted = async {
             tokio::select! {
@@ -274,12 +325,17 @@ impl Restores {
         let marked = tokio::task::spawn_blocking(move || {
             // The file must not end up in the directory underneath.
             if !look.still_there() {
-                return Err(std::io::Error::other("the volume was unmounted while it was being restored"));
+                return Err(std::io::Error::other(
+                    "the volume was unmounted while it was being restored",
+                ));
             }
             marker::write(&look.path, &uid)
         });
         let failed = |error: &dyn std::fmt::Display| {
-            Stop::Failed(format!("the done-file in {} cannot be written: {error}", found.path.display()))
+            Stop::Failed(format!(
+                "the done-file in {} cannot be written: {error}",
+                found.path.display()
+            ))
         };
         match marked.await {
             Ok(Ok(())) => Ok(()),
@@ -291,7 +347,9 @@ impl Restores {
     /// The done-file of a completed restore.
     async fn look_after(&self, object: &PodVolumeRestore) -> Result<Next, Failure> {
         let context = &self.context;
-        let PodHere::Yes(pod) = context.pod(&object.spec.pod) else { return Ok(Next::Done) };
+        let PodHere::Yes(pod) = context.pod(&object.spec.pod) else {
+            return Ok(Next::Done);
+        };
         let uid = object.uid().unwrap_or_default();
         let waits = self.waits_again(object, &pod);
         let left = object.annotations().contains_key(annotation::WAITERS_LEFT);
@@ -305,7 +363,10 @@ impl Restores {
             Ok(found) => found,
             Err(error) => {
                 // The pod is being taken down, most likely. Nothing can be done in a volume that is not there.
-                tracing::debug!(error = jackline_runtime::logging::chain(&error), "done-file out of reach");
+                tracing::debug!(
+                    error = jackline_runtime::logging::chain(&error),
+                    "done-file out of reach"
+                );
                 return Ok(Next::Done);
             }
         };
@@ -330,15 +391,26 @@ impl Restores {
 
     /// Whether a pod of this node that shares the volume has begun to wait after the restore was complete.
     fn waits_again(&self, object: &PodVolumeRestore, carrier: &Pod) -> bool {
-        let Some(completed) = object.status.as_ref().and_then(|s| s.completion_timestamp.as_ref()) else {
+        let Some(completed) = object
+            .status
+            .as_ref()
+            .and_then(|s| s.completion_timestamp.as_ref())
+        else {
             return false;
         };
         let restore = restore_uid(object);
-        let claim = pods::volume(carrier, &object.spec.volume).and_then(|v| pods::claim(carrier, v));
+        let claim =
+            pods::volume(carrier, &object.spec.volume).and_then(|v| pods::claim(carrier, v));
         let shares = |pod: &Pod| match &claim {
-            Some(claim) => pod.spec.as_ref().and_then(|spec| spec.volumes.as_ref()).is_some_and(|volumes| {
-                volumes.iter().any(|volume| pods::claim(pod, volume).as_ref() == Some(claim))
-            }),
+            Some(claim) => pod
+                .spec
+                .as_ref()
+                .and_then(|spec| spec.volumes.as_ref())
+                .is_some_and(|volumes| {
+                    volumes
+                        .iter()
+                        .any(|volume| pods::claim(pod, volume).as_ref() == Some(claim))
+                }),
             None => pod.metadata.uid == carrier.metadata.uid,
         };
         self.context
@@ -362,7 +434,10 @@ async fn write_progress(record: &Record, progress: DataProgress) {
 }
 
 fn incomplete(summary: &RestoreSummary) -> String {
-    let mut text = format!("pod volume restore failed: {} entries were not restored completely", summary.error_count);
+    let mut text = format!(
+        "pod volume restore failed: {} entries were not restored completely",
+        summary.error_count
+    );
     for problem in summary.errors.iter().take(3) {
         text.push_str(&format!("; {}: {}", problem.path, problem.message));
     }

@@ -41,7 +41,11 @@ impl Stop {
         if error.is_retryable() {
             return Self::Retry(Failure::transient(error.reason(), error));
         }
-        Self::Failed(format!("data path failed: {} ({})", chain(&error), error.reason()))
+        Self::Failed(format!(
+            "data path failed: {} ({})",
+            chain(&error),
+            error.reason()
+        ))
     }
 }
 
@@ -64,7 +68,10 @@ pub(crate) struct Patience {
 
 impl Patience {
     pub fn new(limit: Duration) -> Self {
-        Self { limit, since: Mutex::default() }
+        Self {
+            limit,
+            since: Mutex::default(),
+        }
     }
 
     /// Whether one more failure of the key is borne.
@@ -129,7 +136,11 @@ mod tests {
         let mut left = 3;
         let write = || {
             left -= 1;
-            let result = if left > 0 { Err(Failure::transient("Away", "away")) } else { Ok(()) };
+            let result = if left > 0 {
+                Err(Failure::transient("Away", "away"))
+            } else {
+                Ok(())
+            };
             async { result }
         };
         persist(write, &CancellationToken::new()).await.unwrap();
@@ -142,7 +153,9 @@ mod tests {
             object: "data/ab".to_owned(),
             reason: "hash differs".to_owned(),
         };
-        let Stop::Failed(message) = Stop::repository(error) else { panic!("must be final") };
+        let Stop::Failed(message) = Stop::repository(error) else {
+            panic!("must be final")
+        };
         assert!(message.contains("data/ab"), "{message}");
         let locked = jackline_repository::Error::Locked {
             holder: "x".to_owned(),

@@ -40,7 +40,9 @@ pub async fn serve(
         .route("/debug/health", get(checks))
         .with_state(Shared { health, metrics })
         .merge(extra);
-    axum::serve(listener, app).with_graceful_shutdown(shutdown.cancelled_owned()).await
+    axum::serve(listener, app)
+        .with_graceful_shutdown(shutdown.cancelled_owned())
+        .await
 }
 
 /// Binds the address, for callers that want to know the port before serving.
@@ -55,7 +57,10 @@ async fn ready(State(shared): State<Shared>) -> impl IntoResponse {
     match shared.health.ready() {
         Ok(()) => (StatusCode::OK, "ok\n".to_owned()),
         Err(failing) => {
-            let text = failing.iter().map(|(name, why)| format!("{name}: {why}\n")).collect();
+            let text = failing
+                .iter()
+                .map(|(name, why)| format!("{name}: {why}\n"))
+                .collect();
             (StatusCode::SERVICE_UNAVAILABLE, text)
         }
     }
@@ -63,9 +68,17 @@ async fn ready(State(shared): State<Shared>) -> impl IntoResponse {
 
 async fn checks(State(shared): State<Shared>) -> String {
     let all = shared.health.all();
-    all.iter().map(|(n, r)| format!("{n}: {}\n", r.as_deref().unwrap_or("ok"))).collect()
+    all.iter()
+        .map(|(n, r)| format!("{n}: {}\n", r.as_deref().unwrap_or("ok")))
+        .collect()
 }
 
 async fn render(State(shared): State<Shared>) -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], shared.metrics.render())
+    (
+        [(
+            header::CONTENT_TYPE,
+            "text/plain; version=0.0.4; charset=utf-8",
+        )],
+        shared.metrics.render(),
+    )
 }

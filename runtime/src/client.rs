@@ -30,7 +30,11 @@ pub struct ClientArgs {
 
 impl Default for ClientArgs {
     fn default() -> Self {
-        Self { kubeconfig: None, context: None, request_timeout: Duration::from_secs(30) }
+        Self {
+            kubeconfig: None,
+            context: None,
+            request_timeout: Duration::from_secs(30),
+        }
     }
 }
 
@@ -115,7 +119,11 @@ impl Clients {
 
     /// One client for all purposes; for tests on a scripted API server.
     pub fn same(client: Client) -> Self {
-        Self { call: client.clone(), watch: client.clone(), lease: client }
+        Self {
+            call: client.clone(),
+            watch: client.clone(),
+            lease: client,
+        }
     }
 }
 
@@ -130,11 +138,19 @@ fn build(config: Config, deadline: Duration) -> Result<Client, ClientError> {
 }
 
 async fn config(args: &ClientArgs) -> Result<Config, ClientError> {
-    let options = KubeConfigOptions { context: args.context.clone(), ..Default::default() };
-    let explicit = |source| ClientError::Kubeconfig { path: args.kubeconfig.clone(), source };
+    let options = KubeConfigOptions {
+        context: args.context.clone(),
+        ..Default::default()
+    };
+    let explicit = |source| ClientError::Kubeconfig {
+        path: args.kubeconfig.clone(),
+        source,
+    };
     if let Some(path) = &args.kubeconfig {
         let file = Kubeconfig::read_from(path).map_err(explicit)?;
-        Config::from_custom_kubeconfig(file, &options).await.map_err(explicit)
+        Config::from_custom_kubeconfig(file, &options)
+            .await
+            .map_err(explicit)
     } else if args.context.is_some() {
         Config::from_kubeconfig(&options).await.map_err(explicit)
     } else {

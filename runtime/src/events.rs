@@ -85,7 +85,14 @@ impl Events {
             instance: cut(instance, 128).to_owned(),
             metrics: metrics.clone(),
         };
-        (Self { sender, metrics, said: Arc::default() }, writer.run(receiver, stop))
+        (
+            Self {
+                sender,
+                metrics,
+                said: Arc::default(),
+            },
+            writer.run(receiver, stop),
+        )
     }
 
     /// Says it, unless just this was said about this object within the last hour.
@@ -163,7 +170,11 @@ impl Writer {
     }
 
     fn object(&self, event: Event) -> EventObject {
-        let namespace = event.regarding.namespace.clone().unwrap_or_else(|| "default".to_owned());
+        let namespace = event
+            .regarding
+            .namespace
+            .clone()
+            .unwrap_or_else(|| "default".to_owned());
         let name = event.regarding.name.as_deref().unwrap_or("cluster");
         // 253 bytes at most, unique, readable in a listing.
         let name = format!("{}.{}", cut(name, 200), uuid::Uuid::new_v4().simple());

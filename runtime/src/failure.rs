@@ -67,7 +67,11 @@ impl Failure {
         reason: &'static str,
         source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
     ) -> Self {
-        Self { class, reason, source: source.into() }
+        Self {
+            class,
+            reason,
+            source: source.into(),
+        }
     }
 
     /// Worth repeating.
@@ -103,7 +107,11 @@ pub fn classify(error: &kube::Error) -> (Class, &'static str) {
             409 if status.is_already_exists() => (Class::Conflict, "AlreadyExists"),
             409 => (Class::Conflict, "Conflict"),
             429 => {
-                let after = status.details.as_ref().map(|d| d.retry_after_seconds).unwrap_or(0);
+                let after = status
+                    .details
+                    .as_ref()
+                    .map(|d| d.retry_after_seconds)
+                    .unwrap_or(0);
                 let after = (after > 0).then(|| Duration::from_secs(u64::from(after)));
                 (Class::Throttled(after), "Throttled")
             }

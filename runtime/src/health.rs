@@ -22,7 +22,10 @@ pub struct Check {
 impl Health {
     /// Adds a check, not ready at first.
     pub fn check(&self, name: impl Into<String>) -> Check {
-        let check = Check { name: name.into(), checks: self.checks.clone() };
+        let check = Check {
+            name: name.into(),
+            checks: self.checks.clone(),
+        };
         check.fail("not yet");
         check
     }
@@ -35,12 +38,20 @@ impl Health {
             .iter()
             .filter_map(|(name, reason)| Some((name.clone(), reason.clone()?)))
             .collect();
-        if failing.is_empty() { Ok(()) } else { Err(failing) }
+        if failing.is_empty() {
+            Ok(())
+        } else {
+            Err(failing)
+        }
     }
 
     /// Every check and why it fails, if it does.
     pub fn all(&self) -> Vec<(String, Option<String>)> {
-        self.checks.lock().iter().map(|(n, r)| (n.clone(), r.clone())).collect()
+        self.checks
+            .lock()
+            .iter()
+            .map(|(n, r)| (n.clone(), r.clone()))
+            .collect()
     }
 }
 
@@ -52,7 +63,9 @@ impl Check {
 
     /// The condition does not hold, for this reason.
     pub fn fail(&self, reason: impl Into<String>) {
-        self.checks.lock().insert(self.name.clone(), Some(reason.into()));
+        self.checks
+            .lock()
+            .insert(self.name.clone(), Some(reason.into()));
     }
 
     /// Removes the check.

@@ -16,17 +16,26 @@ pub struct Key {
 impl Key {
     /// A namespaced object.
     pub fn namespaced(namespace: impl Into<String>, name: impl Into<String>) -> Self {
-        Self { namespace: Some(namespace.into()), name: name.into() }
+        Self {
+            namespace: Some(namespace.into()),
+            name: name.into(),
+        }
     }
 
     /// A cluster-scoped object.
     pub fn cluster(name: impl Into<String>) -> Self {
-        Self { namespace: None, name: name.into() }
+        Self {
+            namespace: None,
+            name: name.into(),
+        }
     }
 
     /// The key of an object that the API server gave us.
     pub fn of<K: kube::Resource>(object: &K) -> Self {
-        Self { namespace: object.namespace(), name: object.name_any() }
+        Self {
+            namespace: object.namespace(),
+            name: object.name_any(),
+        }
     }
 
     /// The namespace, or the empty string.

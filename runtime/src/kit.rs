@@ -37,13 +37,20 @@ pub struct RuntimeArgs {
 #[derive(Debug, Clone, Args)]
 pub struct AdminArgs {
     /// Address of /metrics, /livez and /readyz
-    #[arg(long, env = "JACKLINE_METRICS_ADDRESS", default_value = "0.0.0.0:8085", value_name = "ADDRESS")]
+    #[arg(
+        long,
+        env = "JACKLINE_METRICS_ADDRESS",
+        default_value = "0.0.0.0:8085",
+        value_name = "ADDRESS"
+    )]
     pub metrics_address: SocketAddr,
 }
 
 impl Default for AdminArgs {
     fn default() -> Self {
-        Self { metrics_address: SocketAddr::from(([0, 0, 0, 0], 8085)) }
+        Self {
+            metrics_address: SocketAddr::from(([0, 0, 0, 0], 8085)),
+        }
     }
 }
 
@@ -134,7 +141,15 @@ impl Kit {
         );
         supervisor.spawn_late("events", never_fails(writer));
         let health = Health::default();
-        Ok(Self { clients, supervisor, metrics, health, events, listener: None, extra: Router::new() })
+        Ok(Self {
+            clients,
+            supervisor,
+            metrics,
+            health,
+            events,
+            listener: None,
+            extra: Router::new(),
+        })
     }
 
     /// Cancelled when the process should end.
@@ -171,7 +186,13 @@ impl Kit {
 
     fn watch_store<K: Watched>(&self, spec: WatchSpec, keep: Keep<K>, guard: bool) -> Store<K> {
         let store = Store::default();
-        let task = into_store(self.surroundings(&spec), spec.clone(), store.clone(), keep, guard);
+        let task = into_store(
+            self.surroundings(&spec),
+            spec.clone(),
+            store.clone(),
+            keep,
+            guard,
+        );
         self.spawn_watch(&spec, task);
         store
     }
@@ -196,12 +217,13 @@ impl Kit {
 
     fn spawn_watch(&self, spec: &WatchSpec, task: impl Future<Output = ()> + Send + 'static) {
         let shutdown = self.shutdown().clone();
-        self.supervisor.spawn(format!("watch {}", spec.name()), async move {
-            tokio::select! {
-                () = shutdown.cancelled() => Ok::<_, Infallible>(()),
-                () = task => Ok(()),
-            }
-        });
+        self.supervisor
+            .spawn(format!("watch {}", spec.name()), async move {
+                tokio::select! {
+                    () = shutdown.cancelled() => Ok::<_, Infallible>(()),
+                    () = task => Ok(()),
+                }
+            });
     }
 
     /// Runs passes over a queue until the shutdown.
@@ -218,7 +240,8 @@ impl Kit {
             self.shutdown().clone(),
             pass,
         );
-        self.supervisor.spawn(format!("queue {}", queue.name()), never_fails(run));
+        self.supervisor
+            .spawn(format!("queue {}", queue.name()), never_fails(run));
     }
 
     /// Runs passes over a queue until the shutdown, only while this process leads.
@@ -241,7 +264,8 @@ impl Kit {
             lease.clone(),
             pass,
         );
-        self.supervisor.spawn(format!("queue {}", queue.name()), never_fails(run));
+        self.supervisor
+            .spawn(format!("queue {}", queue.name()), never_fails(run));
     }
 
     /// Takes part in an election. The lease is given back after all ordinary tasks have ended.
@@ -286,7 +310,9 @@ pub fn instance() -> String {
         .ok()
         .filter(|name| !name.is_empty())
         .or_else(|| {
-            std::fs::read_to_string("/proc/sys/kernel/hostname").ok().map(|n| n.trim().to_owned())
+            std::fs::read_to_string("/proc/sys/kernel/hostname")
+                .ok()
+                .map(|n| n.trim().to_owned())
         })
         .unwrap_or_else(|| "unknown".to_owned())
 }

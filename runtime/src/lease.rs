@@ -104,7 +104,9 @@ impl LeaderToken {
         let mut state = self.state.clone();
         loop {
             let held = *state.borrow_and_update();
-            let Some(until) = held.until.filter(|_| held.term == self.term) else { return };
+            let Some(until) = held.until.filter(|_| held.term == self.term) else {
+                return;
+            };
             tokio::select! {
                 () = tokio::time::sleep_until(until) => {
                     if self.check().is_err() {
@@ -129,7 +131,10 @@ impl LeaderToken {
             }
         }
         let until = Instant::now() + Duration::from_secs(365 * 24 * 3600);
-        let (sender, state) = watch::channel(Held { term: 1, until: Some(until) });
+        let (sender, state) = watch::channel(Held {
+            term: 1,
+            until: Some(until),
+        });
         (Self { term: 1, state }, Guard(sender))
     }
 }
@@ -137,7 +142,10 @@ impl LeaderToken {
 impl Lease {
     /// The token, if we lead now.
     pub fn token(&self) -> Option<LeaderToken> {
-        let token = LeaderToken { term: self.state.borrow().term, state: self.state.clone() };
+        let token = LeaderToken {
+            term: self.state.borrow().term,
+            state: self.state.clone(),
+        };
         token.check().is_ok().then_some(token)
     }
 
@@ -178,9 +186,18 @@ pub fn elect(
     metrics: Metrics,
     release: CancellationToken,
 ) -> (Lease, impl Future<Output = ()> + Send) {
-    let (sender, state) = watch::channel(Held { term: 0, until: None });
+    let (sender, state) = watch::channel(Held {
+        term: 0,
+        until: None,
+    });
     let api = Api::namespaced(client, &settings.namespace);
-    let election = Election { api, settings, metrics, sender, seen: None };
+    let election = Election {
+        api,
+        settings,
+        metrics,
+        sender,
+        seen: None,
+    };
     (Lease { state }, election.run(release))
 }
 
@@ -237,7 +254,13 @@ impl Election {
                     self.settings.poll_every()
                 }
             };
-            if held.is_some() && self.sender.borrow().until.is_none_or(|until| until <= Instant::now()) {
+            if held.is_some()
+                && self
+                    .sender
+                    .borrow()
+                    .until
+                    .is_none_or(|until| until <= Instant::now())
+            {
                 // Not renewed in time. The object may still carry our name: read it anew.
                 held = None;
                 self.lost("it could not be renewed in time");
@@ -258,9 +281,16 @@ impl Election {
         self.sender.send_modify(|held| {
             if held.until.is_none() {
                 held.term += 1;
-                tracing::info!(lease = self.settings.name, identity = self.settings.identity, "leading");
+                tracing::info!(
+                    lease = self.settings.name,
+                    identity = self.settings.identity,
+                    "leading"
+                );
                 let families = &self.metrics.families;
-                families.leader_transitions.with_label_values(&["won"]).inc();
+                families
+                    .leader_transitions
+                    .with_label_values(&["won"])
+                    .inc();
             }
             held.until = Some(until);
         });
@@ -274,7 +304,10 @@ impl Election {
             if led {
                 tracing::warn!(lease = name, why, "not leading any more");
                 let families = &self.metrics.families;
-                families.leader_transitions.with_label_values(&["lost"]).inc();
+                families
+                    .leader_transitions
+                    .with_label_values(&["lost"])
+                    .inc();
             }
             led
         });
@@ -287,7 +320,8 @@ impl Election {
         let over = self.seen.as_ref().map(|seen| {
             (seen.since + self.settings.duration).saturating_duration_since(Instant::now())
         });
-        over.map_or(poll, |left| left.min(poll)).max(Duration::from_millis(50))
+        over.map_or(poll, |left| left.min(poll))
+            .max(Duration::from_millis(50))
     }
 
     /// The lease if it is ours now, `None` if another holds it.
@@ -311,7 +345,10 @@ impl Election {
         let mut wanted = lease;
         wanted.spec = Some(self.spec(Some(&spec)));
         wanted.metadata.managed_fields = None;
-        let result = self.api.replace(&self.settings.name, &PostParams::default(), &wanted).await;
+        let result = self
+            .api
+            .replace(&self.settings.name, &PostParams::default(), &wanted)
+            .await;
         won_or_beaten(result)
     }
 
@@ -319,19 +356,30 @@ impl Election {
         let mut wanted = lease.clone();
         wanted.spec = Some(self.spec(lease.spec.as_ref()));
         wanted.metadata.managed_fields = None;
-        match self.api.replace(&self.settings.name, &PostParams::default(), &wanted).await {
+        match self
+            .api
+            .replace(&self.settings.name, &PostParams::default(), &wanted)
+            .await
+        {
             // The answer to an earlier renewal may have been lost: then the object is still ours, at a newer version.
             Err(kube::Error::Api(status)) if status.code == 409 => {
                 let now = self.api.get_opt(&self.settings.name).await?;
                 let ours = now.filter(|lease| {
-                    lease.spec.as_ref().and_then(|s| s.holder_identity.as_deref())
+                    lease
+                        .spec
+                        .as_ref()
+                        .and_then(|s| s.holder_identity.as_deref())
                         == Some(self.settings.identity.as_str())
                 });
-                let Some(mut wanted) = ours else { return Ok(None) };
+                let Some(mut wanted) = ours else {
+                    return Ok(None);
+                };
                 wanted.spec = Some(self.spec(wanted.spec.as_ref()));
                 wanted.metadata.managed_fields = None;
                 won_or_beaten(
-                    self.api.replace(&self.settings.name, &PostParams::default(), &wanted).await,
+                    self.api
+                        .replace(&self.settings.name, &PostParams::default(), &wanted)
+                        .await,
                 )
             }
             Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
@@ -343,14 +391,20 @@ impl Election {
     fn is_over(&mut self, lease: &LeaseObject) -> bool {
         let version = lease.metadata.resource_version.clone().unwrap_or_default();
         let now = Instant::now();
-        let theirs = lease.spec.as_ref().and_then(|spec| spec.lease_duration_seconds);
+        let theirs = lease
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.lease_duration_seconds);
         let duration = theirs
             .and_then(|seconds| u64::try_from(seconds).ok())
             .map_or(self.settings.duration, Duration::from_secs);
         match &self.seen {
             Some(seen) if seen.version == version => now >= seen.since + duration,
             _ => {
-                self.seen = Some(Seen { version, since: now });
+                self.seen = Some(Seen {
+                    version,
+                    since: now,
+                });
                 false
             }
         }
@@ -366,7 +420,9 @@ impl Election {
         LeaseSpec {
             holder_identity: Some(self.settings.identity.clone()),
             lease_duration_seconds: i32::try_from(self.settings.duration.as_secs().max(1)).ok(),
-            acquire_time: renewed.and_then(|spec| spec.acquire_time.clone()).or(Some(now.clone())),
+            acquire_time: renewed
+                .and_then(|spec| spec.acquire_time.clone())
+                .or(Some(now.clone())),
             renew_time: Some(now),
             lease_transitions: match (before, renewed) {
                 (None, _) => Some(0),

@@ -3,6 +3,10 @@
 use clap::{Args, ValueEnum};
 use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberInitExt};
 
+/// What is logged unless asked otherwise: the libraries below say on `info` what concerns only them.
+const DEFAULT_FILTER: &str = "info,aws_config=warn,aws_smithy_runtime=warn,aws_smithy_http_client=warn,aws_sdk_s3=warn,\
+                              kube_client=warn,hyper=warn,hyper_util=warn,rustls=warn,tower=warn,h2=warn";
+
 /// Shape of a log line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
@@ -16,7 +20,7 @@ pub enum LogFormat {
 #[derive(Debug, Clone, Args)]
 pub struct LogArgs {
     /// Log filter: a level, or target=level pairs
-    #[arg(long, env = "JACKLINE_LOG_LEVEL", default_value = "info", value_name = "FILTER")]
+    #[arg(long, env = "JACKLINE_LOG_LEVEL", default_value = DEFAULT_FILTER, value_name = "FILTER")]
     pub log_level: String,
     /// Log format
     #[arg(long, env = "JACKLINE_LOG_FORMAT", value_enum, default_value = "text")]
@@ -25,13 +29,18 @@ pub struct LogArgs {
 
 impl Default for LogArgs {
     fn default() -> Self {
-        Self { log_level: "info".to_owned(), log_format: LogFormat::Text }
+        Self {
+            log_level: DEFAULT_FILTER.to_owned(),
+            log_format: LogFormat::Text,
+        }
     }
 }
 
 /// The filter does not parse.
 #[derive(Debug, thiserror::Error)]
-#[error("--log-level {filter:?} is not a log filter; allowed: error, warn, info, debug, trace, or target=level,…")]
+#[error(
+    "--log-level {filter:?} is not a log filter; allowed: error, warn, info, debug, trace, or target=level,…"
+)]
 pub struct BadFilter {
     filter: String,
     #[source]
@@ -40,16 +49,23 @@ pub struct BadFilter {
 
 /// Installs the process-wide log output. A second call keeps the first one's output.
 pub fn init(args: &LogArgs) -> Result<(), BadFilter> {
-    let filter = EnvFilter::try_new(&args.log_level)
-        .map_err(|source| BadFilter { filter: args.log_level.clone(), source })?;
+    let filter = EnvFilter::try_new(&args.log_level).map_err(|source| BadFilter {
+        filter: args.log_level.clone(),
+        source,
+    })?;
     let registry = tracing_subscriber::registry().with(filter);
     // Failure means that an output is installed already (tests that run several processes' worth of code in one).
     let _ = match args.log_format {
-        LogFormat::Text => {
-            registry.with(fmt::layer().with_writer(std::io::stderr).with_ansi(false)).try_init()
-        }
+        LogFormat::Text => registry
+            .with(fmt::layer().with_writer(std::io::stderr).with_ansi(false))
+            .try_init(),
         LogFormat::Json => registry
-            .with(fmt::layer().with_writer(std::io::stderr).json().flatten_event(true))
+            .with(
+                fmt::layer()
+                    .with_writer(std::io::stderr)
+                    .json()
+                    .flatten_event(true),
+            )
             .try_init(),
     };
     Ok(())
@@ -77,9 +93,15 @@ mod tests {
 
     #[test]
     fn a_bad_filter_is_refused_with_what_is_allowed() {
-        let args = LogArgs { log_level: "jackline=loud".to_owned(), ..LogArgs::default() };
+        let args = LogArgs {
+            log_level: "jackline=loud".to_owned(),
+            ..LogArgs::default()
+        };
         let error = init(&args).unwrap_err().to_string();
-        assert!(error.contains("jackline=loud") && error.contains("allowed"), "{error}");
+        assert!(
+            error.contains("jackline=loud") && error.contains("allowed"),
+            "{error}"
+        );
     }
 
     #[test]

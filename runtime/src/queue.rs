@@ -48,7 +48,11 @@ pub struct Queue<K> {
 
 impl<K> Clone for Queue<K> {
     fn clone(&self) -> Self {
-        Self { name: self.name, state: self.state.clone(), news: self.news.clone() }
+        Self {
+            name: self.name,
+            state: self.state.clone(),
+            news: self.news.clone(),
+        }
     }
 }
 
@@ -74,12 +78,24 @@ impl<K: QueueKey> Queue<K> {
 
     /// Runs the key as soon as a worker is free; again afterwards if one is at it now.
     pub fn add(&self, key: K) {
-        self.put(key, Wait { due: Instant::now(), wall: None });
+        self.put(
+            key,
+            Wait {
+                due: Instant::now(),
+                wall: None,
+            },
+        );
     }
 
     /// Runs the key after a time, or earlier if it is asked for earlier.
     pub fn add_after(&self, key: K, delay: Duration) {
-        self.put(key, Wait { due: Instant::now() + delay.min(MAX_DELAY), wall: None });
+        self.put(
+            key,
+            Wait {
+                due: Instant::now() + delay.min(MAX_DELAY),
+                wall: None,
+            },
+        );
     }
 
     /// Runs the key at a wall-clock time, or earlier if it is asked for earlier.
@@ -110,12 +126,19 @@ impl<K: QueueKey> Queue<K> {
         let state = self.state.lock();
         let mut due = state.by_time.iter().take_while(|(at, _)| *at <= now);
         let oldest = due.next().map(|(at, _)| now - *at);
-        (oldest.map_or(0, |_| 1 + due.count()), oldest.unwrap_or_default())
+        (
+            oldest.map_or(0, |_| 1 + due.count()),
+            oldest.unwrap_or_default(),
+        )
     }
 
     fn put(&self, key: K, wait: Wait) {
         let mut state = self.state.lock();
-        if state.waiting.get(&key).is_some_and(|old| old.due <= wait.due) {
+        if state
+            .waiting
+            .get(&key)
+            .is_some_and(|old| old.due <= wait.due)
+        {
             return;
         }
         state.unschedule(&key);
@@ -202,7 +225,10 @@ impl<K: QueueKey> Queue<K> {
 
 fn wall_wait(at: Timestamp) -> Wait {
     let left = Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default();
-    Wait { due: Instant::now() + left.min(WALL_STEP), wall: Some(at) }
+    Wait {
+        due: Instant::now() + left.min(WALL_STEP),
+        wall: Some(at),
+    }
 }
 
 impl<K: QueueKey> State<K> {
@@ -258,7 +284,10 @@ mod tests {
     async fn a_wall_clock_timer_is_not_early() {
         // The paused clock runs ahead of the wall clock: the key is looked at each minute and put back.
         let queue = Queue::new("test");
-        queue.add_at("tick", Timestamp::now() + jiff::SignedDuration::from_secs(3600));
+        queue.add_at(
+            "tick",
+            Timestamp::now() + jiff::SignedDuration::from_secs(3600),
+        );
         let early = tokio::time::timeout(Duration::from_secs(7200), queue.take()).await;
         assert!(early.is_err());
         queue.add("tick");

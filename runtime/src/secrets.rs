@@ -64,13 +64,22 @@ pub async fn read_secret_key(
         .map_err(|source| api_error(kind, namespace, name, source))?;
     let Some(secret) = secret else {
         let (namespace, name) = owned();
-        return Err(ReadError::Missing { kind, namespace, name });
+        return Err(ReadError::Missing {
+            kind,
+            namespace,
+            name,
+        });
     };
     match secret.data.and_then(|mut data| data.remove(key)) {
         Some(value) if !value.0.is_empty() => Ok(value.0),
         _ => {
             let (namespace, name) = owned();
-            Err(ReadError::NoKey { kind, namespace, name, key: key.to_owned() })
+            Err(ReadError::NoKey {
+                kind,
+                namespace,
+                name,
+                key: key.to_owned(),
+            })
         }
     }
 }
@@ -89,14 +98,30 @@ pub async fn read_config_key(
         .map_err(|source| api_error(kind, namespace, name, source))?;
     let Some(map) = map else {
         let (namespace, name) = owned();
-        return Err(ReadError::Missing { kind, namespace, name });
+        return Err(ReadError::Missing {
+            kind,
+            namespace,
+            name,
+        });
     };
-    map.data.and_then(|mut data| data.remove(key)).ok_or_else(|| {
-        let (namespace, name) = owned();
-        ReadError::NoKey { kind, namespace, name, key: key.to_owned() }
-    })
+    map.data
+        .and_then(|mut data| data.remove(key))
+        .ok_or_else(|| {
+            let (namespace, name) = owned();
+            ReadError::NoKey {
+                kind,
+                namespace,
+                name,
+                key: key.to_owned(),
+            }
+        })
 }
 
 fn api_error(kind: &'static str, namespace: &str, name: &str, source: kube::Error) -> ReadError {
-    ReadError::Api { kind, namespace: namespace.to_owned(), name: name.to_owned(), source }
+    ReadError::Api {
+        kind,
+        namespace: namespace.to_owned(),
+        name: name.to_owned(),
+        source,
+    }
 }

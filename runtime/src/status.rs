@@ -81,12 +81,26 @@ where
     S: Serialize,
 {
     let name = observed.name_any();
-    let encode = |source| StatusError::Encode { name: name.clone(), source };
+    let encode = |source| StatusError::Encode {
+        name: name.clone(),
+        source,
+    };
     let before = serde_json::to_value(observed).map_err(encode)?;
     let before = before.get("status").cloned().unwrap_or(Value::Null);
     let after = serde_json::to_value(desired).map_err(encode)?;
-    let Some(difference) = difference(&before, &after) else { return Ok(None) };
-    patch(api, observed, Some(difference), Map::new(), at, guard, manager).await
+    let Some(difference) = difference(&before, &after) else {
+        return Ok(None);
+    };
+    patch(
+        api,
+        observed,
+        Some(difference),
+        Map::new(),
+        at,
+        guard,
+        manager,
+    )
+    .await
 }
 
 /// Makes `status` the status and adds `metadata` (labels, annotations) in the same write; for kinds with their status in the main
@@ -104,7 +118,10 @@ where
     S: Serialize,
 {
     let name = observed.name_any();
-    let encode = |source| StatusError::Encode { name: name.clone(), source };
+    let encode = |source| StatusError::Encode {
+        name: name.clone(),
+        source,
+    };
     let before = serde_json::to_value(observed).map_err(encode)?;
     let old = before.get("status").cloned().unwrap_or(Value::Null);
     let new = serde_json::to_value(desired).map_err(encode)?;
@@ -114,7 +131,16 @@ where
         return Ok(None);
     }
     let metadata = metadata.as_object().cloned().unwrap_or_default();
-    patch(api, observed, status, metadata, StatusAt::Main, guard, manager).await
+    patch(
+        api,
+        observed,
+        status,
+        metadata,
+        StatusAt::Main,
+        guard,
+        manager,
+    )
+    .await
 }
 
 async fn patch<K>(
@@ -142,7 +168,10 @@ where
         body.insert("status".to_owned(), status);
     }
     let body = Patch::Merge(Value::Object(body));
-    let params = PatchParams { field_manager: Some(manager.to_owned()), ..PatchParams::default() };
+    let params = PatchParams {
+        field_manager: Some(manager.to_owned()),
+        ..PatchParams::default()
+    };
     let result = match at {
         StatusAt::Subresource => api.patch_status(&name, &params, &body).await,
         StatusAt::Main => api.patch(&name, &params, &body).await,

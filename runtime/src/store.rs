@@ -46,13 +46,17 @@ pub struct Store<K> {
 
 impl<K> Clone for Store<K> {
     fn clone(&self) -> Self {
-        Self { shared: self.shared.clone() }
+        Self {
+            shared: self.shared.clone(),
+        }
     }
 }
 
 impl<K> std::fmt::Debug for Store<K> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Store").field("objects", &self.len()).finish_non_exhaustive()
+        f.debug_struct("Store")
+            .field("objects", &self.len())
+            .finish_non_exhaustive()
     }
 }
 
@@ -71,24 +75,40 @@ impl<K> Default for Store<K> {
 impl<K> Store<K> {
     /// The object of this name.
     pub fn get(&self, key: &Key) -> Option<Arc<K>> {
-        self.shared.objects.read().get(key).map(|entry| entry.object.clone())
+        self.shared
+            .objects
+            .read()
+            .get(key)
+            .map(|entry| entry.object.clone())
     }
 
     /// All objects, in no order.
     pub fn list(&self) -> Vec<Arc<K>> {
-        self.shared.objects.read().values().map(|entry| entry.object.clone()).collect()
+        self.shared
+            .objects
+            .read()
+            .values()
+            .map(|entry| entry.object.clone())
+            .collect()
     }
 
     /// The objects for which `keep` holds, in no order.
     pub fn filter(&self, keep: impl Fn(&K) -> bool) -> Vec<Arc<K>> {
         let objects = self.shared.objects.read();
-        objects.values().filter(|entry| keep(&entry.object)).map(|e| e.object.clone()).collect()
+        objects
+            .values()
+            .filter(|entry| keep(&entry.object))
+            .map(|e| e.object.clone())
+            .collect()
     }
 
     /// Any object for which `matches` holds.
     pub fn find(&self, matches: impl Fn(&K) -> bool) -> Option<Arc<K>> {
         let objects = self.shared.objects.read();
-        objects.values().find(|entry| matches(&entry.object)).map(|e| e.object.clone())
+        objects
+            .values()
+            .find(|entry| matches(&entry.object))
+            .map(|e| e.object.clone())
     }
 
     /// The names of all objects.
@@ -147,10 +167,17 @@ impl<K> Store<K> {
         let mut hooks = self.shared.hooks.write();
         let known: Vec<_> = {
             let objects = self.shared.objects.read();
-            objects.iter().map(|(key, e)| (key.clone(), e.object.clone())).collect()
+            objects
+                .iter()
+                .map(|(key, e)| (key.clone(), e.object.clone()))
+                .collect()
         };
         for (key, object) in known {
-            hook(&Change { key, before: None, after: Some(object) });
+            hook(&Change {
+                key,
+                before: None,
+                after: Some(object),
+            });
         }
         hooks.push(Box::new(hook));
     }
@@ -175,9 +202,19 @@ impl<K> Store<K> {
         let after = Arc::new(object);
         let before = {
             let mut objects = self.shared.objects.write();
-            objects.insert(key.clone(), Entry { object: after.clone(), epoch })
+            objects.insert(
+                key.clone(),
+                Entry {
+                    object: after.clone(),
+                    epoch,
+                },
+            )
         };
-        self.tell(&Change { key, before: before.map(|entry| entry.object), after: Some(after) });
+        self.tell(&Change {
+            key,
+            before: before.map(|entry| entry.object),
+            after: Some(after),
+        });
     }
 
     /// Marks an object as still there without news about it.
@@ -190,7 +227,11 @@ impl<K> Store<K> {
     pub(crate) fn remove(&self, key: Key) {
         let before = self.shared.objects.write().remove(&key);
         if let Some(entry) = before {
-            self.tell(&Change { key, before: Some(entry.object), after: None });
+            self.tell(&Change {
+                key,
+                before: Some(entry.object),
+                after: None,
+            });
         }
     }
 
@@ -198,7 +239,11 @@ impl<K> Store<K> {
     pub(crate) fn sweep(&self, epoch: u64) {
         let gone: Vec<Key> = {
             let objects = self.shared.objects.read();
-            objects.iter().filter(|(_, e)| e.epoch != epoch).map(|(key, _)| key.clone()).collect()
+            objects
+                .iter()
+                .filter(|(_, e)| e.epoch != epoch)
+                .map(|(key, _)| key.clone())
+                .collect()
         };
         for key in gone {
             self.remove(key);
@@ -213,7 +258,9 @@ impl<K> Store<K> {
         for hook in self.shared.hooks.read().iter() {
             hook(change);
         }
-        self.shared.state.send_modify(|(_, revision)| *revision += 1);
+        self.shared
+            .state
+            .send_modify(|(_, revision)| *revision += 1);
     }
 }
 
@@ -255,19 +302,26 @@ mod tests {
         let heard = Arc::new(parking_lot::Mutex::new(Vec::new()));
         let log = heard.clone();
         store.on_change(move |change| {
-            log.lock().push((change.before.as_deref().copied(), change.after.as_deref().copied()));
+            log.lock().push((
+                change.before.as_deref().copied(),
+                change.after.as_deref().copied(),
+            ));
         });
         store.apply(Key::cluster("a"), 2, 1);
         store.remove(Key::cluster("a"));
         store.remove(Key::cluster("a"));
-        assert_eq!(*heard.lock(), [(None, Some(1)), (Some(1), Some(2)), (Some(2), None)]);
+        assert_eq!(
+            *heard.lock(),
+            [(None, Some(1)), (Some(1), Some(2)), (Some(2), None)]
+        );
     }
 
     #[tokio::test(start_paused = true)]
     async fn waiting_ends_when_the_object_comes() {
         let store = Store::<u32>::default();
         let waiter = store.clone();
-        let task = tokio::spawn(async move { waiter.wait_for(|s| s.get(&Key::cluster("x"))).await });
+        let task =
+            tokio::spawn(async move { waiter.wait_for(|s| s.get(&Key::cluster("x"))).await });
         tokio::task::yield_now().await;
         store.apply(Key::cluster("other"), 1, 1);
         store.apply(Key::cluster("x"), 7, 1);

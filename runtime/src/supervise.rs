@@ -106,8 +106,14 @@ impl Supervisor {
             let fatal = match AssertUnwindSafe(future).catch_unwind().await {
                 Ok(Ok(())) if may_end.is_cancelled() => return,
                 Ok(Ok(())) => Fatal::Ended { task },
-                Ok(Err(error)) => Fatal::Failed { task, error: crate::logging::chain(&error) },
-                Err(panic) => Fatal::Panicked { task, message: panic_message(panic.as_ref()) },
+                Ok(Err(error)) => Fatal::Failed {
+                    task,
+                    error: crate::logging::chain(&error),
+                },
+                Err(panic) => Fatal::Panicked {
+                    task,
+                    message: panic_message(panic.as_ref()),
+                },
             };
             this.die(fatal);
         }
@@ -162,8 +168,16 @@ mod tests {
     async fn a_task_that_ends_by_itself_ends_the_process() {
         let supervisor = supervisor();
         supervisor.spawn("short", async { Ok::<_, Infallible>(()) });
-        let fatal = supervisor.finished(Duration::from_secs(1)).await.unwrap_err();
-        assert_eq!(fatal, Fatal::Ended { task: "short".to_owned() });
+        let fatal = supervisor
+            .finished(Duration::from_secs(1))
+            .await
+            .unwrap_err();
+        assert_eq!(
+            fatal,
+            Fatal::Ended {
+                task: "short".to_owned()
+            }
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -175,10 +189,16 @@ mod tests {
             }
             Ok::<_, Infallible>(())
         });
-        let fatal = supervisor.finished(Duration::from_secs(1)).await.unwrap_err();
+        let fatal = supervisor
+            .finished(Duration::from_secs(1))
+            .await
+            .unwrap_err();
         assert_eq!(
             fatal,
-            Fatal::Panicked { task: "lease".to_owned(), message: "poisoned".to_owned() }
+            Fatal::Panicked {
+                task: "lease".to_owned(),
+                message: "poisoned".to_owned()
+            }
         );
     }
 
@@ -209,7 +229,10 @@ mod tests {
         let supervisor = supervisor();
         supervisor.spawn("stuck", std::future::pending::<Result<(), Infallible>>());
         supervisor.shutdown().cancel();
-        let fatal = supervisor.finished(Duration::from_secs(5)).await.unwrap_err();
+        let fatal = supervisor
+            .finished(Duration::from_secs(5))
+            .await
+            .unwrap_err();
         assert_eq!(fatal, Fatal::Stuck(Duration::from_secs(5)));
     }
 }

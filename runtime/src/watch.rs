@@ -43,7 +43,14 @@ pub struct WatchSpec {
 impl WatchSpec {
     /// All objects of the kind; `name` is for metrics, readiness and logs.
     pub fn new(name: &'static str) -> Self {
-        Self { name, namespace: None, labels: None, fields: None, page: 250, optional: false }
+        Self {
+            name,
+            namespace: None,
+            labels: None,
+            fields: None,
+            page: 250,
+            optional: false,
+        }
     }
 
     /// Name given at creation.
@@ -164,7 +171,9 @@ impl<K: Resource + Send + Sync> Sink<K> for IntoStore<K> {
             WatchEvent::Apply(object) if (self.keep)(&object) => {
                 self.store.apply(Key::of(&object), object, self.epoch);
             }
-            WatchEvent::Apply(object) | WatchEvent::Delete(object) => self.store.remove(Key::of(&object)),
+            WatchEvent::Apply(object) | WatchEvent::Delete(object) => {
+                self.store.remove(Key::of(&object))
+            }
         }
     }
 
@@ -217,11 +226,19 @@ pub(crate) async fn into_store<K: Watched>(
     keep: Keep<K>,
     guard: bool,
 ) {
-    let sink = IntoStore { store, epoch: 0, keep };
+    let sink = IntoStore {
+        store,
+        epoch: 0,
+        keep,
+    };
     if guard {
-        Task::<DeserializeGuard<K>, K, _>::new(around, spec, guarded::<K>, sink).run().await;
+        Task::<DeserializeGuard<K>, K, _>::new(around, spec, guarded::<K>, sink)
+            .run()
+            .await;
     } else {
-        Task::<K, K, _>::new(around, spec, whole::<K>, sink).run().await;
+        Task::<K, K, _>::new(around, spec, whole::<K>, sink)
+            .run()
+            .await;
     }
 }
 
@@ -231,7 +248,9 @@ pub(crate) async fn into_hook<K: Watched>(
     spec: WatchSpec,
     hook: impl FnMut(WatchEvent<K>) + Send + 'static,
 ) {
-    Task::<K, K, _>::new(around, spec, whole::<K>, IntoHook(hook)).run().await;
+    Task::<K, K, _>::new(around, spec, whole::<K>, IntoHook(hook))
+        .run()
+        .await;
 }
 
 /// Why a list or watch ended.
@@ -246,7 +265,9 @@ enum Broken {
 impl From<kube::Error> for Broken {
     fn from(error: kube::Error) -> Self {
         match &error {
-            kube::Error::Api(status) if status.code == 410 || status.reason == "Expired" => Self::Relist,
+            kube::Error::Api(status) if status.code == 410 || status.reason == "Expired" => {
+                Self::Relist
+            }
             kube::Error::Api(status) if status.code == 404 => Self::NotServed,
             kube::Error::Api(status) => Self::Failed(
                 match status.code {
@@ -257,7 +278,9 @@ impl From<kube::Error> for Broken {
                 },
                 format!("{} ({})", status.message, status.code),
             ),
-            kube::Error::SerdeError(_) => Self::Failed("undecodable", crate::logging::chain(&error)),
+            kube::Error::SerdeError(_) => {
+                Self::Failed("undecodable", crate::logging::chain(&error))
+            }
             _ => Self::Failed("unreachable", crate::logging::chain(&error)),
         }
     }
@@ -282,7 +305,15 @@ where
     fn new(around: Surroundings, spec: WatchSpec, split: Split<G, K>, sink: S) -> Self {
         let path = Request::new(G::url_path(&(), spec.namespace.as_deref()));
         let last_word = Instant::now();
-        Self { around, spec, split, sink, path, invalid: Default::default(), last_word }
+        Self {
+            around,
+            spec,
+            split,
+            sink,
+            path,
+            invalid: Default::default(),
+            last_word,
+        }
     }
 
     async fn run(mut self) {
@@ -349,19 +380,28 @@ where
             Broken::Failed(class, error) => {
                 tracing::warn!(watch = name, class, error, "watch failed; trying again");
                 if class == "forbidden" {
-                    self.around.check.fail(format!("watching is refused: {error}"));
+                    self.around
+                        .check
+                        .fail(format!("watching is refused: {error}"));
                 } else if self.last_word.elapsed() > STALE {
                     self.mark_stale();
                 }
                 class
             }
         };
-        self.around.metrics.families.watch_errors.with_label_values(&[name, class]).inc();
+        self.around
+            .metrics
+            .families
+            .watch_errors
+            .with_label_values(&[name, class])
+            .inc();
     }
 
     fn mark_stale(&self) {
         let age = self.last_word.elapsed().as_secs();
-        self.around.check.fail(format!("no word from the API server for {age} s"));
+        self.around
+            .check
+            .fail(format!("no word from the API server for {age} s"));
     }
 
     /// The server spoke.
@@ -369,13 +409,19 @@ where
         self.last_word = Instant::now();
         let families = &self.around.metrics.families;
         let now = jiff::Timestamp::now().as_millisecond() as f64 / 1000.0;
-        families.watch_last_event.with_label_values(&[self.spec.name]).set(now);
+        families
+            .watch_last_event
+            .with_label_values(&[self.spec.name])
+            .set(now);
         families
             .watch_invalid
             .with_label_values(&[self.spec.name])
             .set(self.invalid.len() as i64);
         if let Some(objects) = self.sink.objects() {
-            families.watch_objects.with_label_values(&[self.spec.name]).set(objects as i64);
+            families
+                .watch_objects
+                .with_label_values(&[self.spec.name])
+                .set(objects as i64);
         }
     }
 
@@ -430,10 +476,18 @@ where
             }
         };
         if version.is_empty() {
-            return Err(relist(Broken::Failed("protocol", "list without a version".into())));
+            return Err(relist(Broken::Failed(
+                "protocol",
+                "list without a version".into(),
+            )));
         }
         self.sink.event(WatchEvent::InitDone);
-        self.around.metrics.families.watch_resyncs.with_label_values(&[self.spec.name]).inc();
+        self.around
+            .metrics
+            .families
+            .watch_resyncs
+            .with_label_values(&[self.spec.name])
+            .inc();
         self.around.check.ok();
         self.word();
         Ok(version)
@@ -471,7 +525,8 @@ where
                 Ok(None) => return Ok(version),
                 Err(_) => {
                     self.mark_stale();
-                    let broken = Broken::Failed("silent", format!("silent for {} s", IDLE.as_secs()));
+                    let broken =
+                        Broken::Failed("silent", format!("silent for {} s", IDLE.as_secs()));
                     return Err((Some(version), broken));
                 }
             };

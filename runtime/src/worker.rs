@@ -87,7 +87,11 @@ pub async fn run<K, F, Fut>(
     F: Fn(K) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = Result<Next, Failure>> + Send + 'static,
 {
-    let runner = Runner { queue, options, metrics };
+    let runner = Runner {
+        queue,
+        options,
+        metrics,
+    };
     runner.run(&shutdown, pass).await;
 }
 
@@ -104,7 +108,11 @@ pub async fn run_leading<K, F, Fut>(
     F: Fn(K, LeaderToken) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = Result<Next, Failure>> + Send + 'static,
 {
-    let runner = Runner { queue, options, metrics };
+    let runner = Runner {
+        queue,
+        options,
+        metrics,
+    };
     loop {
         let token = tokio::select! {
             () = shutdown.cancelled() => return,
@@ -143,7 +151,11 @@ impl<K: QueueKey> Drop for Active<'_, K> {
             self.count("aborted");
         }
         self.queue.done(&self.key);
-        self.metrics.families.passes_running.with_label_values(&[self.queue.name()]).dec();
+        self.metrics
+            .families
+            .passes_running
+            .with_label_values(&[self.queue.name()])
+            .dec();
     }
 }
 
@@ -152,9 +164,15 @@ impl<K: QueueKey> Active<'_, K> {
         let families = &self.metrics.families;
         let fine = matches!(class, "ok" | "waiting" | "conflict");
         let outcome = if fine { "ok" } else { "error" };
-        families.passes.with_label_values(&[self.queue.name(), outcome]).inc();
+        families
+            .passes
+            .with_label_values(&[self.queue.name(), outcome])
+            .inc();
         if !fine {
-            families.pass_failures.with_label_values(&[self.queue.name(), class]).inc();
+            families
+                .pass_failures
+                .with_label_values(&[self.queue.name(), class])
+                .inc();
         }
     }
 }
@@ -167,7 +185,10 @@ impl<K: QueueKey> Runner<K> {
     {
         let mut running = JoinSet::new();
         for outcome in ["ok", "error"] {
-            self.metrics.families.passes.with_label_values(&[self.queue.name(), outcome]);
+            self.metrics
+                .families
+                .passes
+                .with_label_values(&[self.queue.name(), outcome]);
         }
         let mut report = tokio::time::interval(Duration::from_secs(5));
         loop {
@@ -191,20 +212,40 @@ impl<K: QueueKey> Runner<K> {
     fn report(&self) {
         let (depth, oldest) = self.queue.backlog();
         let name = [self.queue.name()];
-        self.metrics.families.queue_depth.with_label_values(&name).set(depth as i64);
-        self.metrics.families.queue_oldest.with_label_values(&name).set(oldest.as_secs_f64());
+        self.metrics
+            .families
+            .queue_depth
+            .with_label_values(&name)
+            .set(depth as i64);
+        self.metrics
+            .families
+            .queue_oldest
+            .with_label_values(&name)
+            .set(oldest.as_secs_f64());
     }
 
     fn one<Fut>(&self, key: K, pass: Fut) -> impl Future<Output = ()> + Send + 'static + use<K, Fut>
     where
         Fut: Future<Output = Result<Next, Failure>> + Send + 'static,
     {
-        let (queue, options, metrics) =
-            (self.queue.clone(), self.options.clone(), self.metrics.clone());
+        let (queue, options, metrics) = (
+            self.queue.clone(),
+            self.options.clone(),
+            self.metrics.clone(),
+        );
         let span = tracing::info_span!("pass", queue = queue.name(), key = ?key);
-        metrics.families.passes_running.with_label_values(&[queue.name()]).inc();
+        metrics
+            .families
+            .passes_running
+            .with_label_values(&[queue.name()])
+            .inc();
         async move {
-            let mut active = Active { queue: &queue, key, ended: false, metrics };
+            let mut active = Active {
+                queue: &queue,
+                key,
+                ended: false,
+                metrics,
+            };
             let started = Instant::now();
             let fenced = AssertUnwindSafe(pass).catch_unwind();
             let result = match options.pass_deadline {
@@ -236,7 +277,10 @@ impl<K: QueueKey> Runner<K> {
                 }
                 Err(_) => {
                     active.count("timeout");
-                    Failure::transient("DeadlineExceeded", format!("pass took longer than {seconds:.0} s"))
+                    Failure::transient(
+                        "DeadlineExceeded",
+                        format!("pass took longer than {seconds:.0} s"),
+                    )
                 }
             };
             retry(&queue, &active.key, &failure, options.resync);
@@ -281,11 +325,20 @@ fn retry<K: QueueKey>(queue: &Queue<K>, key: &K, failure: &Failure, resync: Opti
         }
         Class::Transient => {
             let attempt = queue.failed(key);
-            tracing::warn!(error, attempt, reason = failure.reason, "pass failed; trying again");
+            tracing::warn!(
+                error,
+                attempt,
+                reason = failure.reason,
+                "pass failed; trying again"
+            );
             Some(backoff(attempt))
         }
         Class::Terminal => {
-            tracing::warn!(error, reason = failure.reason, "pass failed; waiting for a change");
+            tracing::warn!(
+                error,
+                reason = failure.reason,
+                "pass failed; waiting for a change"
+            );
             resync.map(spread)
         }
     };
@@ -296,7 +349,11 @@ fn retry<K: QueueKey>(queue: &Queue<K>, key: &K, failure: &Failure, resync: Opti
 
 /// 1 s·2ⁿ up to 5 min, ± 20 %.
 fn backoff(attempt: u32) -> Duration {
-    let doubled = FIRST_RETRY.saturating_mul(1_u32.checked_shl(attempt.saturating_sub(1)).unwrap_or(u32::MAX));
+    let doubled = FIRST_RETRY.saturating_mul(
+        1_u32
+            .checked_shl(attempt.saturating_sub(1))
+            .unwrap_or(u32::MAX),
+    );
     spread(doubled.min(LAST_RETRY))
 }
 

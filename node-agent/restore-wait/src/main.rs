@@ -54,7 +54,8 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let root = std::env::var_os("JACKLINE_RESTORES").map_or_else(|| PathBuf::from(ROOT), PathBuf::from);
+    let root =
+        std::env::var_os("JACKLINE_RESTORES").map_or_else(|| PathBuf::from(ROOT), PathBuf::from);
     let waiters = waiters(&std::env::var("JACKLINE_WAITERS").unwrap_or_default());
     let mut last_said: Option<(Instant, String)> = None;
     loop {
@@ -86,7 +87,9 @@ fn main() -> ExitCode {
 /// Removes the marker and leaves the volume's own times as they were restored.
 fn remove_marker(volume: &Path) -> std::io::Result<()> {
     let meta = std::fs::symlink_metadata(volume)?;
-    let times = std::fs::FileTimes::new().set_accessed(meta.accessed()?).set_modified(meta.modified()?);
+    let times = std::fs::FileTimes::new()
+        .set_accessed(meta.accessed()?)
+        .set_modified(meta.modified()?);
     std::fs::remove_dir_all(volume.join(MARKER_DIR))?;
     std::fs::File::open(volume)?.set_times(times)
 }

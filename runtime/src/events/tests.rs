@@ -34,7 +34,13 @@ async fn the_same_text_is_said_once_and_a_new_one_at_once() {
     let (service, mut handle) = mock::pair::<Request<Body>, Response<Body>>();
     let stop = CancellationToken::new();
     let client = Client::new(service, "n");
-    let (events, writer) = Events::new(client, "jackline.dev/test", "host", for_tests(), stop.clone());
+    let (events, writer) = Events::new(
+        client,
+        "jackline.dev/test",
+        "host",
+        for_tests(),
+        stop.clone(),
+    );
     let writer = tokio::spawn(writer);
     let server = tokio::spawn(async move {
         let mut notes = Vec::new();
@@ -58,7 +64,10 @@ async fn the_same_text_is_said_once_and_a_new_one_at_once() {
     stop.cancel();
     writer.await.unwrap();
     drop(events);
-    assert_eq!(server.await.unwrap(), ["disk gone", "another disk gone", "another disk gone"]);
+    assert_eq!(
+        server.await.unwrap(),
+        ["disk gone", "another disk gone", "another disk gone"]
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -66,8 +75,13 @@ async fn a_dead_api_server_never_blocks_the_work() {
     let (service, handle) = mock::pair::<Request<Body>, Response<Body>>();
     let metrics = for_tests();
     let client = Client::new(service, "n");
-    let (events, writer) =
-        Events::new(client, "c", "host", metrics.clone(), CancellationToken::new());
+    let (events, writer) = Events::new(
+        client,
+        "c",
+        "host",
+        metrics.clone(),
+        CancellationToken::new(),
+    );
     tokio::spawn(writer);
     for n in 0..1000 {
         events.publish(event(&n.to_string()));

@@ -15,7 +15,10 @@ use crate::metrics::for_tests;
 pub(crate) struct Control(watch::Sender<Held>);
 
 pub(crate) fn controlled() -> (Lease, Control) {
-    let (sender, state) = watch::channel(Held { term: 0, until: None });
+    let (sender, state) = watch::channel(Held {
+        term: 0,
+        until: None,
+    });
     (Lease { state }, Control(sender))
 }
 
@@ -50,7 +53,10 @@ fn status(code: u16, reason: &str) -> Value {
 
 impl Server {
     fn answer(&mut self, method: &str, body: &Value) -> (u16, Value) {
-        let holder = body["spec"]["holderIdentity"].as_str().unwrap_or_default().to_owned();
+        let holder = body["spec"]["holderIdentity"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned();
         match (method, &self.object) {
             ("GET", None) => (404, status(404, "NotFound")),
             ("GET", Some(object)) => (200, object.clone()),
@@ -109,7 +115,11 @@ fn contender(server: &Shared, name: &'static str) -> Contender {
     settings.identity = name.to_owned();
     let release = CancellationToken::new();
     let (lease, task) = elect(client(server, name), settings, for_tests(), release.clone());
-    Contender { lease, release, task: tokio::spawn(task) }
+    Contender {
+        lease,
+        release,
+        task: tokio::spawn(task),
+    }
 }
 
 async fn seconds(seconds: u64) {
@@ -130,7 +140,10 @@ async fn one_of_two_leads_and_the_other_follows_a_killed_leader_within_17_second
     second.lease.acquired().await;
     let took = killed.elapsed();
     assert!(took <= Duration::from_secs(17), "{took:?}");
-    assert!(took >= Duration::from_secs(11), "{took:?}: not before the lease was over");
+    assert!(
+        took >= Duration::from_secs(11),
+        "{took:?}: not before the lease was over"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -145,7 +158,11 @@ async fn a_clean_end_hands_over_at_once() {
     assert_eq!(token.check(), Err(NotLeader));
     let given = Instant::now();
     second.lease.acquired().await;
-    assert!(given.elapsed() <= Duration::from_secs(2), "{:?}", given.elapsed());
+    assert!(
+        given.elapsed() <= Duration::from_secs(2),
+        "{:?}",
+        given.elapsed()
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -156,10 +173,21 @@ async fn a_leader_that_is_cut_off_stops_before_the_other_may_start() {
     let second = contender(&server, "second");
     seconds(20).await;
     server.lock().silent.push("first");
-    let last_write = server.lock().writes.iter().rev().find(|(who, _)| who == "first").unwrap().1;
+    let last_write = server
+        .lock()
+        .writes
+        .iter()
+        .rev()
+        .find(|(who, _)| who == "first")
+        .unwrap()
+        .1;
     token.lost().await;
     let stopped = Instant::now();
-    assert!(stopped - last_write <= Duration::from_secs(12), "{:?}", stopped - last_write);
+    assert!(
+        stopped - last_write <= Duration::from_secs(12),
+        "{:?}",
+        stopped - last_write
+    );
     let other = second.lease.acquired().await;
     assert!(Instant::now() > stopped, "never two at once");
     other.check().unwrap();
@@ -174,13 +202,25 @@ async fn a_leader_that_is_cut_off_stops_before_the_other_may_start() {
 #[tokio::test(start_paused = true)]
 async fn of_many_that_start_at_once_exactly_one_leads() {
     let server = Shared::default();
-    let contenders: Vec<_> = ["a", "b", "c", "d"].into_iter().map(|n| contender(&server, n)).collect();
+    let contenders: Vec<_> = ["a", "b", "c", "d"]
+        .into_iter()
+        .map(|n| contender(&server, n))
+        .collect();
     for _ in 0..120 {
         tokio::time::sleep(Duration::from_millis(500)).await;
-        let leading = contenders.iter().filter(|c| c.lease.token().is_some()).count();
+        let leading = contenders
+            .iter()
+            .filter(|c| c.lease.token().is_some())
+            .count();
         assert!(leading <= 1, "{leading} lead");
     }
-    assert_eq!(contenders.iter().filter(|c| c.lease.token().is_some()).count(), 1);
+    assert_eq!(
+        contenders
+            .iter()
+            .filter(|c| c.lease.token().is_some())
+            .count(),
+        1
+    );
 }
 
 #[tokio::test(start_paused = true)]

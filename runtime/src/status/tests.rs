@@ -6,7 +6,13 @@ use super::*;
 fn the_same_is_not_written() {
     let status = json!({"phase": "Completed", "progress": {"totalBytes": 5}});
     assert_eq!(difference(&status, &status), None);
-    assert_eq!(difference(&json!({"phase": "New", "message": null}), &json!({"phase": "New"})), None);
+    assert_eq!(
+        difference(
+            &json!({"phase": "New", "message": null}),
+            &json!({"phase": "New"})
+        ),
+        None
+    );
     assert_eq!(difference(&Value::Null, &Value::Null), None);
 }
 
@@ -19,8 +25,14 @@ fn only_what_differs_is_written_and_what_is_gone_is_removed() {
         Some(json!({"message": null, "progress": {"bytesDone": 2}}))
     );
     let first = json!({"phase": "New", "message": null});
-    assert_eq!(difference(&Value::Null, &first), Some(json!({"phase": "New"})));
-    assert_eq!(difference(&json!({"errors": [1]}), &json!({"errors": [1, 2]})), Some(json!({"errors": [1, 2]})));
+    assert_eq!(
+        difference(&Value::Null, &first),
+        Some(json!({"phase": "New"}))
+    );
+    assert_eq!(
+        difference(&json!({"errors": [1]}), &json!({"errors": [1, 2]})),
+        Some(json!({"errors": [1, 2]}))
+    );
 }
 
 #[test]
@@ -49,14 +61,19 @@ mod scripted {
     }
 
     /// Answers one request and gives (path with query, body).
-    async fn one(code: u16, answer: Value, guard: Guard) -> (Result<Option<Pod>, StatusError>, (String, Value)) {
+    async fn one(
+        code: u16,
+        answer: Value,
+        guard: Guard,
+    ) -> (Result<Option<Pod>, StatusError>, (String, Value)) {
         let (service, mut handle) = mock::pair::<Request<Body>, Response<Body>>();
         let server = tokio::spawn(async move {
             let (request, send) = handle.next_request().await.expect("one request");
             let (parts, body) = request.into_parts();
             let body = serde_json::from_slice(&body.collect_bytes().await.unwrap()).unwrap();
-            let response =
-                Response::builder().status(code).body(Body::from(serde_json::to_vec(&answer).unwrap()));
+            let response = Response::builder()
+                .status(code)
+                .body(Body::from(serde_json::to_vec(&answer).unwrap()));
             send.send_response(response.unwrap());
             (parts.uri.to_string(), body)
         });
@@ -71,7 +88,10 @@ mod scripted {
         let answer = serde_json::to_value(pod()).unwrap();
         let (result, (path, body)) = one(200, answer.clone(), Guard::SameVersion).await;
         assert!(result.unwrap().is_some());
-        assert!(path.contains("/namespaces/n/pods/p?") && path.contains("fieldManager=tester"), "{path}");
+        assert!(
+            path.contains("/namespaces/n/pods/p?") && path.contains("fieldManager=tester"),
+            "{path}"
+        );
         let expected = json!({"metadata": {"uid": "u1", "resourceVersion": "7"}, "status": {"phase": "Failed"}});
         assert_eq!(body, expected);
         let (_, (_, body)) = one(200, answer, Guard::SameObject).await;
@@ -80,15 +100,18 @@ mod scripted {
 
     #[tokio::test]
     async fn a_gone_or_replaced_object_is_told_from_a_conflict() {
-        let status = |code: u16, message: &str| {
-            json!({"kind": "Status", "status": "Failure", "code": code, "reason": "", "message": message})
-        };
+        let status = |code: u16, message: &str| json!({"kind": "Status", "status": "Failure", "code": code, "reason": "", "message": message});
         let (gone, _) = one(404, status(404, "not found"), Guard::SameObject).await;
         assert!(matches!(gone, Err(StatusError::Gone(_))));
         let uid = "Operation cannot be fulfilled: Precondition failed: UID in precondition: u1, UID in object meta: u2";
         let (replaced, _) = one(409, status(409, uid), Guard::SameObject).await;
         assert!(matches!(replaced, Err(StatusError::Gone(_))));
-        let (conflict, _) = one(409, status(409, "the object has been modified"), Guard::SameVersion).await;
+        let (conflict, _) = one(
+            409,
+            status(409, "the object has been modified"),
+            Guard::SameVersion,
+        )
+        .await;
         let failure = crate::Failure::from(conflict.unwrap_err());
         assert_eq!(failure.class, crate::Class::Conflict);
     }
@@ -98,7 +121,15 @@ mod scripted {
         let (service, mut handle) = mock::pair::<Request<Body>, Response<Body>>();
         let api = Api::<Pod>::namespaced(Client::new(service, "n"), "n");
         let desired = json!({"phase": "Running"});
-        let result = write_status(&api, &pod(), &desired, StatusAt::Main, Guard::SameObject, "tester").await;
+        let result = write_status(
+            &api,
+            &pod(),
+            &desired,
+            StatusAt::Main,
+            Guard::SameObject,
+            "tester",
+        )
+        .await;
         assert!(result.unwrap().is_none());
         drop(api);
         assert!(handle.next_request().await.is_none());

@@ -62,7 +62,10 @@ impl Server {
                         continue;
                     }
                 };
-                let response = Response::builder().status(code).body(Body::from(body.into_bytes())).unwrap();
+                let response = Response::builder()
+                    .status(code)
+                    .body(Body::from(body.into_bytes()))
+                    .unwrap();
                 send.send_response(response);
             }
         });
@@ -77,7 +80,13 @@ impl Server {
             check: Arc::new(health.check("watch configmaps")),
         };
         let spec = WatchSpec::new("configmaps").namespace("n").page_size(2);
-        tokio::spawn(into_store(around, spec, store.clone(), Box::new(|_| true), guard));
+        tokio::spawn(into_store(
+            around,
+            spec,
+            store.clone(),
+            Box::new(|_| true),
+            guard,
+        ));
         (store, health, metrics)
     }
 }
@@ -120,19 +129,36 @@ async fn pages_are_joined_and_events_applied() {
     store.ready().await;
     seconds(1).await;
     assert_eq!(names(&store), ["b", "c", "d"]);
-    assert!(store.list().iter().all(|map| map.metadata.managed_fields.is_none()));
+    assert!(
+        store
+            .list()
+            .iter()
+            .all(|map| map.metadata.managed_fields.is_none())
+    );
     assert!(health.ready().is_ok());
     seconds(3).await;
     let asked = server.asked.lock();
-    assert!(asked[0].contains("limit=2") && asked[1].contains("continue=more"), "{asked:?}");
-    assert!(asked[2].contains("watch=true") && asked[2].contains("timeoutSeconds=200"), "{asked:?}");
-    assert!(asked[3].contains("resourceVersion=20"), "goes on from the bookmark: {asked:?}");
+    assert!(
+        asked[0].contains("limit=2") && asked[1].contains("continue=more"),
+        "{asked:?}"
+    );
+    assert!(
+        asked[2].contains("watch=true") && asked[2].contains("timeoutSeconds=200"),
+        "{asked:?}"
+    );
+    assert!(
+        asked[3].contains("resourceVersion=20"),
+        "goes on from the bookmark: {asked:?}"
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn expired_versions_list_again_and_what_went_meanwhile_goes() {
     for expired in [
-        Step::Lines(vec![event("ERROR", json!({"kind": "Status", "code": 410, "reason": "Expired", "message": ""}))]),
+        Step::Lines(vec![event(
+            "ERROR",
+            json!({"kind": "Status", "code": 410, "reason": "Expired", "message": ""}),
+        )]),
         Step::Error(410, "Gone"),
     ] {
         let server = Server::default();
@@ -156,6 +182,7 @@ async fn an_object_without_the_shape_of_its_kind_is_left_out_not_fatal() {
     let server = Server::default();
     server
         .then(Step::Page(vec![map("a", "1"), bad.clone()], None))
+        .then(Step::Error(500, "InternalError"))
         .then(Step::Lines(vec![event("MODIFIED", {
             let mut worse = map("a", "4");
             worse["data"] = json!(7);
@@ -165,15 +192,28 @@ async fn an_object_without_the_shape_of_its_kind_is_left_out_not_fatal() {
     store.ready().await;
     assert_eq!(names(&store), ["a"]);
     assert!(health.ready().is_ok());
-    seconds(1).await;
-    assert!(store.is_empty(), "what cannot be read any more is not acted on");
-    assert_eq!(metrics.families.watch_invalid.with_label_values(&["configmaps"]).get(), 2);
+    seconds(3).await;
+    assert!(
+        store.is_empty(),
+        "what cannot be read any more is not acted on"
+    );
+    assert_eq!(
+        metrics
+            .families
+            .watch_invalid
+            .with_label_values(&["configmaps"])
+            .get(),
+        2
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_silent_stream_turns_readiness_red_and_recovers() {
     let server = Server::default();
-    server.then(Step::Page(vec![map("a", "1")], None)).then(Step::Hang).then(Step::Hang);
+    server
+        .then(Step::Page(vec![map("a", "1")], None))
+        .then(Step::Hang)
+        .then(Step::Hang);
     let (store, health, _) = server.watch(false);
     store.ready().await;
     seconds(900).await;
@@ -185,9 +225,13 @@ async fn a_silent_stream_turns_readiness_red_and_recovers() {
 #[tokio::test(start_paused = true)]
 async fn a_list_that_hangs_is_given_up_and_asked_again() {
     let server = Server::default();
-    server.then(Step::Hang).then(Step::Page(vec![map("a", "1")], None));
+    server
+        .then(Step::Hang)
+        .then(Step::Page(vec![map("a", "1")], None));
     let (store, ..) = server.watch(false);
-    tokio::time::timeout(Duration::from_secs(65), store.ready()).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(65), store.ready())
+        .await
+        .unwrap();
 }
 
 #[tokio::test(start_paused = true)]
@@ -201,7 +245,9 @@ async fn a_kind_that_is_not_served_is_said_and_awaited() {
     tokio::time::sleep(Duration::from_millis(100)).await;
     let failing = health.ready().unwrap_err();
     assert!(failing[0].1.contains("configmaps"), "{failing:?}");
-    tokio::time::timeout(Duration::from_secs(10), store.ready()).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(10), store.ready())
+        .await
+        .unwrap();
     assert!(health.ready().is_ok());
 }
 
@@ -213,7 +259,10 @@ async fn one_watch_that_fails_for_ever_does_not_hold_up_another() {
     }
     good.then(Step::Page(vec![map("a", "1")], None));
     for version in 11..40 {
-        good.then(Step::Lines(vec![event("ADDED", map(&format!("m{version}"), &version.to_string()))]));
+        good.then(Step::Lines(vec![event(
+            "ADDED",
+            map(&format!("m{version}"), &version.to_string()),
+        )]));
     }
     let (failing, ..) = bad.watch(false);
     let (store, ..) = good.watch(false);
@@ -221,7 +270,10 @@ async fn one_watch_that_fails_for_ever_does_not_hold_up_another() {
     assert!(!failing.is_ready());
     assert_eq!(store.len(), 30);
     let tries = bad.asked.lock().len();
-    assert!((30..=70).contains(&tries), "{tries} in ten minutes: backoff up to 15 s");
+    assert!(
+        (30..=70).contains(&tries),
+        "{tries} in ten minutes: backoff up to 15 s"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -229,9 +281,16 @@ async fn raw_events_come_in_order_and_nothing_is_stored() {
     let server = Server::default();
     server
         .then(Step::Page(vec![map("a", "1")], None))
-        .then(Step::Lines(vec![event("MODIFIED", map("a", "11")), event("DELETED", map("a", "12"))]));
-    let kit =
-        Kit::assemble("jackline-test", Clients::same(server.client()), CancellationToken::new()).unwrap();
+        .then(Step::Lines(vec![
+            event("MODIFIED", map("a", "11")),
+            event("DELETED", map("a", "12")),
+        ]));
+    let kit = Kit::assemble(
+        "jackline-test",
+        Clients::same(server.client()),
+        CancellationToken::new(),
+    )
+    .unwrap();
     let seen = Arc::new(Mutex::new(Vec::new()));
     let log = seen.clone();
     kit.watch_raw::<ConfigMap>(WatchSpec::new("configmaps"), move |event| {
@@ -244,5 +303,8 @@ async fn raw_events_come_in_order_and_nothing_is_stored() {
         });
     });
     seconds(1).await;
-    assert_eq!(*seen.lock(), ["init", "list a", "done", "apply a", "delete a"]);
+    assert_eq!(
+        *seen.lock(),
+        ["init", "list a", "done", "apply a", "delete a"]
+    );
 }

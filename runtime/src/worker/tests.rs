@@ -25,8 +25,11 @@ async fn seconds(seconds: u64) {
 #[tokio::test(start_paused = true)]
 async fn one_pass_per_key_at_a_time_and_a_change_meanwhile_runs_it_again() {
     let queue = Queue::new("test");
-    let (running, most, total) =
-        (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (running, most, total) = (
+        Arc::new(AtomicUsize::new(0)),
+        Arc::new(AtomicUsize::new(0)),
+        Arc::new(AtomicUsize::new(0)),
+    );
     let (r, m, t) = (running, most.clone(), total.clone());
     let _stop = start(&queue, RunOptions::new().resync(None), move |_| {
         let (running, most, total) = (r.clone(), m.clone(), t.clone());
@@ -44,7 +47,11 @@ async fn one_pass_per_key_at_a_time_and_a_change_meanwhile_runs_it_again() {
     }
     seconds(10).await;
     assert_eq!(most.load(Ordering::SeqCst), 1);
-    assert_eq!(total.load(Ordering::SeqCst), 2, "one pass, and one for all changes meanwhile");
+    assert_eq!(
+        total.load(Ordering::SeqCst),
+        2,
+        "one pass, and one for all changes meanwhile"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -67,7 +74,10 @@ async fn a_panic_is_fenced_and_retried_and_others_go_on() {
     let log = log.lock();
     assert!(log.contains(&"good"));
     let poisoned = log.iter().filter(|key| **key == "poison").count();
-    assert!((4..=7).contains(&poisoned), "{poisoned} in 30 s: 1, 2, 4, 8, 16 s apart");
+    assert!(
+        (4..=7).contains(&poisoned),
+        "{poisoned} in 30 s: 1, 2, 4, 8, 16 s apart"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -87,9 +97,19 @@ async fn a_pass_beyond_its_deadline_is_dropped() {
 
 #[tokio::test(start_paused = true)]
 async fn backoff_doubles_to_five_minutes_and_success_resets_it() {
-    for (attempt, seconds) in [(1, 1.0), (2, 2.0), (5, 16.0), (9, 256.0), (10, 300.0), (40, 300.0)] {
+    for (attempt, seconds) in [
+        (1, 1.0),
+        (2, 2.0),
+        (5, 16.0),
+        (9, 256.0),
+        (10, 300.0),
+        (40, 300.0),
+    ] {
         let delay = backoff(attempt).as_secs_f64();
-        assert!((0.79 * seconds..=1.21 * seconds).contains(&delay), "{attempt}: {delay}");
+        assert!(
+            (0.79 * seconds..=1.21 * seconds).contains(&delay),
+            "{attempt}: {delay}"
+        );
     }
     let queue = Queue::new("test");
     let calls = Arc::new(AtomicUsize::new(0));
@@ -98,7 +118,11 @@ async fn backoff_doubles_to_five_minutes_and_success_resets_it() {
         let call = count.fetch_add(1, Ordering::SeqCst);
         async move {
             // Two failures, a success, and again.
-            if call % 3 == 2 { Ok(Next::After(Duration::ZERO)) } else { Err(Failure::transient("Bad", "x")) }
+            if call % 3 == 2 {
+                Ok(Next::After(Duration::ZERO))
+            } else {
+                Err(Failure::transient("Bad", "x"))
+            }
         }
     });
     queue.add("a");
@@ -117,7 +141,12 @@ async fn classes_wait_as_they_should() {
         (Class::Terminal, 470.0, 730.0),
     ] {
         let start = Instant::now();
-        retry(&queue, &"k", &Failure::new(class, "X", "x"), Some(Duration::from_secs(600)));
+        retry(
+            &queue,
+            &"k",
+            &Failure::new(class, "X", "x"),
+            Some(Duration::from_secs(600)),
+        );
         assert_eq!(queue.take().await, "k");
         queue.done(&"k");
         queue.succeeded(&"k");
