@@ -1,0 +1,175 @@
+//! The measurements as a table and as JSON.
+
+use std::fmt::Write;
+
+use anyhow::Result;
+use serde_json::{Value, json};
+
+use crate::cases::{Case, Measured, Run};
+use crate::measure::median;
+use crate::tools::Tool;
+
+/// Medians of one tool in one case.
+#[derive(Debug, Clone, Copy)]
+struct Medians {
+    wall: f64,
+    cpu: f64,
+    peak: f64,
+    repository: f64,
+}
+
+fn medians(measured: &Measured, case: Case, tool: Tool) -> Medians {
+    let of = |value: fn(&Run) -> f64| {
+        let runs = measured
+            .runs
+            .iter()
+            .filter(|run| run.case == case && run.tool == tool);
+        median(runs.map(value))
+    };
+    Medians {
+        wall: of(|run| run.cost.wall_seconds),
+        cpu: of(|run| run.cost.cpu_seconds),
+        peak: of(|run| run.cost.peak_bytes as f64),
+        repository: of(|run| run.repository_bytes.unwrap_or_default() as f64),
+    }
+}
+
+/// Jackline's share of restic's, after each tool's own time to open a repository.
+fn net(measured: &Measured, case: Case) -> f64 {
+    let open = |tool| medians(measured, Case::Open, tool).wall;
+    let net = |tool| medians(measured, case, tool).wall - open(tool);
+    net(Tool::Jackline).max(0.0) / net(Tool::Restic).max(1e-3)
+}
+
+/// Medians side by side.
+pub(crate) fn table(measured: &Measured) -> String {
+    let mut text = String::new();
+    let [restic, jackline] = &measured.versions;
+    let _ = writeln!(text, "\n{jackline}  beside  {restic}\n");
+    let _ = writeln!(
+        text,
+        "{:<36} {:>25} {:>27} {:>7} {:>6} {:>7}",
+        "", "jackline: wall  cpu  peak", "restic: wall  cpu  peak", "wall", "net", "stored"
+    );
+    for case in Case::ALL {
+        let ours = medians(measured, case, Tool::Jackline);
+        let theirs = medians(measured, case, Tool::Restic);
+        let side = |m: Medians| {
+            format!(
+                "{:.2} s {:.2} s {:>4.0} MiB",
+                m.wall,
+                m.cpu,
+                m.peak / f64::from(1 << 20)
+            )
+        };
+        let net = if case == Case::Open {
+            "-".into()
+        } else {
+            format!("{:.2}", net(measured, case))
+        };
+        let stored = match (ours.repository, theirs.repository) {
+            (_, 0.0) => "-".to_owned(),
+            (ours, theirs) => format!("{:.3}", ours / theirs),
+        };
+        let _ = writeln!(
+            text,
+            "{:<36} {:>25} {:>27} {:>7.2} {:>6} {:>7}",
+            case.title(&measured.sizes),
+            side(ours),
+            side(theirs),
+            ours.wall / theirs.wall.max(1e-3),
+            net,
+            stored
+        );
+    }
+    text.push_str("wall, net, stored: jackline / restic; net: without the time to open and list\n");
+    text
+}
+
+/// Every run, the medians and the ratios.
+pub(crate) fn document(measured: &Measured) -> Result<Value> {
+    let cases = Case::ALL.map(|case| {
+        let side = |tool| {
+            let Medians {
+                wall,
+                cpu,
+                peak,
+                repository,
+            } = medians(measured, case, tool);
+            json!({
+                "wall_seconds": wall, "cpu_seconds": cpu, "peak_bytes": peak,
+                "repository_bytes": repository,
+            })
+        };
+        let (ours, theirs) = (
+            medians(measured, case, Tool::Jackline),
+            medians(measured, case, Tool::Restic),
+        );
+        json!({
+            "case": case,
+            "title": case.title(&measured.sizes),
+            "jackline": side(Tool::Jackline),
+            "restic": side(Tool::Restic),
+            "wall_ratio": ours.wall / theirs.wall.max(1e-3),
+            "net_wall_ratio": net(measured, case),
+        })
+    });
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    let mut document = serde_json::to_value(measured)?;
+    document["medians"] = json!(cases);
+    document["cores"] = json!(cores);
+    document["date"] = json!(jiff::Timestamp::now().to_string());
+    Ok(document)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cases::Sizes;
+    use crate::measure::Cost;
+
+    fn measured() -> Measured {
+        let mut runs = Vec::new();
+        for case in Case::ALL {
+            for (tool, wall) in [(Tool::Restic, 2.0), (Tool::Jackline, 1.0)] {
+                let wall_seconds = if case == Case::Open { wall / 4.0 } else { wall };
+                let cost = Cost {
+                    wall_seconds,
+                    cpu_seconds: wall,
+                    peak_bytes: 64 << 20,
+                };
+                runs.push(Run {
+                    case,
+                    tool,
+                    round: 1,
+                    cost,
+                    repository_bytes: Some(100),
+                });
+            }
+        }
+        Measured {
+            sizes: Sizes::full(),
+            versions: ["restic 0".into(), "jackline 0".into()],
+            runs,
+        }
+    }
+
+    #[test]
+    fn a_table_shows_both_and_their_ratio() {
+        let text = table(&measured());
+        let line = text
+            .lines()
+            .find(|line| line.starts_with("full, 2 x 1 GiB random"))
+            .unwrap();
+        let numbers: Vec<&str> = line.split_whitespace().rev().take(3).collect();
+        assert_eq!(numbers, ["1.000", "0.50", "0.50"], "{line}");
+    }
+
+    #[test]
+    fn the_document_holds_every_run() {
+        let document = document(&measured()).unwrap();
+        assert_eq!(document["runs"].as_array().unwrap().len(), 14);
+        assert_eq!(document["runs"][0]["tool"], "restic");
+        assert_eq!(document["medians"][1]["wall_ratio"], 0.5);
+    }
+}
