@@ -1,4 +1,5 @@
 //! The generated files are what the types say.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::collections::BTreeSet;
 use std::path::Path;

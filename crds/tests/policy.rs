@@ -1,4 +1,5 @@
 //! From YAML to a valid policy, or to a message that names the field.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use jackline_crds::jackline::{BackupPolicy, ClusterBackupPolicy};
 use serde_json::{Value, json};

@@ -1,4 +1,5 @@
 //! What a real Velero wrote is read, and nothing of spec and status is lost when it is written again.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::path::PathBuf;
 

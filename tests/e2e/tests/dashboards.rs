@@ -1,5 +1,6 @@
 //! The dashboard and the rules: what they say is sound, and every query returns data from a real Prometheus that scraped the real
 //! processes as their annotations ask for.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
