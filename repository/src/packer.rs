@@ -15,6 +15,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use crate::chunker::MAX;
 use crate::compress;
 use crate::crypto::{Key, NONCE};
 use crate::error::{Error, Result};
@@ -25,10 +26,12 @@ use crate::pack::{self, BlobKind, MAX_BLOBS, PackedBlob, TARGET};
 
 /// A pack may grow beyond its target by this much before it is closed.
 const SLACK: usize = 1 << 20;
+/// What a buffer is made for: a pack, its slack and its header.
+const ROOM: usize = TARGET + 2 * SLACK;
 const POLL: Duration = Duration::from_millis(100);
 
 thread_local! {
-    static SCRATCH: RefCell<(Vec<u8>, Vec<u8>)> = const { RefCell::new((Vec::new(), Vec::new())) };
+    static SEALED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
 /// A pack that only has to be stored.
@@ -134,7 +137,10 @@ impl Packer {
     fn add(&self, kind: BlobKind, id: Id, plain: &[u8]) -> Result<()> {
         let plain_len = u32::try_from(plain.len())
             .map_err(|_| Error::Invalid("a directory is too large for the format".into()))?;
-        SCRATCH.with_borrow_mut(|(sealed, _)| {
+        SEALED.with_borrow_mut(|sealed| {
+            if sealed.capacity() == 0 {
+                sealed.reserve_exact(MAX + MAX / 128);
+            }
             let uncompressed = self.encode(kind, plain, plain_len, sealed)?;
             let length = u32::try_from(sealed.len())
                 .map_err(|_| Error::Invalid("a directory is too large for the format".into()))?;
@@ -212,7 +218,8 @@ impl Packer {
             }
             if pool.allocated < self.limit {
                 pool.allocated += 1;
-                return Ok(OpenPack::default());
+                // At once and for good: growing step by step would leave holes in the heap.
+                return Ok(OpenPack { buffer: Vec::with_capacity(ROOM), ..OpenPack::default() });
             }
             if self.stop.is_cancelled() {
                 return Err(Error::Cancelled);
@@ -295,7 +302,7 @@ impl Drop for PooledBuffer {
 fn give_back(pool: &(Mutex<Pool>, Condvar), mut buffer: Vec<u8>) {
     buffer.clear();
     // One huge tree is no reason to keep so much for ever.
-    buffer.shrink_to(TARGET + 2 * SLACK);
+    buffer.shrink_to(ROOM);
     let (pool, changed) = pool;
     pool.lock().free.push(buffer);
     changed.notify_all();

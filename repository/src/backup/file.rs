@@ -110,7 +110,10 @@ fn cut(engine: &Engine, file: &OwnedFd, buffer: &mut Buffer) -> Result<(u64, Vec
                     // Small files need little, and a chunk and one read are enough for any.
                     let wanted = if filled < MIN { MIN + READ } else { MAX + 4 * READ };
                     if buffer.len() < wanted && filled + READ > buffer.len() {
-                        buffer.resize(wanted, 0);
+                        // A fresh one costs no memory before it is filled, one that is resized does.
+                        let mut larger = vec![0; wanted];
+                        larger[..filled].copy_from_slice(&buffer[..filled]);
+                        *buffer = larger;
                     }
                 }
                 let end = buffer.len().min(filled + READ);

@@ -25,8 +25,8 @@ const GAP: u64 = 256 << 10;
 /// Zeros of this length, aligned, become a hole.
 const HOLE: usize = 4096;
 /// A batch is written when it has so many files or blobs.
-const MAX_FILES: usize = 20_000;
-const MAX_BLOBS: usize = 100_000;
+const MAX_FILES: usize = 5_000;
+const MAX_BLOBS: usize = 50_000;
 
 /// A file under way.
 #[derive(Debug)]
