@@ -150,7 +150,7 @@ fn candidates(backup: &PodVolumeBackup, earlier: Vec<PodVolumeBackup>) -> Vec<St
             Some((started, status.snapshot_id.filter(|id| !id.is_empty())?))
         })
         .collect();
-    completed.sort_by(|a, b| b.0.cmp(&a.0));
+    completed.sort_by_key(|(started, _)| std::cmp::Reverse(*started));
     completed.into_iter().map(|(_, id)| id).collect()
 }
 

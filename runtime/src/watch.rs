@@ -15,6 +15,12 @@ use kube::{
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
+mod sink;
+
+pub(crate) use sink::Keep;
+pub use sink::WatchEvent;
+use sink::{IntoHook, IntoStore, Sink};
+
 use crate::{Check, Clients, Key, Metrics, Store};
 
 /// What the server ends a watch after. Below the idle limits of common load balancers (240 s), so that no silent drop is missed.
@@ -94,22 +100,6 @@ impl WatchSpec {
     }
 }
 
-/// What a raw watch tells. A list is `Init`, `InitApply`…, `InitDone`; one that broke off starts with `Init` again, so holders of
-/// derived state mark with an epoch per `Init` and sweep at `InitDone`.
-#[derive(Debug)]
-pub enum WatchEvent<K> {
-    /// A list begins.
-    Init,
-    /// An object of the list.
-    InitApply(K),
-    /// The list is complete: what it did not name is gone.
-    InitDone,
-    /// An object came or changed.
-    Apply(K),
-    /// An object went; its last state.
-    Delete(K),
-}
-
 /// Something that could not be decoded, reduced to its name.
 struct Undecodable {
     key: Key,
@@ -130,73 +120,6 @@ fn guarded<K: Resource>(object: DeserializeGuard<K>) -> Result<K, Undecodable> {
         },
         error: invalid.error,
     })
-}
-
-/// Where the events of a watch go.
-trait Sink<K>: Send {
-    fn event(&mut self, event: WatchEvent<K>);
-    /// An object is there but cannot be read.
-    fn invalid(&mut self, key: &Key);
-    fn objects(&self) -> Option<usize>;
-}
-
-/// Which objects a store holds.
-pub(crate) type Keep<K> = Box<dyn Fn(&K) -> bool + Send>;
-
-struct IntoStore<K> {
-    store: Store<K>,
-    epoch: u64,
-    keep: Keep<K>,
-}
-
-impl<K: Resource + Send + Sync> Sink<K> for IntoStore<K> {
-    fn event(&mut self, event: WatchEvent<K>) {
-        match event {
-            WatchEvent::Init => self.epoch += 1,
-            WatchEvent::InitApply(object) => {
-                let key = Key::of(&object);
-                // A list repeats what we know; only news is told.
-                let known = self.store.get(&key);
-                let same = known.is_some_and(|k| {
-                    k.meta().resource_version == object.meta().resource_version
-                        && k.meta().uid == object.meta().uid
-                });
-                if same {
-                    self.store.keep(&key, self.epoch);
-                } else if (self.keep)(&object) {
-                    self.store.apply(key, object, self.epoch);
-                }
-            }
-            WatchEvent::InitDone => self.store.sweep(self.epoch),
-            WatchEvent::Apply(object) if (self.keep)(&object) => {
-                self.store.apply(Key::of(&object), object, self.epoch);
-            }
-            WatchEvent::Apply(object) | WatchEvent::Delete(object) => {
-                self.store.remove(Key::of(&object))
-            }
-        }
-    }
-
-    fn invalid(&mut self, key: &Key) {
-        // The last readable state is older than what the user wrote: acting on it would be wrong.
-        self.store.remove(key.clone());
-    }
-
-    fn objects(&self) -> Option<usize> {
-        Some(self.store.len())
-    }
-}
-
-struct IntoHook<F>(F);
-
-impl<K, F: FnMut(WatchEvent<K>) + Send> Sink<K> for IntoHook<F> {
-    fn event(&mut self, event: WatchEvent<K>) {
-        (self.0)(event);
-    }
-    fn invalid(&mut self, _: &Key) {}
-    fn objects(&self) -> Option<usize> {
-        None
-    }
 }
 
 /// Bounds that every watched type meets.
