@@ -11,7 +11,7 @@ use crate::exit;
 ///
 /// Also usable as `kubectl jackline`, when the program is called kubectl-jackline.
 #[derive(Debug, Parser)]
-#[command(name = "jackline", version, after_help = exit::HELP, disable_help_subcommand = true)]
+#[command(name = "jackline", version, disable_help_subcommand = true)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,

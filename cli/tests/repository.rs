@@ -1,0 +1,436 @@
+//! `jackline repository` as users and scripts call it, beside Debian's restic.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// A repository and a source beside it.
+struct Place {
+    directory: TempDir,
+}
+
+impl Place {
+    fn new() -> Place {
+        let place = Place {
+            directory: tempfile::tempdir().unwrap(),
+        };
+        fs::create_dir_all(place.path("source/sub")).unwrap();
+        fs::write(place.path("source/hello"), "hello\n").unwrap();
+        fs::write(place.path("source/sub/zeros"), vec![0; 3 << 20]).unwrap();
+        std::os::unix::fs::symlink("hello", place.path("source/link")).unwrap();
+        fs::set_permissions(
+            place.path("source/hello"),
+            fs::Permissions::from_mode(0o640),
+        )
+        .unwrap();
+        place
+    }
+
+    fn initialised() -> Place {
+        let place = Place::new();
+        place.ok(&["init"]);
+        place
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command
+            .env("RESTIC_REPOSITORY", self.path("repository"))
+            .env("RESTIC_PASSWORD", "secret")
+            .env("RESTIC_CACHE_DIR", self.path("cache"))
+            .env_remove("RESTIC_PASSWORD_FILE")
+            .current_dir(self.path("source"))
+            .stdin(Stdio::null());
+        command
+    }
+
+    fn jackline(&self, args: &[&str]) -> Command {
+        let mut command = self.command(env!("CARGO_BIN_EXE_jackline"));
+        command.arg("repository").args(args);
+        command
+    }
+
+    /// Runs to success and gives what was printed.
+    fn ok(&self, args: &[&str]) -> String {
+        success(self.jackline(args).output().unwrap())
+    }
+
+    fn json(&self, args: &[&str]) -> Value {
+        let printed = self.ok(args);
+        serde_json::from_str(&printed).unwrap_or_else(|error| panic!("{error}: {printed}"))
+    }
+
+    fn code(&self, args: &[&str]) -> i32 {
+        self.jackline(args).output().unwrap().status.code().unwrap()
+    }
+
+    fn restic(&self, args: &[&str]) -> String {
+        success(self.command("restic").args(args).output().unwrap())
+    }
+}
+
+fn success(output: Output) -> String {
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{}: {said}", output.status);
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn same_trees(expected: &Path, found: &Path) {
+    let list = |root: &Path| {
+        let mut command = Command::new("sh");
+        let script = "find . -mindepth 1 -printf '%P %y %m %U %G %s %T@ %l\\n' | sort; \
+                      find . -type f | sort | xargs sha256sum";
+        success(
+            command
+                .args(["-c", script])
+                .current_dir(root)
+                .output()
+                .unwrap(),
+        )
+    };
+    assert_eq!(list(expected), list(found));
+}
+
+#[test]
+fn a_backup_comes_back_as_it_was() {
+    let place = Place::initialised();
+    place.ok(&["backup", "."]);
+    let target = place.path("restored");
+    place.ok(&["restore", "latest", "--target", target.to_str().unwrap()]);
+    same_trees(&place.path("source"), &target);
+    place.ok(&["check", "--read-data"]);
+}
+
+#[test]
+fn restic_reads_what_jackline_wrote_and_the_other_way_round() {
+    let place = Place::initialised();
+    place.ok(&["backup", ".", "--tag", "ours", "--host", "h"]);
+    place.restic(&["check", "--read-data"]);
+    place.restic(&[
+        "restore",
+        "latest",
+        "--target",
+        place.path("by-restic").to_str().unwrap(),
+    ]);
+    same_trees(&place.path("source"), &place.path("by-restic"));
+
+    fs::write(place.path("source/more"), "more").unwrap();
+    place.restic(&["backup", ".", "--tag", "theirs", "--host", "h"]);
+    let to = place.path("by-jackline");
+    place.ok(&[
+        "restore",
+        "latest",
+        "--tag",
+        "theirs",
+        "--target",
+        to.to_str().unwrap(),
+    ]);
+    same_trees(&place.path("source"), &to);
+
+    // The next backup takes restic's as its parent and reads nothing again.
+    let summary = place.json(&["backup", ".", "--host", "h", "--json"]);
+    assert_eq!(summary["files_unmodified"], 3, "{summary}");
+    assert_eq!(summary["bytes_read"], 0, "{summary}");
+    let listed = place.restic(&["snapshots", "--json"]);
+    let listed: Value = serde_json::from_str(&listed).unwrap();
+    assert_eq!(listed.as_array().unwrap().len(), 3);
+    place.ok(&["check", "--read-data"]);
+    place.restic(&["check", "--read-data"]);
+}
+
+#[test]
+fn a_dot_stores_the_entries_and_an_absolute_path_stores_all_of_it() {
+    let place = Place::initialised();
+    place.ok(&["backup", ".", "--tag", "dot"]);
+    place.ok(&[
+        "backup",
+        place.path("source").to_str().unwrap(),
+        "--tag",
+        "absolute",
+    ]);
+    let restore = |tag: &str| {
+        let target = place.path(tag);
+        place.ok(&[
+            "restore",
+            "latest",
+            "--tag",
+            tag,
+            "--target",
+            target.to_str().unwrap(),
+        ]);
+        target
+    };
+    assert!(restore("dot").join("hello").exists());
+    let absolute = restore("absolute");
+    let whole = absolute.join(place.path("source").strip_prefix("/").unwrap());
+    same_trees(&place.path("source"), &whole);
+}
+
+#[test]
+fn snapshots_are_listed_for_people_and_for_programs() {
+    let place = Place::initialised();
+    place.ok(&["backup", ".", "--tag", "a,b", "--host", "one"]);
+    place.ok(&["backup", ".", "--tag", "c", "--host", "two"]);
+    let all = place.json(&["snapshots", "--json"]);
+    assert_eq!(all.as_array().unwrap().len(), 2);
+    assert_eq!(all[0]["hostname"], "one");
+    assert_eq!(all[0]["tags"], serde_json::json!(["a", "b"]));
+    assert_eq!(all[0]["paths"][0], place.path("source").to_str().unwrap());
+    let (id, short) = (
+        all[0]["id"].as_str().unwrap(),
+        all[0]["short_id"].as_str().unwrap(),
+    );
+    assert!(
+        id.len() == 64 && id.starts_with(short) && short.len() == 8,
+        "{id} {short}"
+    );
+    for (filter, count) in [
+        (&["--host", "one"][..], 1),
+        (&["--tag", "a,b"], 1),
+        (&["--tag", "a,c"], 0),
+        (&["--tag", "a", "--tag", "c"], 2),
+        (&["--path", "."], 2),
+        (&["--path", "/elsewhere"], 0),
+        (&[short], 1),
+    ] {
+        let mut args = vec!["snapshots", "-o", "json"];
+        args.extend(filter);
+        assert_eq!(
+            place.json(&args).as_array().unwrap().len(),
+            count,
+            "{filter:?}"
+        );
+    }
+    let text = place.ok(&["snapshots"]);
+    assert!(
+        text.starts_with("ID ") && text.ends_with("2 snapshots\n"),
+        "{text}"
+    );
+    assert!(text.contains(short), "{text}");
+}
+
+#[test]
+fn summaries_hold_what_scripts_of_restic_read() {
+    let place = Place::new();
+    let made = place.json(&["init", "--json"]);
+    assert_eq!(made["message_type"], "initialized");
+    assert_eq!(made["id"].as_str().unwrap().len(), 64);
+    let summary = place.json(&["backup", ".", "--json"]);
+    assert_eq!(summary["message_type"], "summary");
+    assert_eq!(summary["files_new"], 2);
+    assert_eq!(summary["total_files_processed"], 2);
+    assert_eq!(summary["total_bytes_processed"], (3 << 20) + 6);
+    assert!(summary["data_added"].as_u64().unwrap() > 6);
+    assert!(summary["total_duration"].is_f64());
+    assert_eq!(summary["snapshot_id"].as_str().unwrap().len(), 64);
+    let again = place.json(&["backup", ".", "--json"]);
+    assert_eq!(
+        (&again["files_unmodified"], &again["data_blobs"]),
+        (&2.into(), &0.into())
+    );
+    let check = place.json(&["check", "--read-data", "--json"]);
+    assert_eq!(check["errors"], serde_json::json!([]));
+    assert_eq!(check["snapshots"], 2);
+}
+
+#[test]
+fn forgotten_space_comes_back_with_prune() {
+    let place = Place::initialised();
+    let noise: Vec<u8> = (0_u32..1 << 20)
+        .flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes())
+        .collect();
+    fs::write(place.path("source/big"), noise).unwrap();
+    let big = place.json(&["backup", ".", "--json"]);
+    fs::remove_file(place.path("source/big")).unwrap();
+    place.ok(&["backup", "."]);
+    let forgotten = place.json(&["forget", big["snapshot_id"].as_str().unwrap(), "--json"]);
+    assert_eq!(forgotten["removed"].as_array().unwrap().len(), 1);
+    let pruned = place.json(&["prune", "--max-unused", "0%", "--json"]);
+    let size = |name: &str| pruned[name].as_u64().unwrap();
+    assert!(
+        size("bytes_after") + (1 << 20) < size("bytes_before"),
+        "{pruned}"
+    );
+    place.ok(&["check", "--read-data"]);
+    place.restic(&["check", "--read-data"]);
+    let target = place.path("restored");
+    place.ok(&["restore", "latest", "--target", target.to_str().unwrap()]);
+    same_trees(&place.path("source"), &target);
+}
+
+#[test]
+fn exit_codes_tell_what_went_wrong() {
+    let place = Place::new();
+    assert_eq!(place.code(&["snapshots"]), 10, "no repository");
+    place.ok(&["init"]);
+    assert_eq!(place.code(&["init"]), 1, "never made anew");
+    assert_eq!(place.code(&["snapshots", "--nonsense"]), 2);
+    assert_eq!(
+        place.code(&["restore", "0123abcd", "--target", "/nowhere"]),
+        1
+    );
+    assert_eq!(place.code(&["backup", "/no/such/path"]), 1);
+    assert_eq!(place.code(&["--repo", "sftp:host:/r", "snapshots"]), 1);
+    let wrong = place
+        .jackline(&["snapshots", "--json"])
+        .env("RESTIC_PASSWORD", "other")
+        .output();
+    let wrong = wrong.unwrap();
+    assert_eq!(wrong.status.code(), Some(12));
+    let words: Value = serde_json::from_slice(&wrong.stderr).unwrap();
+    assert_eq!(
+        (&words["message_type"], &words["code"]),
+        (&"exit_error".into(), &12.into())
+    );
+    let missing = place
+        .jackline(&["snapshots"])
+        .env_remove("RESTIC_PASSWORD")
+        .output()
+        .unwrap();
+    assert_eq!(missing.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&missing.stderr).contains("--password-file"));
+}
+
+#[test]
+fn a_password_file_may_end_in_a_line_break() {
+    let place = Place::initialised();
+    fs::write(place.path("password"), "secret\r\n").unwrap();
+    let file = place.path("password");
+    let file = file.to_str().unwrap();
+    for args in [
+        &["-p", file, "snapshots"][..],
+        &["snapshots", "--password-file", file],
+    ] {
+        success(
+            place
+                .jackline(args)
+                .env_remove("RESTIC_PASSWORD")
+                .output()
+                .unwrap(),
+        );
+    }
+    let variable = place
+        .jackline(&["snapshots"])
+        .env_remove("RESTIC_PASSWORD")
+        .env("RESTIC_PASSWORD_FILE", file)
+        .output();
+    success(variable.unwrap());
+}
+
+/// Starts a backup that takes a while, and waits until it holds its lock.
+fn slow_backup(place: &Place) -> std::process::Child {
+    let big = fs::File::create(place.path("source/big")).unwrap();
+    big.set_len(40 << 30).unwrap();
+    let backup = place
+        .jackline(&["backup", "."])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let started = Instant::now();
+    while locks(place) == 0 {
+        assert!(
+            started.elapsed() < Duration::from_secs(30),
+            "no lock was taken"
+        );
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    backup
+}
+
+fn locks(place: &Place) -> usize {
+    fs::read_dir(place.path("repository/locks")).map_or(0, Iterator::count)
+}
+
+#[test]
+fn a_signal_ends_a_backup_soon_and_releases_its_lock() {
+    for signal in ["INT", "TERM"] {
+        let place = Place::initialised();
+        let mut backup = slow_backup(&place);
+        let started = Instant::now();
+        let kill = Command::new("kill")
+            .args([&format!("-{signal}"), &backup.id().to_string()])
+            .status();
+        assert!(kill.unwrap().success());
+        assert_eq!(backup.wait().unwrap().code(), Some(130));
+        assert!(
+            started.elapsed() < Duration::from_secs(5),
+            "{:?}",
+            started.elapsed()
+        );
+        assert_eq!(locks(&place), 0);
+        fs::remove_file(place.path("source/big")).unwrap();
+        place.ok(&["backup", "."]);
+        place.restic(&["check", "--read-data"]);
+    }
+}
+
+#[test]
+fn a_locked_repository_says_so_and_a_dead_lock_is_healed() {
+    let place = Place::initialised();
+    let mut backup = slow_backup(&place);
+    assert_eq!(place.code(&["prune"]), 11);
+    let restic = place.command("restic").args(["prune"]).output().unwrap();
+    assert!(!restic.status.success(), "restic sees our lock");
+    backup.kill().unwrap();
+    backup.wait().unwrap();
+    assert!(locks(&place) > 0, "a killed process leaves its lock");
+    fs::remove_file(place.path("source/big")).unwrap();
+    place.ok(&["prune"]);
+    assert_eq!(locks(&place), 0);
+    place.restic(&["check", "--read-data"]);
+}
+
+#[test]
+fn unreadable_files_make_a_backup_incomplete() {
+    let place = Place::initialised();
+    // Reading a directory's memory through /proc fails for root too.
+    let proc = place
+        .jackline(&["backup", "/proc/self/mem"])
+        .output()
+        .unwrap();
+    assert_eq!(
+        proc.status.code(),
+        Some(3),
+        "{}",
+        String::from_utf8_lossy(&proc.stderr)
+    );
+    assert!(String::from_utf8_lossy(&proc.stderr).contains("mem"));
+}
+
+#[test]
+fn no_output_ever_holds_the_password() {
+    let place = Place::new();
+    for args in [
+        &["init"][..],
+        &["backup", "."],
+        &["snapshots"],
+        &["--help"],
+        &["init", "--json"],
+    ] {
+        let output = place
+            .jackline(args)
+            .env("RESTIC_PASSWORD", "canary")
+            .output()
+            .unwrap();
+        let shown = [output.stdout, output.stderr].concat();
+        assert!(
+            !String::from_utf8_lossy(&shown).contains("canary"),
+            "{args:?}"
+        );
+    }
+}
