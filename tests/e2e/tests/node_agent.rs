@@ -1,0 +1,227 @@
+//! The node agent where it can hurt: killed in the middle of a volume, killed in the middle of a restore, blind to a volume's mount.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use jackline_crds::velero::{
+    Backup, BackupSpec, PodVolumeBackup, PodVolumePhase, PodVolumeRestore, Restore, RestoreSpec,
+};
+use jackline_e2e::{Env, NAMESPACE, Tree, until, wait_gone};
+use k8s_openapi::api::core::v1::Namespace;
+use kube::api::{DeleteParams, PostParams};
+use kube::{Api, ResourceExt};
+use serde_json::json;
+
+const MINUTE: Duration = Duration::from_secs(60);
+const NS: &str = "stock";
+/// Enough that a kill comes in the middle.
+const MEBIBYTES: u64 = 384;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_may_die_and_may_be_blind_but_never_lies() -> Result<()> {
+    let env = Env::up("node-agent").await?;
+    env.cluster.apply(&workload("box", "box-data"))?;
+    runs(&env, "box").await?;
+    fill(&env.volume_dir(NS, "box", "data").await?)?;
+    killed_while_it_reads(&env).await?;
+    killed_while_it_writes(&env).await?;
+    blind_to_a_mount(&env).await?;
+    env.cluster.down()
+}
+
+/// A pod with a claim, an `emptyDir` on disk and one in memory, all to be backed up.
+fn workload(pod: &str, claim: &str) -> String {
+    format!(
+        r#"
+apiVersion: v1
+kind: Namespace
+metadata: {{name: {NS}}}
+---
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {{name: {claim}, namespace: {NS}}}
+spec:
+  accessModes: [ReadWriteOnce]
+  resources: {{requests: {{storage: 1Gi}}}}
+---
+apiVersion: v1
+kind: Pod
+metadata:
+  name: {pod}
+  namespace: {NS}
+  labels: {{app: {pod}}}
+  annotations: {{backup.velero.io/backup-volumes: "data,disk,memory"}}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: box
+    image: docker.io/local/busybox:1
+    command: [/bin/sh, -c, "echo d > /disk/file; echo m > /memory/file; while :; do sleep 1; done"]
+    volumeMounts:
+    - {{name: data, mountPath: /data}}
+    - {{name: disk, mountPath: /disk}}
+    - {{name: memory, mountPath: /memory}}
+  volumes:
+  - {{name: data, persistentVolumeClaim: {{claimName: {claim}}}}}
+  - {{name: disk, emptyDir: {{}}}}
+  - {{name: memory, emptyDir: {{medium: Memory}}}}
+"#
+    )
+}
+
+async fn runs(env: &Env, pod: &str) -> Result<()> {
+    let label = format!("app={pod}");
+    until(&format!("{pod} runs"), 2 * MINUTE, async || {
+        Ok((!env.ready_pods(NS, &label).await?.is_empty()).then_some(()))
+    })
+    .await
+}
+
+/// Bytes that neither compress nor repeat, in a few files.
+fn fill(root: &Path) -> Result<()> {
+    let mut state = 0x9E37_79B9_7F4A_7C15_u64;
+    for file in 0..6 {
+        let mut out = File::create(root.join(format!("file-{file}")))?;
+        let mut block = vec![0_u8; 1 << 20];
+        for _ in 0..MEBIBYTES / 6 {
+            for word in block.chunks_exact_mut(8) {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                word.copy_from_slice(&state.to_le_bytes());
+            }
+            out.write_all(&block)?;
+        }
+    }
+    Ok(())
+}
+
+async fn agent(env: &Env) -> Result<String> {
+    until("the agent is ready", 2 * MINUTE, async || {
+        Ok(env.ready_pods(NAMESPACE, "name=node-agent").await?.pop())
+    })
+    .await
+}
+
+async fn kill(env: &Env, pod: &str) -> Result<()> {
+    env.cluster.kill_container(NAMESPACE, pod, "node-agent").await
+}
+
+async fn backup(env: &Env, name: &str) -> Result<()> {
+    let spec: BackupSpec = serde_json::from_value(json!({"includedNamespaces": [NS]}))?;
+    env.api::<Backup>().create(&PostParams::default(), &Backup::new(name, spec)).await?;
+    Ok(())
+}
+
+/// The PodVolumeBackup of a volume of a backup, once `good`.
+async fn volume(
+    env: &Env,
+    backup: &str,
+    volume: &str,
+    good: impl Fn(&PodVolumeBackup) -> bool,
+) -> Result<PodVolumeBackup> {
+    until(&format!("volume {volume} of {backup}"), 2 * MINUTE, async || {
+        let volumes = env.volumes_of(backup).await?;
+        Ok(volumes.into_iter().find(|v| v.spec.volume == volume && good(v)))
+    })
+    .await
+}
+
+async fn killed_while_it_reads(env: &Env) -> Result<()> {
+    let agent = agent(env).await?;
+    backup(env, "killed").await?;
+    // Some data has reached the bucket, and the volume is not done.
+    volume(env, "killed", "data", |v| v.phase() == PodVolumePhase::InProgress).await?;
+    until("data in the bucket", MINUTE, async || {
+        let size = env.cluster.s3().size(jackline_e2e::BUCKET, &format!("restic/{NS}/data/")).await?;
+        Ok((size > 32 << 20).then_some(()))
+    })
+    .await?;
+    kill(env, &agent).await?;
+    let killed = Instant::now();
+    let before = volume(env, "killed", "data", |_| true).await?;
+    ensure!(before.phase() == PodVolumePhase::InProgress, "the kill came too late: {:?}", before.status);
+    env.restic(NS).await?.check()?;
+    env.backup_completed("killed", 3 * MINUTE).await?;
+    println!("backup completed {:.1} s after the agent's death", killed.elapsed().as_secs_f64());
+    let volumes = env.volumes_of("killed").await?;
+    ensure!(volumes.len() == 3, "{volumes:?}");
+    for volume in &volumes {
+        let status = volume.status.clone().unwrap_or_default();
+        ensure!(status.snapshot_id.is_some_and(|id| id.len() == 8), "{volume:?}");
+        ensure!(status.path.is_some(), "{volume:?}");
+    }
+    let after = volume(env, "killed", "data", |_| true).await?;
+    ensure!(after.uid() == before.uid(), "it was taken over, not made anew");
+    let restic = env.restic(NS).await?;
+    ensure!(restic.snapshots()?.len() == 3, "one per volume: nothing was left behind");
+    ensure!(restic.locks()?.is_empty(), "the dead agent's lock is gone: {:?}", restic.locks()?);
+    restic.check()
+}
+
+async fn killed_while_it_writes(env: &Env) -> Result<()> {
+    let before = Tree::read(&env.volume_dir(NS, "box", "data").await?)?;
+    let namespaces: Api<Namespace> = Api::all(env.cluster.client());
+    namespaces.delete(NS, &DeleteParams::default()).await?;
+    wait_gone(&namespaces, NS, 2 * MINUTE).await?;
+    let agent = agent(env).await?;
+    let spec = RestoreSpec { backup_name: Some("killed".to_owned()), ..RestoreSpec::default() };
+    env.api::<Restore>().create(&PostParams::default(), &Restore::new("back", spec)).await?;
+    let data = async || -> Result<Option<PodVolumeRestore>> {
+        let all = env.api::<PodVolumeRestore>().list(&kube::api::ListParams::default()).await?;
+        Ok(all.items.into_iter().find(|restore| restore.spec.volume == "data"))
+    };
+    until("the restore of the data is under way", 2 * MINUTE, async || {
+        Ok(data().await?.filter(|restore| restore.phase() == PodVolumePhase::InProgress))
+    })
+    .await?;
+    kill(env, &agent).await?;
+    let killed = Instant::now();
+    let then = data().await?.context("the restore is there")?;
+    ensure!(then.phase() == PodVolumePhase::InProgress, "the kill came too late: {:?}", then.status);
+    ensure!(env.ready_pods(NS, "app=box").await?.is_empty(), "the pod waits for its data");
+    env.restore_completed("back", 3 * MINUTE).await?;
+    println!("restore completed {:.1} s after the agent's death", killed.elapsed().as_secs_f64());
+    runs(env, "box").await?;
+    let dir = env.volume_dir(NS, "box", "data").await?;
+    until("the done-file is gone", MINUTE, async || Ok((!dir.join(".velero").exists()).then_some(()))).await?;
+    Tree::read(&dir)?.same_as(&before)?;
+    env.restic(NS).await?.check()
+}
+
+/// Without mount propagation the agent sees the directories of volumes that were mounted after it started, but not the volumes.
+async fn blind_to_a_mount(env: &Env) -> Result<()> {
+    let old = agent(env).await?;
+    let patch = r#"[{"op": "remove", "path": "/spec/template/spec/containers/0/volumeMounts/0/mountPropagation"}]"#;
+    env.cluster.kubectl(["-n", NAMESPACE, "patch", "daemonset", "node-agent", "--type=json", "-p", patch])?;
+    until("a blind agent runs", 2 * MINUTE, async || {
+        let agents = env.ready_pods(NAMESPACE, "name=node-agent").await?;
+        Ok((agents.len() == 1 && agents[0] != old).then_some(()))
+    })
+    .await?;
+    env.cluster.apply(&workload("unseen", "unseen-data"))?;
+    runs(env, "unseen").await?;
+    let data = env.volume_dir(NS, "unseen", "data").await?;
+    std::fs::write(data.join("precious"), "x")?;
+    backup(env, "blind").await?;
+    env.backup_ended("blind", 3 * MINUTE).await?;
+    for volume in env.volumes_of("blind").await? {
+        if volume.spec.pod.name.as_deref() != Some("unseen") {
+            continue;
+        }
+        let status = volume.status.clone().unwrap_or_default();
+        let message = status.message.unwrap_or_default();
+        if volume.spec.volume == "disk" {
+            // A plain directory of the node's own disk: nothing has to be mounted for it.
+            ensure!(status.phase == Some(PodVolumePhase::Completed), "disk: {message}");
+            continue;
+        }
+        ensure!(status.phase == Some(PodVolumePhase::Failed), "{}: {:?}", volume.spec.volume, status.phase);
+        ensure!(status.snapshot_id.is_none());
+        ensure!(message.contains("mountPropagation") && message.contains(&volume.spec.volume), "{message}");
+    }
+    Ok(())
+}
