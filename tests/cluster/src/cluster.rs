@@ -339,11 +339,9 @@ impl Cluster {
     /// Takes down whatever is left of a cluster in a directory, running or not.
     ///
     /// # Errors
-    /// When another program owns it, or something is left behind.
+    /// When another program owns it, it is no cluster's, or something is left behind.
     pub fn down_at(dir: &Path) -> Result<()> {
-        if !dir.exists() {
-            return Ok(());
-        }
+        // A directory that is gone may have left processes behind; its path still tells which.
         let place = Place::at(dir)?;
         let _lock = lock(&place)?;
         clean(&place, &Cgroups::of(&place.id)?)
@@ -383,6 +381,7 @@ pub(crate) fn lock(place: &Place) -> Result<File> {
 
 /// Ends every process of a cluster and removes everything it made.
 pub(crate) fn clean(place: &Place, cgroups: &Cgroups) -> Result<()> {
+    place.ensure_ours()?;
     cgroups.kill_all()?;
     node::remove_leftovers(place)?;
     mounts::unmount_below(&place.dir)?;

@@ -8,6 +8,9 @@ use sha2::{Digest, Sha256};
 /// The kernel's limit on a Unix socket's path is 107 bytes; the longest of ours below the directory takes 36.
 const LONGEST_DIR: usize = 70;
 
+/// Lies in every cluster's directory.
+const MARK: &str = ".test-cluster";
+
 /// The directory of one cluster. Everything the cluster keeps lies below it, and its names elsewhere (control groups) come
 /// from it, so that clusters in different directories never meet.
 #[derive(Debug, Clone)]
@@ -37,6 +40,31 @@ impl Place {
             &hex::encode(Sha256::digest(path.as_bytes()))[..8]
         );
         Ok(Self { dir, id })
+    }
+
+    /// Marks the directory as a cluster's, which may be removed.
+    ///
+    /// # Errors
+    /// When it holds something and bears no mark.
+    pub(crate) fn mark(&self) -> Result<()> {
+        self.ensure_ours()?;
+        self.write(
+            MARK,
+            "A test cluster keeps its files here and removes them.\n",
+        )
+        .map(drop)
+    }
+
+    /// Fails when the directory holds something that no cluster put there.
+    pub(crate) fn ensure_ours(&self) -> Result<()> {
+        let mut entries =
+            std::fs::read_dir(&self.dir).with_context(|| format!("read {}", self.dir.display()))?;
+        ensure!(
+            entries.next().is_none() || self.path(MARK).exists(),
+            "{} is not empty and not a test cluster's",
+            self.dir.display(),
+        );
+        Ok(())
     }
 
     pub(crate) fn path(&self, inside: &str) -> PathBuf {

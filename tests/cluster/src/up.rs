@@ -98,6 +98,7 @@ pub(crate) async fn up(options: Options) -> Result<Cluster> {
     let cgroups = Cgroups::of(&place.id)?;
     crate::cluster::clean(&place, &cgroups).context("clean up after an earlier run")?;
     let place = Place::at(&options.dir)?;
+    place.mark()?;
     match start(&options, &place, &cgroups).await {
         Ok(cluster) => Ok(cluster.owned(lock, options.keep)),
         Err(error) => {
@@ -132,7 +133,7 @@ async fn start(options: &Options, place: &Place, cgroups: &Cgroups) -> Result<Cl
     };
     let api_port = network::forward(&daemons, &forward, "api", plane::API_PORT)?;
     pki::kubeconfig(
-        &place,
+        place,
         "kubeconfig",
         "admin",
         &format!("https://127.0.0.1:{api_port}"),

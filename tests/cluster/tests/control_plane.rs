@@ -1,4 +1,8 @@
 //! A control plane alone: quick, with an audit log, and replaced when an earlier run crashed.
+#![allow(
+    clippy::unwrap_used,
+    reason = "a helper of a test fails by panicking, too"
+)]
 
 use std::collections::BTreeMap;
 
@@ -55,6 +59,25 @@ async fn a_directory_has_one_owner() {
     make(&first, "still-up").await;
     drop(first);
     assert!(!options.dir.exists());
+}
+
+#[tokio::test]
+async fn a_directory_of_other_things_is_left_alone() {
+    let dir = std::env::temp_dir().join("jackline-test-not-a-cluster");
+    std::fs::create_dir_all(&dir).unwrap();
+    std::fs::write(dir.join("precious"), "x").unwrap();
+    let refused = [
+        Cluster::up(Options::new(&dir).control_plane())
+            .await
+            .map(drop),
+        Cluster::down_at(&dir),
+    ];
+    for result in refused {
+        let error = format!("{:#}", result.unwrap_err());
+        assert!(error.contains("not a test cluster's"), "{error}");
+    }
+    assert!(dir.join("precious").exists());
+    std::fs::remove_dir_all(&dir).unwrap();
 }
 
 async fn make(cluster: &Cluster, name: &str) {

@@ -1,4 +1,8 @@
 //! A whole cluster does what the tests of Jackline need of it, and leaves nothing behind.
+#![allow(
+    clippy::unwrap_used,
+    reason = "a helper of a test fails by panicking, too"
+)]
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
