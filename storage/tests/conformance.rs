@@ -1,4 +1,9 @@
 //! One suite over every store: what the rest of Jackline relies on.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
 
 mod support;
 

@@ -1,4 +1,9 @@
 //! What an S3 store does when the other side is wrong, slow, gone or lying.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
 
 mod support;
 
@@ -15,8 +20,8 @@ use tokio::net::TcpListener;
 /// Deadlines short enough for a test.
 fn hasty() -> Timeouts {
     Timeouts {
-        connect: Duration::from_secs(1),
-        answer: Duration::from_secs(1),
+        connect: Duration::from_secs(2),
+        answer: Duration::from_secs(2),
         idle: Duration::from_millis(500),
         slowest: 1 << 20,
         attempts: 3,
@@ -194,7 +199,7 @@ async fn a_server_that_never_answers_holds_nobody() {
         assert_eq!(result.unwrap_err().reason(), "Timeout");
     }
     assert!(
-        started.elapsed() < Duration::from_secs(10),
+        started.elapsed() < Duration::from_secs(20),
         "{:?}",
         started.elapsed()
     );
@@ -219,7 +224,7 @@ async fn a_body_that_stops_flowing_is_given_up() {
     let error = store.get("key").await.unwrap_err();
     assert_eq!(error.reason(), "Timeout", "{error}");
     assert!(
-        started.elapsed() < Duration::from_secs(10),
+        started.elapsed() < Duration::from_secs(20),
         "{:?}",
         started.elapsed()
     );

@@ -1,5 +1,7 @@
 //! From settings to SDK clients: credentials, region, retries, deadlines.
 
+use std::time::Duration;
+
 use aws_config::BehaviorVersion;
 use aws_config::default_provider::credentials::DefaultCredentialsChain;
 use aws_config::profile::ProfileFileCredentialsProvider;
@@ -20,6 +22,10 @@ use crate::Result;
 
 /// What signs requests to a server that does not care about regions.
 const DEFAULT_REGION: &str = "us-east-1";
+
+/// Pauses between attempts are random up to these.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// The SDK's clients of one store.
 pub(super) struct Clients {
@@ -47,7 +53,12 @@ pub(super) async fn clients(config: &S3Config) -> Result<Clients> {
         .force_path_style(config.path_style)
         .http_client(http::client(config)?)
         .timeout_config(deadlines(&config.timeouts, 0))
-        .retry_config(RetryConfig::standard().with_max_attempts(config.timeouts.attempts.max(1)))
+        .retry_config(
+            RetryConfig::standard()
+                .with_max_attempts(config.timeouts.attempts.max(1))
+                .with_initial_backoff(FIRST_PAUSE)
+                .with_max_backoff(LONGEST_PAUSE),
+        )
         // Deadlines of our own are exact; this one is a guess by throughput.
         .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
         .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)

@@ -9,7 +9,7 @@ mod tools;
 mod tree;
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, ValueEnum};
@@ -33,7 +33,7 @@ struct Args {
     /// A hundredth of the data: whether it runs, not how fast
     #[arg(long)]
     small: bool,
-    /// The program to measure [default: built from this tree with optimisation]
+    /// The program to measure [default: the one built beside this]
     #[arg(long)]
     jackline: Option<PathBuf>,
     /// Where the data lies while it runs
@@ -110,7 +110,7 @@ fn run(args: &Args, directory: &Path, children: &Children) -> Result<()> {
     let target = target_directory()?;
     let jackline = match &args.jackline {
         Some(program) => program.clone(),
-        None => build(&target)?,
+        None => built(&target)?,
     };
     std::fs::create_dir_all(directory)?;
     let measured = cases::run(directory, &jackline, &sizes, args.rounds.max(1), children)?;
@@ -162,16 +162,14 @@ fn target_directory() -> Result<PathBuf> {
     Ok(target.to_owned())
 }
 
-fn build(target: &Path) -> Result<PathBuf> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let built = Command::new(cargo)
-        .args(["build", "--quiet", "--release", "-p", "jackline-cli"])
-        .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
-        .env("CARGO_TARGET_DIR", target)
-        .status()
-        .context("start cargo")?;
-    if !built.success() {
-        bail!("jackline could not be built");
+/// The program that was built beside this one.
+fn built(target: &Path) -> Result<PathBuf> {
+    let program = target.join("release/jackline");
+    if !program.exists() {
+        bail!(
+            "{} is not built: use `make bench`, or --jackline",
+            program.display()
+        );
     }
-    Ok(target.join("release/jackline"))
+    Ok(program)
 }
