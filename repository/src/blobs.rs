@@ -52,7 +52,12 @@ impl BlobReader {
         for place in self.index.find(kind, id) {
             let pack = FileKind::Pack.path(&self.index.pack_id(place.pack));
             let (start, length) = (u64::from(place.blob.offset), u64::from(place.blob.length));
-            failure = match self.files.store.get_range(&pack, start..start + length).await {
+            failure = match self
+                .files
+                .store
+                .get_range(&pack, start..start + length)
+                .await
+            {
                 Ok(bytes) => {
                     let mut sealed = Vec::from(bytes);
                     let mut scratch = Vec::new();
@@ -62,9 +67,10 @@ impl BlobReader {
                         Err(reason) => Error::corrupt(pack, format!("{}: {reason}", name())),
                     }
                 }
-                Err(error @ (jackline_storage::Error::NotFound { .. } | jackline_storage::Error::ShortRead { .. })) => {
-                    Error::corrupt(pack, format!("{}: {error}", name()))
-                }
+                Err(
+                    error @ (jackline_storage::Error::NotFound { .. }
+                    | jackline_storage::Error::ShortRead { .. }),
+                ) => Error::corrupt(pack, format!("{}: {error}", name())),
                 Err(error) => Error::Storage(error),
             };
         }

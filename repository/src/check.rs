@@ -29,13 +29,13 @@ pub(crate) async fn run(
     cancel: &CancellationToken,
 ) -> Result<CheckReport> {
     if !(0.0..=100.0).contains(&options.read_data_percent) {
-        return Err(Error::Invalid("read_data_percent must be between 0 and 100".into()));
+        return Err(Error::Invalid(
+            "read_data_percent must be between 0 and 100".into(),
+        ));
     }
     let guard = match options.no_lock {
         true => None,
-        false => {
-            Some(lock::acquire(&repository.files, &repository.options, Mode::Shared).await?)
-        }
+        false => Some(lock::acquire(&repository.files, &repository.options, Mode::Shared).await?),
     };
     let begun = Instant::now();
     let result = check(repository, options, progress, cancel).await;
@@ -73,8 +73,12 @@ async fn check(
     errors.extend(damaged);
     let index = Arc::new(index);
     let packs = by_pack(&index);
-    let sizes: HashMap<Id, u64> =
-        files.list(FileKind::Pack).await?.into_iter().map(|(id, meta)| (id, meta.size)).collect();
+    let sizes: HashMap<Id, u64> = files
+        .list(FileKind::Pack)
+        .await?
+        .into_iter()
+        .map(|(id, meta)| (id, meta.size))
+        .collect();
     report.packs = packs.len() as u64;
     let mut sound = Vec::new();
     for (id, blobs) in packs {
@@ -84,16 +88,23 @@ async fn check(
         match sizes.get(&id) {
             None => errors.push(format!("{name} is missing")),
             Some(size) if *size != expected => {
-                errors.push(format!("{name} has {size} bytes, the index says {expected}"));
+                errors.push(format!(
+                    "{name} has {size} bytes, the index says {expected}"
+                ));
             }
             Some(size) => sound.push((id, *size, blobs)),
         }
     }
     for id in sizes.keys().filter(|id| !index.has_pack(id)) {
-        report.hints.push(format!("{} is in no index", FileKind::Pack.path(id)));
+        report
+            .hints
+            .push(format!("{} is in no index", FileKind::Pack.path(id)));
     }
 
-    let reader = BlobReader { files: files.clone(), index: Arc::clone(&index) };
+    let reader = BlobReader {
+        files: files.clone(),
+        index: Arc::clone(&index),
+    };
     let mut marks = Marks::new(index.len());
     let mut on_damage = |error: Error| {
         errors.push(error.to_string());
@@ -109,7 +120,10 @@ async fn check(
         errors.extend(read_data(files, sound, progress, cancel).await?);
     }
     let mut seen = HashSet::new();
-    report.errors = errors.into_iter().filter(|error| seen.insert(error.clone())).collect();
+    report.errors = errors
+        .into_iter()
+        .filter(|error| seen.insert(error.clone()))
+        .collect();
     report.hints.sort();
     Ok(report)
 }
@@ -159,18 +173,24 @@ async fn read_data(
     cancel: &CancellationToken,
 ) -> Result<Vec<String>> {
     let counters = Arc::new(Counters::default());
-    counters.expect(packs.iter().map(|(_, size, _)| size).sum(), packs.len() as u64);
+    counters.expect(
+        packs.iter().map(|(_, size, _)| size).sum(),
+        packs.len() as u64,
+    );
     let mut pump = Pump::new(progress, Arc::clone(&counters));
     let mut reading = futures::stream::iter(packs)
         .map(|(id, size, blobs)| async move {
             let name = FileKind::Pack.path(&id);
             let bytes = match files.store.get(&name).await {
                 Ok(bytes) => Vec::from(bytes),
-                Err(error) if error.is_not_found() => return Ok((size, Some(format!("{name} is missing")))),
+                Err(error) if error.is_not_found() => {
+                    return Ok((size, Some(format!("{name} is missing"))));
+                }
                 Err(error) => return Err(Error::from(error)),
             };
             let key = files.key.clone();
-            let verified = tokio::task::spawn_blocking(move || verify(&name, &id, bytes, &blobs, &key));
+            let verified =
+                tokio::task::spawn_blocking(move || verify(&name, &id, bytes, &blobs, &key));
             match verified.await {
                 Ok(Ok(())) => Ok((size, None)),
                 Ok(Err(error)) => Ok((size, Some(error.to_string()))),

@@ -32,7 +32,11 @@ impl std::fmt::Debug for Chunker {
 impl Chunker {
     pub(crate) fn new(polynomial: Polynomial) -> Self {
         let degree = polynomial.degree();
-        let mut tables = Self { out: [0; 256], reduce: [0; 256], shift: degree - 8 };
+        let mut tables = Self {
+            out: [0; 256],
+            reduce: [0; 256],
+            shift: degree - 8,
+        };
         let bytes = (0_u64..).zip(tables.out.iter_mut().zip(&mut tables.reduce));
         for (byte, (out, reduce)) in bytes {
             *out = polynomial.shifted(byte, 8 * (WINDOW as u32 - 1));
@@ -53,7 +57,11 @@ impl Chunker {
             }
             from = to;
         }
-        if data.len() >= MAX { Ok(MAX) } else { Err(searched.max(data.len())) }
+        if data.len() >= MAX {
+            Ok(MAX)
+        } else {
+            Err(searched.max(data.len()))
+        }
     }
 
     /// The smallest candidate in (from, to]. `from` is at least a window away from the start of `data`.
@@ -65,7 +73,10 @@ impl Chunker {
         let start: [usize; LANES] = std::array::from_fn(|at| from + at * lane);
         let mut digest = start.map(|start| self.window(data, start));
         let slices = start.map(|start| {
-            (&data[start..start + lane], &data[start - WINDOW..start - WINDOW + lane])
+            (
+                &data[start..start + lane],
+                &data[start - WINDOW..start - WINDOW + lane],
+            )
         });
         // Only the first lane's first hit is final; in the others it is the first that counts.
         let mut hits = [usize::MAX; LANES];
@@ -99,7 +110,9 @@ impl Chunker {
 
     /// The fingerprint of the window before `at`.
     fn window(&self, data: &[u8], at: usize) -> u64 {
-        data[at - WINDOW..at].iter().fold(0, |digest, byte| self.append(digest, *byte))
+        data[at - WINDOW..at]
+            .iter()
+            .fold(0, |digest, byte| self.append(digest, *byte))
     }
 
     #[inline(always)]
@@ -129,7 +142,9 @@ mod tests {
     fn slow_cut(data: &[u8]) -> usize {
         let polynomial = polynomial();
         let fingerprint = |window: &[u8]| {
-            window.iter().fold(0, |sum, byte| polynomial.shifted(sum, 8) ^ u64::from(*byte))
+            window
+                .iter()
+                .fold(0, |sum, byte| polynomial.shifted(sum, 8) ^ u64::from(*byte))
         };
         (MIN..=data.len().min(MAX))
             .find(|at| fingerprint(&data[at - WINDOW..*at]) & MASK == 0)

@@ -54,7 +54,11 @@ pub(crate) fn unpack(packed: &[u8], length: usize, out: &mut Vec<u8>) -> Option<
 pub(crate) fn unpack_unknown(packed: &[u8], limit: usize) -> Option<Vec<u8>> {
     let mut decoder = zstd::stream::read::Decoder::with_buffer(packed).ok()?;
     let mut out = Vec::new();
-    decoder.by_ref().take(limit as u64 + 1).read_to_end(&mut out).ok()?;
+    decoder
+        .by_ref()
+        .take(limit as u64 + 1)
+        .read_to_end(&mut out)
+        .ok()?;
     (out.len() <= limit).then_some(out)
 }
 

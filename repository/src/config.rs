@@ -29,7 +29,11 @@ impl Config {
     pub(crate) fn new(version: Version) -> Result<Self> {
         let mut id = Id::default();
         random(&mut id.0)?;
-        Ok(Self { id: id.to_hex(), version, polynomial: Polynomial::random()? })
+        Ok(Self {
+            id: id.to_hex(),
+            version,
+            polynomial: Polynomial::random()?,
+        })
     }
 
     pub(crate) fn to_json(&self) -> Result<Vec<u8>> {
@@ -49,12 +53,19 @@ impl Config {
             1 => Version::V1,
             2 => Version::V2,
             version => {
-                return Err(Error::UnsupportedVersion { location: location.into(), version });
+                return Err(Error::UnsupportedVersion {
+                    location: location.into(),
+                    version,
+                });
             }
         };
         let polynomial = Polynomial::parse(&stored.chunker_polynomial)
             .ok_or_else(|| Error::corrupt(CONFIG, "its chunker polynomial is not irreducible"))?;
-        Ok(Self { id: stored.id, version, polynomial })
+        Ok(Self {
+            id: stored.id,
+            version,
+            polynomial,
+        })
     }
 }
 
@@ -73,8 +84,19 @@ mod tests {
 
     #[test]
     fn refuses_what_is_no_config() {
-        for json in ["", "{}", "[]", r#"{"version":2,"id":"x","chunker_polynomial":"4"}"#] {
-            assert!(matches!(Config::parse(json.as_bytes(), "here"), Err(Error::Corrupt { .. })), "{json}");
+        for json in [
+            "",
+            "{}",
+            "[]",
+            r#"{"version":2,"id":"x","chunker_polynomial":"4"}"#,
+        ] {
+            assert!(
+                matches!(
+                    Config::parse(json.as_bytes(), "here"),
+                    Err(Error::Corrupt { .. })
+                ),
+                "{json}"
+            );
         }
         let newer = r#"{"version":3,"id":"x","chunker_polynomial":"3da3358b4dc173"}"#;
         assert!(matches!(

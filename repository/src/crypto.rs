@@ -52,7 +52,11 @@ impl Key {
 
     /// From 64 derived bytes: encryption key, then k and r of the authenticator.
     pub(crate) fn from_bytes(bytes: &[u8; 64]) -> Self {
-        let mut key = Self { encrypt: [0; 32], mac_k: [0; 16], mac_r: [0; 16] };
+        let mut key = Self {
+            encrypt: [0; 32],
+            mac_k: [0; 16],
+            mac_r: [0; 16],
+        };
         key.encrypt.copy_from_slice(&bytes[..32]);
         key.mac_k.copy_from_slice(&bytes[32..48]);
         key.mac_r.copy_from_slice(&bytes[48..]);
@@ -93,7 +97,10 @@ impl Key {
         let nonce: [u8; NONCE] = (&*nonce).try_into().map_err(|_| Unauthentic)?;
         let (text, tag) = rest.split_at_mut(rest.len() - TAG);
         let expected = self.tag(&nonce, text);
-        let difference = expected.iter().zip(&*tag).fold(0, |sum, (a, b)| sum | (a ^ b));
+        let difference = expected
+            .iter()
+            .zip(&*tag)
+            .fold(0, |sum, (a, b)| sum | (a ^ b));
         if difference != 0 || nonce == [0; NONCE] {
             return Err(Unauthentic);
         }
@@ -111,17 +118,24 @@ impl Key {
         let mut one_time = Zeroizing::new([0; 32]);
         one_time[..16].copy_from_slice(&self.mac_r);
         one_time[16..].copy_from_slice(&pad);
-        Poly1305::new((&*one_time).into()).compute_unpadded(text).into()
+        Poly1305::new((&*one_time).into())
+            .compute_unpadded(text)
+            .into()
     }
 
     fn is_valid(&self) -> bool {
-        [&self.encrypt[..], &self.mac_k, &self.mac_r].iter().all(|part| part.iter().any(|b| *b != 0))
+        [&self.encrypt[..], &self.mac_k, &self.mac_r]
+            .iter()
+            .all(|part| part.iter().any(|b| *b != 0))
     }
 
     /// The key as restic stores it, sealed by the password's key.
     pub(crate) fn to_json(&self) -> Result<Zeroizing<Vec<u8>>> {
         let stored = StoredKey {
-            mac: StoredMac { k: BASE64.encode(self.mac_k), r: BASE64.encode(self.mac_r) },
+            mac: StoredMac {
+                k: BASE64.encode(self.mac_k),
+                r: BASE64.encode(self.mac_r),
+            },
             encrypt: BASE64.encode(self.encrypt),
         };
         serde_json::to_vec(&stored)
@@ -192,8 +206,15 @@ mod tests {
         ];
         for (k, r, nonce, message, tag) in vectors {
             let array = |text: &str| <[u8; 16]>::try_from(hex::decode(text).unwrap()).unwrap();
-            let key = Key { encrypt: [1; 32], mac_k: array(k), mac_r: array(r) };
-            assert_eq!(key.tag(&array(nonce), &hex::decode(message).unwrap()), array(tag));
+            let key = Key {
+                encrypt: [1; 32],
+                mac_k: array(k),
+                mac_r: array(r),
+            };
+            assert_eq!(
+                key.tag(&array(nonce), &hex::decode(message).unwrap()),
+                array(tag)
+            );
         }
     }
 
@@ -202,7 +223,12 @@ mod tests {
         let key = Key::from_bytes(&[0xff; 64]);
         let json = key.to_json().unwrap();
         let text = std::str::from_utf8(&json).unwrap();
-        assert!(text.starts_with(r#"{"mac":{"k":"/////////////////////w==","r":"////D/z//w/8//8P/P//Dw=="},"#), "{text}");
+        assert!(
+            text.starts_with(
+                r#"{"mac":{"k":"/////////////////////w==","r":"////D/z//w/8//8P/P//Dw=="},"#
+            ),
+            "{text}"
+        );
         assert_eq!(Key::from_json(&json).unwrap().mac_r, key.mac_r);
         assert!(Key::from_json(b"{}").is_none());
         assert!(Key::from_json(br#"{"mac":{"k":"AA==","r":"AA=="},"encrypt":"AA=="}"#).is_none());

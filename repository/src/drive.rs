@@ -21,7 +21,9 @@ const MAX_THREADS: usize = 4;
 
 /// Threads for work that needs a processor.
 pub(crate) fn threads() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from).clamp(1, MAX_THREADS)
+    std::thread::available_parallelism()
+        .map_or(1, usize::from)
+        .clamp(1, MAX_THREADS)
 }
 
 /// What the threads count and the caller's progress shows.
@@ -31,6 +33,8 @@ pub(crate) struct Counters {
     pub(crate) files: AtomicU64,
     pub(crate) total_bytes: AtomicU64,
     pub(crate) total_files: AtomicU64,
+    /// What is known of the totals before they are counted: those of the parent.
+    pub(crate) at_least: [AtomicU64; 2],
 }
 
 impl Counters {
@@ -54,20 +58,25 @@ pub(crate) struct Pump<'a> {
 
 impl<'a> Pump<'a> {
     pub(crate) fn new(progress: &'a dyn Progress, counters: Arc<Counters>) -> Self {
-        Self { progress, counters, told: [0; 4] }
+        Self {
+            progress,
+            counters,
+            told: [0; 4],
+        }
     }
 
     pub(crate) fn tell(&mut self) {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let counters = &self.counters;
         let done = [read(&counters.bytes), read(&counters.files)];
-        let total =
-            [read(&counters.total_bytes).max(done[0]), read(&counters.total_files).max(done[1])];
+        let seen = [read(&counters.total_bytes), read(&counters.total_files)];
+        let total = [0, 1].map(|at| seen[at].max(done[at]).max(read(&counters.at_least[at])));
         if total != [self.told[2], self.told[3]] {
             self.progress.total(total[0], total[1]);
         }
         if done != [self.told[0], self.told[1]] {
-            self.progress.advance(done[0] - self.told[0], done[1] - self.told[1]);
+            self.progress
+                .advance(done[0] - self.told[0], done[1] - self.told[1]);
         }
         self.told = [done[0], done[1], total[0], total[1]];
     }
@@ -119,7 +128,14 @@ pub(crate) async fn packing<T: Send + 'static>(
     let (sender, mut packs) = mpsc::channel(1);
     // One open pack of data a thread and one of trees in all, plus what is under way.
     let limit = threads() + 1 + IN_FLIGHT;
-    let packer = Packer::new(files.key.clone(), files.version, index, limit, sender, stop.clone());
+    let packer = Packer::new(
+        files.key.clone(),
+        files.version,
+        index,
+        limit,
+        sender,
+        stop.clone(),
+    );
     let inner = stop.clone();
     let handle = tokio::task::spawn_blocking(move || {
         let packer = Arc::new(packer);
@@ -149,7 +165,9 @@ pub(crate) async fn packing<T: Send + 'static>(
         packs.close();
         drop(packs);
     }
-    let result: Result<T> = handle.await.map_err(|error| Error::Internal(error.to_string()))?;
+    let result: Result<T> = handle
+        .await
+        .map_err(|error| Error::Internal(error.to_string()))?;
     pump.tell();
     stored?;
     let result = result?;

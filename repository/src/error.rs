@@ -32,7 +32,9 @@ pub enum Error {
         location: String,
     },
     /// The repository's format version is not 1 or 2.
-    #[error("the repository at {location} has format version {version}; versions 1 and 2 are supported")]
+    #[error(
+        "the repository at {location} has format version {version}; versions 1 and 2 are supported"
+    )]
     UnsupportedVersion {
         /// The repository.
         location: String,
@@ -107,15 +109,24 @@ pub enum Error {
 
 impl Error {
     pub(crate) fn corrupt(object: impl Into<String>, reason: impl ToString) -> Self {
-        Self::Corrupt { object: object.into(), reason: reason.to_string() }
+        Self::Corrupt {
+            object: object.into(),
+            reason: reason.to_string(),
+        }
     }
 
     pub(crate) fn source(path: &Path, source: impl Into<io::Error>) -> Self {
-        Self::Source { path: path.into(), source: source.into() }
+        Self::Source {
+            path: path.into(),
+            source: source.into(),
+        }
     }
 
     pub(crate) fn target(path: &Path, source: impl Into<io::Error>) -> Self {
-        Self::Target { path: path.into(), source: source.into() }
+        Self::Target {
+            path: path.into(),
+            source: source.into(),
+        }
     }
 
     /// Whether trying again later can help without anybody changing anything.

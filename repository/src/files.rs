@@ -111,10 +111,7 @@ impl Files {
 }
 
 /// All files of a kind.
-pub(crate) async fn list(
-    store: &dyn ObjectStore,
-    kind: FileKind,
-) -> Result<Vec<(Id, ObjectMeta)>> {
+pub(crate) async fn list(store: &dyn ObjectStore, kind: FileKind) -> Result<Vec<(Id, ObjectMeta)>> {
     let mut files = Vec::new();
     let mut stream = store.list(kind.prefix());
     while let Some(meta) = stream.try_next().await? {

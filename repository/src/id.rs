@@ -105,7 +105,13 @@ mod tests {
 
     #[test]
     fn refuses_what_is_no_id() {
-        for text in ["", "e3b0", &"E".repeat(64), &"g".repeat(64), &"0".repeat(65)] {
+        for text in [
+            "",
+            "e3b0",
+            &"E".repeat(64),
+            &"g".repeat(64),
+            &"0".repeat(65),
+        ] {
             assert_eq!(Id::parse(text), None, "{text}");
         }
     }

@@ -41,7 +41,11 @@ struct Entry {
 
 impl Entry {
     fn kind(&self) -> BlobKind {
-        if self.uncompressed & TREE == 0 { BlobKind::Data } else { BlobKind::Tree }
+        if self.uncompressed & TREE == 0 {
+            BlobKind::Data
+        } else {
+            BlobKind::Tree
+        }
     }
 
     fn location(&self) -> Location {
@@ -52,7 +56,10 @@ impl Entry {
             length: self.length,
             uncompressed: self.uncompressed & !TREE,
         };
-        Location { pack: self.pack, blob }
+        Location {
+            pack: self.pack,
+            blob,
+        }
     }
 }
 
@@ -70,8 +77,12 @@ pub(crate) struct Index {
 impl Index {
     /// Reads all index files. Returns their names too, for those who replace them.
     pub(crate) async fn load(files: &Files) -> Result<(Self, Vec<Id>)> {
-        let names: Vec<Id> =
-            files.list(FileKind::Index).await?.into_iter().map(|(id, _)| id).collect();
+        let names: Vec<Id> = files
+            .list(FileKind::Index)
+            .await?
+            .into_iter()
+            .map(|(id, _)| id)
+            .collect();
         let mut index = Self::default();
         let mut superseded = Vec::new();
         let mut parsed = futures::stream::iter(names.clone())
@@ -81,10 +92,12 @@ impl Index {
                     Err(Error::Storage(error)) if error.is_not_found() => return Ok(None),
                     json => json?,
                 };
-                let parsed = tokio::task::spawn_blocking(move || {
-                    parse(&FileKind::Index.path(&id), &json)
-                });
-                parsed.await.map_err(|error| Error::Internal(error.to_string()))?.map(Some)
+                let parsed =
+                    tokio::task::spawn_blocking(move || parse(&FileKind::Index.path(&id), &json));
+                parsed
+                    .await
+                    .map_err(|error| Error::Internal(error.to_string()))?
+                    .map(Some)
             })
             .buffered(CONCURRENCY);
         while let Some(file) = parsed.try_next().await? {
@@ -174,7 +187,11 @@ impl Index {
 
     /// Every place where the blob lies, any of which will do.
     pub(crate) fn find(&self, kind: BlobKind, id: &Id) -> impl Iterator<Item = Location> {
-        let first = if self.slots.is_empty() { NONE } else { self.slots[self.slot(kind, id)] };
+        let first = if self.slots.is_empty() {
+            NONE
+        } else {
+            self.slots[self.slot(kind, id)]
+        };
         self.chain(first).map(Entry::location)
     }
 
@@ -251,7 +268,8 @@ pub(crate) fn parse(name: &str, json: &[u8]) -> Result<IndexFile> {
     }
 
     let corrupt = |reason: &str| Error::corrupt(name, reason);
-    let raw: RawIndex<'_> = serde_json::from_slice(json).map_err(|error| Error::corrupt(name, error))?;
+    let raw: RawIndex<'_> =
+        serde_json::from_slice(json).map_err(|error| Error::corrupt(name, error))?;
     let mut packs = Vec::new();
     for pack in raw.packs.into_iter().flatten() {
         let mut blobs = Vec::new();
@@ -261,7 +279,9 @@ pub(crate) fn parse(name: &str, json: &[u8]) -> Result<IndexFile> {
                 "tree" => BlobKind::Tree,
                 _ => return Err(corrupt("it lists a blob of an unknown type")),
             };
-            if blob.uncompressed_length & TREE != 0 || blob.offset.checked_add(blob.length).is_none() {
+            if blob.uncompressed_length & TREE != 0
+                || blob.offset.checked_add(blob.length).is_none()
+            {
                 return Err(corrupt("it lists a blob of impossible size"));
             }
             blobs.push(PackedBlob {
@@ -274,7 +294,10 @@ pub(crate) fn parse(name: &str, json: &[u8]) -> Result<IndexFile> {
         }
         packs.push((pack.id, blobs));
     }
-    Ok(IndexFile { supersedes: raw.supersedes.unwrap_or_default(), packs })
+    Ok(IndexFile {
+        supersedes: raw.supersedes.unwrap_or_default(),
+        packs,
+    })
 }
 
 /// The JSON of an index file.
@@ -311,15 +334,20 @@ mod tests {
     use super::*;
 
     fn blob() -> impl Strategy<Value = PackedBlob> {
-        (any::<bool>(), any::<[u8; 32]>(), 0..1_000_000u32, 0..1_000_000u32, 0..3_000_000u32).prop_map(
-            |(tree, id, offset, length, uncompressed)| PackedBlob {
+        (
+            any::<bool>(),
+            any::<[u8; 32]>(),
+            0..1_000_000u32,
+            0..1_000_000u32,
+            0..3_000_000u32,
+        )
+            .prop_map(|(tree, id, offset, length, uncompressed)| PackedBlob {
                 kind: if tree { BlobKind::Tree } else { BlobKind::Data },
                 id: Id(id),
                 offset,
                 length,
                 uncompressed,
-            },
-        )
+            })
     }
 
     proptest! {

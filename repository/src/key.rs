@@ -73,8 +73,12 @@ impl KeyFile {
         if self.kdf != "scrypt" {
             return Err(corrupt("its key derivation is not scrypt"));
         }
-        let salt = BASE64.decode(&self.salt).map_err(|_| corrupt("its salt is not base64"))?;
-        let data = BASE64.decode(&self.data).map_err(|_| corrupt("its data is not base64"))?;
+        let salt = BASE64
+            .decode(&self.salt)
+            .map_err(|_| corrupt("its salt is not base64"))?;
+        let data = BASE64
+            .decode(&self.data)
+            .map_err(|_| corrupt("its data is not base64"))?;
         let mut data = Zeroizing::new(data);
         if data.len() < OVERHEAD {
             return Err(corrupt("its data is too short"));
@@ -83,9 +87,9 @@ impl KeyFile {
             derive(password, &salt, self.n, self.r, self.p).map_err(|reason| corrupt(&reason))?;
         match user.open(&mut data) {
             Err(_) => Ok(None),
-            Ok(json) => {
-                Key::from_json(json).map(Some).ok_or_else(|| corrupt("it holds no master key"))
-            }
+            Ok(json) => Key::from_json(json)
+                .map(Some)
+                .ok_or_else(|| corrupt("it holds no master key")),
         }
     }
 }
@@ -94,7 +98,9 @@ impl KeyFile {
 fn derive(password: &Password, salt: &[u8], n: u32, r: u32, p: u32) -> Result<Key, String> {
     let memory = u64::from(n) * u64::from(r) * 128;
     if !n.is_power_of_two() || n < 2 || r == 0 || p == 0 || memory > MAX_MEMORY || p > MAX_LANES {
-        return Err(format!("its parameters N={n}, r={r}, p={p} are out of range"));
+        return Err(format!(
+            "its parameters N={n}, r={r}, p={p} are out of range"
+        ));
     }
     let log_n = u8::try_from(n.trailing_zeros()).unwrap_or(u8::MAX);
     let params = scrypt::Params::new(log_n, r, p)
@@ -118,13 +124,25 @@ mod tests {
         assert!(file.n >= 1 << 15 && file.r >= 8 && file.p >= 1);
         let opened = file.open("keys/x", &password).unwrap().unwrap();
         assert_eq!(*opened.to_json().unwrap(), *master.to_json().unwrap());
-        assert!(file.open("keys/x", &Password::new("Secret")).unwrap().is_none());
+        assert!(
+            file.open("keys/x", &Password::new("Secret"))
+                .unwrap()
+                .is_none()
+        );
     }
 
     #[test]
     fn refuses_absurd_parameters() {
         let password = Password::new("x");
-        for (n, r, p) in [(0, 8, 1), (3, 8, 1), (1, 8, 1), (1 << 31, 8, 1), (2, 0, 1), (2, 8, 0), (2, 8, u32::MAX)] {
+        for (n, r, p) in [
+            (0, 8, 1),
+            (3, 8, 1),
+            (1, 8, 1),
+            (1 << 31, 8, 1),
+            (2, 0, 1),
+            (2, 8, 0),
+            (2, 8, u32::MAX),
+        ] {
             assert!(derive(&password, b"salt", n, r, p).is_err(), "{n} {r} {p}");
         }
     }
@@ -133,7 +151,10 @@ mod tests {
     fn names_what_is_damaged() {
         for content in [&b""[..], b"{}", b"[]", b"\xff"] {
             let error = KeyFile::parse("keys/abc", content).unwrap_err();
-            assert!(error.to_string().starts_with("keys/abc is damaged"), "{error}");
+            assert!(
+                error.to_string().starts_with("keys/abc is damaged"),
+                "{error}"
+            );
         }
     }
 }

@@ -2,8 +2,8 @@
 
 use std::borrow::Cow;
 
-use futures::stream::FuturesUnordered;
 use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
@@ -65,7 +65,9 @@ pub(crate) async fn mark(
                 None => on_damage(Error::corrupt(format!("tree {id}"), "no index lists it"))?,
             }
         }
-        let Some((id, loaded)) = loading.next().await else { return Ok(trees) };
+        let Some((id, loaded)) = loading.next().await else {
+            return Ok(trees);
+        };
         if cancel.is_cancelled() {
             return Err(Error::Cancelled);
         }
@@ -104,7 +106,10 @@ async fn load(reader: &BlobReader, id: Id) -> (Id, Result<References>) {
         Err(error) => return (id, Err(error)),
     };
     let parsed = tokio::task::spawn_blocking(move || references(&id, &json)).await;
-    (id, parsed.unwrap_or_else(|error| Err(Error::Internal(error.to_string()))))
+    (
+        id,
+        parsed.unwrap_or_else(|error| Err(Error::Internal(error.to_string()))),
+    )
 }
 
 /// The blobs that a tree names.
@@ -124,7 +129,8 @@ fn references(id: &Id, json: &[u8]) -> Result<References> {
         subtree: Option<Id>,
     }
     let corrupt = |reason: &str| Error::corrupt(format!("tree {id}"), reason);
-    let tree: Tree<'_> = serde_json::from_slice(json).map_err(|error| corrupt(&error.to_string()))?;
+    let tree: Tree<'_> =
+        serde_json::from_slice(json).map_err(|error| corrupt(&error.to_string()))?;
     let mut references = References::default();
     for node in tree.nodes.into_iter().flatten() {
         if node.kind == "dir" && node.subtree.is_none() {

@@ -12,7 +12,10 @@ pub(crate) struct Names {
 
 impl Default for Names {
     fn default() -> Self {
-        Self { users: read("/etc/passwd"), groups: read("/etc/group") }
+        Self {
+            users: read("/etc/passwd"),
+            groups: read("/etc/group"),
+        }
     }
 }
 
@@ -37,7 +40,8 @@ fn read(path: &str) -> HashMap<u32, String> {
     let mut names = HashMap::new();
     for line in String::from_utf8_lossy(&text).lines() {
         let mut fields = line.split(':');
-        if let (Some(name), Some(id)) = (fields.next(), fields.nth(1).and_then(|id| id.parse().ok()))
+        if let (Some(name), Some(id)) =
+            (fields.next(), fields.nth(1).and_then(|id| id.parse().ok()))
         {
             names.entry(id).or_insert_with(|| name.to_owned());
         }

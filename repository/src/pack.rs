@@ -58,7 +58,11 @@ impl PackedBlob {
     }
 
     fn entry_len(&self) -> usize {
-        if self.uncompressed == 0 { PLAIN_ENTRY } else { COMPRESSED_ENTRY }
+        if self.uncompressed == 0 {
+            PLAIN_ENTRY
+        } else {
+            COMPRESSED_ENTRY
+        }
     }
 }
 
@@ -101,9 +105,7 @@ pub(crate) fn sealed_header_len(name: &str, tail: &[u8], size: u64) -> Result<us
         .copied()
         .ok_or_else(|| corrupt("it is too short for a pack"))?;
     let length = u32::from_le_bytes(last) as usize;
-    if !(OVERHEAD + PLAIN_ENTRY..=MAX_HEADER).contains(&length)
-        || (length + LENGTH) as u64 > size
-    {
+    if !(OVERHEAD + PLAIN_ENTRY..=MAX_HEADER).contains(&length) || (length + LENGTH) as u64 > size {
         return Err(corrupt("its header has an impossible length"));
     }
     Ok(length)
@@ -118,8 +120,9 @@ pub(crate) fn parse_header(
 ) -> Result<Vec<PackedBlob>> {
     let corrupt = |reason: &str| Error::corrupt(name, reason);
     let end = size.saturating_sub((sealed.len() + LENGTH) as u64);
-    let mut rest: &[u8] =
-        key.open(sealed).map_err(|_| corrupt("its header cannot be authenticated"))?;
+    let mut rest: &[u8] = key
+        .open(sealed)
+        .map_err(|_| corrupt("its header cannot be authenticated"))?;
     let mut blobs = Vec::with_capacity(rest.len() / PLAIN_ENTRY);
     let mut offset = 0_u64;
     while let [tag, tail @ ..] = rest {
@@ -144,7 +147,13 @@ pub(crate) fn parse_header(
             return Err(corrupt("its header lists more than it holds"));
         }
         let start = u32::try_from(offset).map_err(|_| corrupt("it is larger than 4 GiB"))?;
-        blobs.push(PackedBlob { kind, id: Id(id), offset: start, length, uncompressed });
+        blobs.push(PackedBlob {
+            kind,
+            id: Id(id),
+            offset: start,
+            length,
+            uncompressed,
+        });
         offset += u64::from(length);
         rest = &tail[id_at + 32..];
     }
@@ -164,7 +173,12 @@ mod tests {
     fn read(pack: &[u8]) -> Result<Vec<PackedBlob>> {
         let length = sealed_header_len("data/x", pack, pack.len() as u64)?;
         let start = pack.len() - LENGTH - length;
-        parse_header("data/x", &mut pack[start..pack.len() - LENGTH].to_vec(), pack.len() as u64, &key())
+        parse_header(
+            "data/x",
+            &mut pack[start..pack.len() - LENGTH].to_vec(),
+            pack.len() as u64,
+            &key(),
+        )
     }
 
     proptest! {
@@ -200,10 +214,19 @@ mod tests {
     #[test]
     fn a_flipped_header_is_named() {
         let mut pack = vec![0; 40];
-        let blob = PackedBlob { kind: BlobKind::Data, id: Id::of(b"x"), offset: 0, length: 40, uncompressed: 0 };
+        let blob = PackedBlob {
+            kind: BlobKind::Data,
+            id: Id::of(b"x"),
+            offset: 0,
+            length: 40,
+            uncompressed: 0,
+        };
         finish(&mut pack, &[blob], &key()).unwrap();
         pack[45] ^= 1;
         let error = read(&pack).unwrap_err();
-        assert_eq!(error.to_string(), "data/x is damaged: its header cannot be authenticated");
+        assert_eq!(
+            error.to_string(),
+            "data/x is damaged: its header cannot be authenticated"
+        );
     }
 }

@@ -127,11 +127,17 @@ impl Packer {
 
     /// Saves a blob whether the index has it or not.
     pub(crate) fn save_again(&self, kind: BlobKind, id: Id, plain: &[u8]) -> Result<()> {
-        if self.claim(kind, &id) { self.add(kind, id, plain) } else { Ok(()) }
+        if self.claim(kind, &id) {
+            self.add(kind, id, plain)
+        } else {
+            Ok(())
+        }
     }
 
     fn claim(&self, kind: BlobKind, id: &Id) -> bool {
-        self.claimed[id.bucket() as usize % 16].lock().insert((kind, *id))
+        self.claimed[id.bucket() as usize % 16]
+            .lock()
+            .insert((kind, *id))
     }
 
     fn add(&self, kind: BlobKind, id: Id, plain: &[u8]) -> Result<()> {
@@ -144,22 +150,38 @@ impl Packer {
             let uncompressed = self.encode(kind, plain, plain_len, sealed)?;
             let length = u32::try_from(sealed.len())
                 .map_err(|_| Error::Invalid("a directory is too large for the format".into()))?;
-            let blob = PackedBlob { kind, id, offset: 0, length, uncompressed };
+            let blob = PackedBlob {
+                kind,
+                id,
+                offset: 0,
+                length,
+                uncompressed,
+            };
             self.append(blob, sealed)?;
             let count = match kind {
                 BlobKind::Data => &self.added.data_blobs,
                 BlobKind::Tree => &self.added.tree_blobs,
             };
             count.fetch_add(1, Ordering::Relaxed);
-            self.added.bytes.fetch_add(plain.len() as u64, Ordering::Relaxed);
-            self.added.packed.fetch_add(sealed.len() as u64, Ordering::Relaxed);
+            self.added
+                .bytes
+                .fetch_add(plain.len() as u64, Ordering::Relaxed);
+            self.added
+                .packed
+                .fetch_add(sealed.len() as u64, Ordering::Relaxed);
             Ok(())
         })
     }
 
     /// Compresses where that helps, and seals. Returns the entry's uncompressed length. Trees are always compressed:
     /// restic's prune repacks packs with trees that are not.
-    fn encode(&self, kind: BlobKind, plain: &[u8], plain_len: u32, sealed: &mut Vec<u8>) -> Result<u32> {
+    fn encode(
+        &self,
+        kind: BlobKind,
+        plain: &[u8],
+        plain_len: u32,
+        sealed: &mut Vec<u8>,
+    ) -> Result<u32> {
         sealed.clear();
         sealed.resize(NONCE, 0);
         let mut uncompressed = 0;
@@ -214,12 +236,18 @@ impl Packer {
                 return Ok(pack);
             }
             if let Some(buffer) = pool.free.pop() {
-                return Ok(OpenPack { buffer, ..OpenPack::default() });
+                return Ok(OpenPack {
+                    buffer,
+                    ..OpenPack::default()
+                });
             }
             if pool.allocated < self.limit {
                 pool.allocated += 1;
                 // At once and for good: growing step by step would leave holes in the heap.
-                return Ok(OpenPack { buffer: Vec::with_capacity(ROOM), ..OpenPack::default() });
+                return Ok(OpenPack {
+                    buffer: Vec::with_capacity(ROOM),
+                    ..OpenPack::default()
+                });
             }
             if self.stop.is_cancelled() {
                 return Err(Error::Cancelled);
@@ -229,22 +257,37 @@ impl Packer {
     }
 
     fn finish(&self, pack: OpenPack) -> Result<()> {
-        let OpenPack { mut buffer, blobs, mut hash } = pack;
+        let OpenPack {
+            mut buffer,
+            blobs,
+            mut hash,
+        } = pack;
         let header = buffer.len();
         pack::finish(&mut buffer, &blobs, &self.key)?;
         hash.update(&buffer[header..]);
-        let owner = PooledBuffer { buffer, pool: Arc::clone(&self.pool) };
-        let finished =
-            FinishedPack { id: Id(hash.finalize().into()), blobs, bytes: Bytes::from_owner(owner) };
+        let owner = PooledBuffer {
+            buffer,
+            pool: Arc::clone(&self.pool),
+        };
+        let finished = FinishedPack {
+            id: Id(hash.finalize().into()),
+            blobs,
+            bytes: Bytes::from_owner(owner),
+        };
         // Full only while the store is slower than we are; closed when the operation is over.
-        self.out.blocking_send(finished).map_err(|_| Error::Cancelled)
+        self.out
+            .blocking_send(finished)
+            .map_err(|_| Error::Cancelled)
     }
 
     /// Closes what is open; small packs that several threads left become one.
     pub(crate) fn flush(&self) -> Result<()> {
         let (data, tree) = {
             let mut pool = self.pool.0.lock();
-            (std::mem::take(&mut pool.data), std::mem::take(&mut pool.tree))
+            (
+                std::mem::take(&mut pool.data),
+                std::mem::take(&mut pool.tree),
+            )
         };
         for mut packs in [data, tree] {
             packs.sort_by_key(|pack| std::cmp::Reverse(pack.buffer.len()));
@@ -276,7 +319,11 @@ impl Packer {
         let shift = into.buffer.len() as u32;
         into.buffer.extend_from_slice(&from.buffer);
         into.hash.update(&from.buffer);
-        into.blobs.extend(from.blobs.into_iter().map(|blob| PackedBlob { offset: blob.offset + shift, ..blob }));
+        into.blobs
+            .extend(from.blobs.into_iter().map(|blob| PackedBlob {
+                offset: blob.offset + shift,
+                ..blob
+            }));
         give_back(&self.pool, from.buffer);
     }
 }

@@ -65,7 +65,11 @@ fn reduce(mut value: u64, modulus: u64) -> u64 {
 
 fn times_x(value: u64, modulus: u64) -> u64 {
     let doubled = value << 1;
-    if doubled >> degree(modulus) & 1 == 1 { doubled ^ modulus } else { doubled }
+    if doubled >> degree(modulus) & 1 == 1 {
+        doubled ^ modulus
+    } else {
+        doubled
+    }
 }
 
 fn multiply(a: u64, b: u64, modulus: u64) -> u64 {
@@ -114,7 +118,16 @@ mod tests {
     #[test]
     fn refuses_the_rest() {
         // (x+1)·something: an even number of terms has the root 1.
-        for text in ["0", "1", "2", "", "zz", "30000000000003", "ffffffffffffffff", "7"] {
+        for text in [
+            "0",
+            "1",
+            "2",
+            "",
+            "zz",
+            "30000000000003",
+            "ffffffffffffffff",
+            "7",
+        ] {
             assert_eq!(Polynomial::parse(text), None, "{text}");
         }
     }

@@ -34,7 +34,9 @@ pub(crate) async fn run(
     cancel: &CancellationToken,
 ) -> Result<PruneSummary> {
     if !(0.0..=1e6).contains(&options.max_unused_percent) {
-        return Err(Error::Invalid("max_unused_percent must be 0 or more".into()));
+        return Err(Error::Invalid(
+            "max_unused_percent must be 0 or more".into(),
+        ));
     }
     let guard = lock::acquire(&repository.files, &repository.options, Mode::Exclusive).await?;
     let begun = Instant::now();
@@ -55,7 +57,10 @@ async fn locked(
     let files = &repository.files;
     let (index, old_names) = Index::load(files).await?;
     let index = Arc::new(index);
-    let reader = BlobReader { files: files.clone(), index: Arc::clone(&index) };
+    let reader = BlobReader {
+        files: files.clone(),
+        index: Arc::clone(&index),
+    };
     let snapshots = repository.snapshots().await?;
 
     let mut marks = Marks::new(index.len());
@@ -74,15 +79,20 @@ async fn locked(
     let mut written = Vec::new();
     if !plan.copies.is_empty() {
         let counters = Arc::new(Counters::default());
-        counters.expect(plan.copies.iter().map(|copy| u64::from(copy.blob.length)).sum(), 0);
+        counters.expect(
+            plan.copies
+                .iter()
+                .map(|copy| u64::from(copy.blob.length))
+                .sum(),
+            0,
+        );
         let mut pump = Pump::new(progress, Arc::clone(&counters));
         let (runtime, copies) = (Handle::current(), plan.copies.clone());
         let work = move |packer: &Arc<Packer>, stop: &CancellationToken| {
             copy(&reader, &runtime, packer, stop, &counters, &copies)
         };
         // An empty index: what is copied counts as new.
-        let packing =
-            drive::packing(files, guard, Arc::default(), cancel, &mut pump, work).await?;
+        let packing = drive::packing(files, guard, Arc::default(), cancel, &mut pump, work).await?;
         (written, copied_bytes) = (packing.1, packing.2);
     }
     if !plan.gone.is_empty() {
@@ -91,12 +101,19 @@ async fn locked(
             .into_iter()
             .chain(written)
             .collect();
-        let old: Vec<Id> = old_names.into_iter().filter(|name| !keep.contains(name)).collect();
+        let old: Vec<Id> = old_names
+            .into_iter()
+            .filter(|name| !keep.contains(name))
+            .collect();
         // From here on there is no way back but forward, and every step leaves a sound repository.
         lock::delete_all(files, guard, FileKind::Index, &old).await?;
     }
-    let gone: Vec<Id> =
-        plan.gone.iter().map(|pack| index.pack_id(*pack)).chain(plan.unreferenced).collect();
+    let gone: Vec<Id> = plan
+        .gone
+        .iter()
+        .map(|pack| index.pack_id(*pack))
+        .chain(plan.unreferenced)
+        .collect();
     lock::delete_all(files, guard, FileKind::Pack, &gone).await?;
     summary.bytes_after = summary.bytes_after.saturating_add(copied_bytes);
     Ok(summary)
@@ -149,7 +166,11 @@ impl Plan {
             packs[place.pack as usize].blobs.push(place.blob);
         }
         for (id, pack) in index.packs().iter().zip(&packs) {
-            let expected = pack.blobs.iter().map(|blob| u64::from(blob.length)).sum::<u64>()
+            let expected = pack
+                .blobs
+                .iter()
+                .map(|blob| u64::from(blob.length))
+                .sum::<u64>()
                 + header_len(pack.blobs.iter());
             if pack.size.is_some_and(|size| size != expected) {
                 let name = FileKind::Pack.path(id);
@@ -171,7 +192,8 @@ impl Plan {
             }
             if used && present && number.is_some_and(|number| counted.insert(number)) {
                 pack.used += length;
-                pack.plain_tree |= place.blob.kind == BlobKind::Tree && place.blob.uncompressed == 0;
+                pack.plain_tree |=
+                    place.blob.kind == BlobKind::Tree && place.blob.uncompressed == 0;
             } else {
                 pack.unused += length;
             }
@@ -180,7 +202,11 @@ impl Plan {
             let number = index.number(place.blob.kind, &place.blob.id);
             if number.is_some_and(|number| marks.contains(number) && !counted.contains(number)) {
                 let name = FileKind::Pack.path(&index.pack_id(place.pack));
-                let reason = format!("it is missing and holds {} {}", place.blob.kind.name(), place.blob.id);
+                let reason = format!(
+                    "it is missing and holds {} {}",
+                    place.blob.kind.name(),
+                    place.blob.id
+                );
                 return Err(Error::corrupt(name, reason));
             }
         }
@@ -224,7 +250,9 @@ impl Plan {
         for kept in [true, false] {
             for place in index.iter() {
                 let number = index.number(place.blob.kind, &place.blob.id);
-                let Some(number) = number.filter(|number| marks.contains(*number)) else { continue };
+                let Some(number) = number.filter(|number| marks.contains(*number)) else {
+                    continue;
+                };
                 let pack = &packs[place.pack as usize];
                 let moves = repacked.contains(&place.pack);
                 let stays = pack.size.is_some() && !moves && !gone.contains(&place.pack);
@@ -240,7 +268,12 @@ impl Plan {
             .filter(|(number, _)| !gone.contains(number))
             .filter_map(|(_, pack)| pack.size)
             .sum();
-        Ok(Self { gone, copies, unreferenced, summary })
+        Ok(Self {
+            gone,
+            copies,
+            unreferenced,
+            summary,
+        })
     }
 }
 
@@ -265,7 +298,9 @@ fn copy(
         let end = |place: &Location| u64::from(place.blob.offset) + u64::from(place.blob.length);
         let count = rest
             .iter()
-            .take_while(|place| place.pack == first.pack && (end(place) <= start + SPAN || *place == first))
+            .take_while(|place| {
+                place.pack == first.pack && (end(place) <= start + SPAN || *place == first)
+            })
             .count();
         let (span, after) = rest.split_at(count);
         rest = after;
@@ -319,13 +354,21 @@ async fn write_index(
             if cancel.is_cancelled() {
                 return Err(Error::Cancelled);
             }
-            written.push(uploader::write(files, guard, FileKind::Index, &index::to_json(&file)?).await?.0);
+            written.push(
+                uploader::write(files, guard, FileKind::Index, &index::to_json(&file)?)
+                    .await?
+                    .0,
+            );
             file.clear();
             count = 0;
         }
     }
     if !file.is_empty() {
-        written.push(uploader::write(files, guard, FileKind::Index, &index::to_json(&file)?).await?.0);
+        written.push(
+            uploader::write(files, guard, FileKind::Index, &index::to_json(&file)?)
+                .await?
+                .0,
+        );
     }
     Ok(written)
 }

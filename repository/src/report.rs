@@ -137,7 +137,12 @@ pub struct RestoreOptions {
 
 impl Default for RestoreOptions {
     fn default() -> Self {
-        Self { sparse: true, devices: false, owners: None, overwrite: Overwrite::Always }
+        Self {
+            sparse: true,
+            devices: false,
+            owners: None,
+            overwrite: Overwrite::Always,
+        }
     }
 }
 
@@ -197,7 +202,9 @@ pub struct PruneOptions {
 
 impl Default for PruneOptions {
     fn default() -> Self {
-        Self { max_unused_percent: 5.0 }
+        Self {
+            max_unused_percent: 5.0,
+        }
     }
 }
 

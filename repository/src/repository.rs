@@ -50,7 +50,10 @@ impl Repository {
         version: Version,
     ) -> Result<Self> {
         let location = store.location();
-        let exists = |found: String| Error::AlreadyExists { location: location.clone(), found };
+        let exists = |found: String| Error::AlreadyExists {
+            location: location.clone(),
+            found,
+        };
         if store.head(CONFIG).await?.is_some() {
             return Err(exists(CONFIG.into()));
         }
@@ -61,8 +64,11 @@ impl Repository {
         let master = Key::random()?;
         let config = Config::new(version)?;
         let key_file = {
-            let (master, password, holder) =
-                (master.clone(), options.password.clone(), options.holder.clone());
+            let (master, password, holder) = (
+                master.clone(),
+                options.password.clone(),
+                options.holder.clone(),
+            );
             off_runtime(move || KeyFile::make(&master, &password, &holder)).await?
         };
         let key_path = FileKind::Key.path(&Id::of(&key_file));
@@ -87,7 +93,10 @@ impl Repository {
                 return Err(Error::NotFound { location });
             }
             Err(error) if error.is_not_found() => {
-                return Err(Error::corrupt(CONFIG, "it is missing, though there are keys"));
+                return Err(Error::corrupt(
+                    CONFIG,
+                    "it is missing, though there are keys",
+                ));
             }
             Err(error) => return Err(error.into()),
         };
@@ -95,7 +104,9 @@ impl Repository {
             return Err(Error::corrupt("keys/", "there is a config, but no key"));
         }
         let key = find_key(&*store, &keys, &options.password).await?;
-        let Some(key) = key else { return Err(Error::WrongPassword { location }) };
+        let Some(key) = key else {
+            return Err(Error::WrongPassword { location });
+        };
         let mut sealed = Vec::from(sealed);
         let json = key
             .open(&mut sealed)
@@ -110,8 +121,16 @@ impl Repository {
         config: Config,
         options: &OpenOptions,
     ) -> Self {
-        let files = Files { store, key: Arc::new(key), version: config.version };
-        Self { files, config, options: options.clone() }
+        let files = Files {
+            store,
+            key: Arc::new(key),
+            version: config.version,
+        };
+        Self {
+            files,
+            config,
+            options: options.clone(),
+        }
     }
 
     /// The repository's own id: 64 hexadecimal digits.
@@ -170,7 +189,10 @@ impl Repository {
             return Err(unknown());
         }
         let listed = self.files.list(FileKind::Snapshot).await?;
-        let mut found = listed.iter().map(|(full, _)| *full).filter(|full| full.to_hex().starts_with(id));
+        let mut found = listed
+            .iter()
+            .map(|(full, _)| *full)
+            .filter(|full| full.to_hex().starts_with(id));
         match (found.next(), found.next()) {
             (Some(full), None) => Ok(full),
             (Some(_), Some(_)) => Err(Error::AmbiguousId { id: id.into() }),
@@ -321,7 +343,13 @@ mod tests {
         is_send(repository.prune(PruneOptions::default(), &NoProgress, &cancel));
         is_send(repository.check(CheckOptions::default(), &NoProgress, &cancel));
         is_send(repository.unlock());
-        is_send(Repository::open(repository.files.store.clone(), &repository.options));
-        is_send(Repository::init(repository.files.store.clone(), &repository.options));
+        is_send(Repository::open(
+            repository.files.store.clone(),
+            &repository.options,
+        ));
+        is_send(Repository::init(
+            repository.files.store.clone(),
+            &repository.options,
+        ));
     }
 }

@@ -33,10 +33,18 @@ pub struct Snapshot {
     #[serde(default, skip_serializing_if = "is_zero")]
     pub gid: u32,
     /// Exclude patterns of the backup.
-    #[serde(default, deserialize_with = "null_is_empty", skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        default,
+        deserialize_with = "null_is_empty",
+        skip_serializing_if = "Vec::is_empty"
+    )]
     pub excludes: Vec<String>,
     /// Tags, in order.
-    #[serde(default, deserialize_with = "null_is_empty", skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        default,
+        deserialize_with = "null_is_empty",
+        skip_serializing_if = "Vec::is_empty"
+    )]
     pub tags: Vec<String>,
     /// The snapshot that this one is a rewritten copy of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -52,7 +60,9 @@ pub struct Snapshot {
 impl Snapshot {
     /// The value of the first tag `key=value`.
     pub fn tag(&self, key: &str) -> Option<&str> {
-        self.tags.iter().find_map(|tag| tag.strip_prefix(key)?.strip_prefix('='))
+        self.tags
+            .iter()
+            .find_map(|tag| tag.strip_prefix(key)?.strip_prefix('='))
     }
 }
 

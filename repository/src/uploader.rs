@@ -17,13 +17,16 @@ use crate::packer::FinishedPack;
 pub(crate) const IN_FLIGHT: usize = 2;
 const WRITE_DEADLINE: Duration = Duration::from_secs(60);
 
+/// A pack as an index file lists it.
+type Listed = (Id, Vec<PackedBlob>);
+
 /// Stores packs and index files for one operation.
 pub(crate) struct Uploader<'a> {
     files: &'a Files,
     guard: &'a LockGuard,
-    uploads: JoinSet<Result<(Id, Vec<PackedBlob>)>>,
+    uploads: JoinSet<Result<Listed>>,
     /// Stored packs that no index file lists yet.
-    unlisted: Vec<(Id, Vec<PackedBlob>)>,
+    unlisted: Vec<Listed>,
     /// Index files written.
     pub(crate) written: Vec<Id>,
     /// Bytes written in all.
@@ -54,7 +57,13 @@ impl<'a> Uploader<'a> {
             },
             done = self.uploads.join_next(), if !self.uploads.is_empty() => self.done(done)?,
         }
-        if self.unlisted.iter().map(|(_, blobs)| blobs.len()).sum::<usize>() >= index::FULL {
+        if self
+            .unlisted
+            .iter()
+            .map(|(_, blobs)| blobs.len())
+            .sum::<usize>()
+            >= index::FULL
+        {
             self.write_index().await?;
         }
         Ok(true)
@@ -70,16 +79,15 @@ impl<'a> Uploader<'a> {
         self.bytes += pack.bytes.len() as u64;
         let store = self.files.store.clone();
         self.uploads.spawn(async move {
-            store.put(&FileKind::Pack.path(&pack.id), pack.bytes).await?;
+            store
+                .put(&FileKind::Pack.path(&pack.id), pack.bytes)
+                .await?;
             Ok((pack.id, pack.blobs))
         });
         Ok(())
     }
 
-    fn done(
-        &mut self,
-        done: Option<Result<Result<(Id, Vec<PackedBlob>)>, tokio::task::JoinError>>,
-    ) -> Result<()> {
+    fn done(&mut self, done: Option<Result<Result<Listed>, tokio::task::JoinError>>) -> Result<()> {
         match done {
             Some(Ok(stored)) => self.unlisted.push(stored?),
             Some(Err(error)) => return Err(Error::Internal(error.to_string())),
@@ -112,6 +120,10 @@ pub(crate) async fn write(
     guard.confirm().await?;
     match tokio::time::timeout(WRITE_DEADLINE, files.save(kind, json)).await {
         Ok(saved) => saved,
-        Err(_) => Err(Error::LockLost { reason: format!("the store did not take {} in time", kind.prefix()) }),
+        Err(_) => Err(Error::Storage(jackline_storage::Error::Timeout {
+            location: files.store.location(),
+            key: kind.prefix().to_owned(),
+            after: WRITE_DEADLINE,
+        })),
     }
 }

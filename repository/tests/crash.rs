@@ -1,4 +1,10 @@
 //! A process is killed in the middle. Whatever it left, restic finds the repository sound, and the next run heals it.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "helpers of tests"
+)]
 
 mod support;
 
@@ -18,7 +24,9 @@ const PLACE: &str = "JACKLINE_CRASH_PLACE";
 /// Not a test of its own: what the other tests start as a process, to be killed.
 #[tokio::test(flavor = "multi_thread")]
 async fn child() {
-    let (Ok(operation), Ok(place)) = (std::env::var(OPERATION), std::env::var(PLACE)) else { return };
+    let (Ok(operation), Ok(place)) = (std::env::var(OPERATION), std::env::var(PLACE)) else {
+        return;
+    };
     let place = Path::new(&place);
     let repository = open(&place.join("repo")).await;
     let cancel = CancellationToken::new();
@@ -26,11 +34,19 @@ async fn child() {
     match &*operation {
         "backup" => {
             let request = BackupRequest::contents(place.join("source"), "h");
-            repository.backup(request, &NoProgress, &cancel).await.unwrap();
+            repository
+                .backup(request, &NoProgress, &cancel)
+                .await
+                .unwrap();
         }
         _ => {
-            let options = PruneOptions { max_unused_percent: 0.0 };
-            repository.prune(options, &NoProgress, &cancel).await.unwrap();
+            let options = PruneOptions {
+                max_unused_percent: 0.0,
+            };
+            repository
+                .prune(options, &NoProgress, &cancel)
+                .await
+                .unwrap();
         }
     }
     fs::write(place.join("finished"), b"").unwrap();
@@ -71,10 +87,18 @@ async fn killed_in_the_middle_of_a_backup() {
     let (source, repo) = (place.join("source"), place.join("repo"));
     fs::create_dir(&source).unwrap();
     for file in 0..12 {
-        fs::write(source.join(format!("large-{file}")), noise(file, 12_000_000)).unwrap();
+        fs::write(
+            source.join(format!("large-{file}")),
+            noise(file, 12_000_000),
+        )
+        .unwrap();
     }
     for file in 0..300 {
-        fs::write(source.join(format!("small-{file}")), noise(1000 + file, 5000)).unwrap();
+        fs::write(
+            source.join(format!("small-{file}")),
+            noise(1000 + file, 5000),
+        )
+        .unwrap();
     }
     init(&repo).await;
     let restic = Restic::new(&repo);
@@ -89,10 +113,16 @@ async fn killed_in_the_middle_of_a_backup() {
 
     let repository = open(&repo).await;
     let request = BackupRequest::contents(&source, "h");
-    let summary =
-        repository.backup(request, &NoProgress, &CancellationToken::new()).await.unwrap();
+    let summary = repository
+        .backup(request, &NoProgress, &CancellationToken::new())
+        .await
+        .unwrap();
     assert!(summary.is_complete());
-    assert_eq!(support::count(&repo, "locks"), 0, "the dead one's lock is gone");
+    assert_eq!(
+        support::count(&repo, "locks"),
+        0,
+        "the dead one's lock is gone"
+    );
     restic.check();
     let target = place.join("target");
     restic.run(&["restore", "latest", "--target", target.to_str().unwrap()]);
@@ -120,7 +150,10 @@ async fn killed_in_the_middle_of_a_prune() {
                 }
             }
             let request = BackupRequest::contents(&source, "h");
-            let summary = repository.backup(request, &NoProgress, &cancel).await.unwrap();
+            let summary = repository
+                .backup(request, &NoProgress, &cancel)
+                .await
+                .unwrap();
             if let Some(id) = kept.replace(summary.snapshot.unwrap()) {
                 repository.forget(&[id]).await.unwrap();
             }
@@ -131,8 +164,13 @@ async fn killed_in_the_middle_of_a_prune() {
     }
     assert!(killed >= 1, "{killed}");
 
-    let options = PruneOptions { max_unused_percent: 0.0 };
-    let pruned = repository.prune(options, &NoProgress, &cancel).await.unwrap();
+    let options = PruneOptions {
+        max_unused_percent: 0.0,
+    };
+    let pruned = repository
+        .prune(options, &NoProgress, &cancel)
+        .await
+        .unwrap();
     assert!(pruned.bytes_after < 50_000_000, "{pruned:?}");
     assert_eq!(support::count(&repo, "locks"), 0);
     restic.check();

@@ -1,4 +1,10 @@
 //! The repositories that a real Velero with restic wrote: restored byte for byte, and continued.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "helpers of tests"
+)]
 
 mod support;
 
@@ -54,9 +60,21 @@ fn compare(target: &Path, listing: &Value, volume: &str) {
     for (path, entry) in expected {
         let full = target.join(&path);
         let meta = fs::symlink_metadata(&full).unwrap();
-        assert_eq!(format!("0o{:o}", meta.mode()), entry["mode"].as_str().unwrap(), "{path:?}");
-        assert_eq!(u64::from(meta.uid()), entry["uid"].as_u64().unwrap(), "{path:?}");
-        assert_eq!(u64::from(meta.gid()), entry["gid"].as_u64().unwrap(), "{path:?}");
+        assert_eq!(
+            format!("0o{:o}", meta.mode()),
+            entry["mode"].as_str().unwrap(),
+            "{path:?}"
+        );
+        assert_eq!(
+            u64::from(meta.uid()),
+            entry["uid"].as_u64().unwrap(),
+            "{path:?}"
+        );
+        assert_eq!(
+            u64::from(meta.gid()),
+            entry["gid"].as_u64().unwrap(),
+            "{path:?}"
+        );
         let mtime = meta.mtime() * 1_000_000_000 + meta.mtime_nsec();
         assert_eq!(mtime, entry["mtime_ns"].as_i64().unwrap(), "{path:?}");
         if let Some(hash) = entry["sha256"].as_str() {
@@ -73,7 +91,11 @@ fn compare(target: &Path, listing: &Value, volume: &str) {
                 assert_eq!(hex::encode(found), value.as_str().unwrap());
             }
         }
-        assert_eq!(meta.file_type().is_fifo(), entry["mode"].as_str().unwrap().starts_with("0o10") && !entry["mode"].as_str().unwrap().starts_with("0o100"));
+        assert_eq!(
+            meta.file_type().is_fifo(),
+            entry["mode"].as_str().unwrap().starts_with("0o10")
+                && !entry["mode"].as_str().unwrap().starts_with("0o100")
+        );
     }
 }
 
@@ -88,12 +110,19 @@ async fn every_snapshot_comes_back_as_it_was() {
         for info in repository.snapshots().await.unwrap() {
             let snapshot = &info.snapshot;
             assert_eq!(snapshot.hostname, "velero");
-            let (Some(backup), Some(name)) = (snapshot.tag("backup"), snapshot.tag("volume")) else {
+            let (Some(backup), Some(name)) = (snapshot.tag("backup"), snapshot.tag("volume"))
+            else {
                 panic!("{:?}", snapshot.tags);
             };
             let target = dir.path().join(format!("{namespace}-{backup}-{name}"));
             let summary = repository
-                .restore(&info.id, &target, RestoreOptions::default(), &NoProgress, &CancellationToken::new())
+                .restore(
+                    &info.id,
+                    &target,
+                    RestoreOptions::default(),
+                    &NoProgress,
+                    &CancellationToken::new(),
+                )
                 .await
                 .unwrap();
             assert_eq!(summary.errors, vec![]);
@@ -116,20 +145,41 @@ async fn a_backup_on_top_is_incremental() {
     copy(&fixture().join("bucket/restic/shop"), &repo);
     let repository = open(&repo).await;
     let snapshots = repository.snapshots().await.unwrap();
-    let last = snapshots.iter().rfind(|info| info.snapshot.tag("pvc-uid").is_some()).unwrap();
+    let last = snapshots
+        .iter()
+        .rfind(|info| info.snapshot.tag("pvc-uid").is_some())
+        .unwrap();
     let target = dir.path().join("volume");
     let cancel = CancellationToken::new();
-    repository.restore(&last.id, &target, RestoreOptions::default(), &NoProgress, &cancel).await.unwrap();
+    repository
+        .restore(
+            &last.id,
+            &target,
+            RestoreOptions::default(),
+            &NoProgress,
+            &cancel,
+        )
+        .await
+        .unwrap();
     fs::write(target.join("new"), b"one more line\n").unwrap();
 
     let mut request = BackupRequest::contents(&target, "velero");
     request.parent = Some(last.id);
     request.tags = last.snapshot.tags.clone();
-    let summary = repository.backup(request, &NoProgress, &cancel).await.unwrap();
+    let summary = repository
+        .backup(request, &NoProgress, &cancel)
+        .await
+        .unwrap();
     assert!(summary.is_complete());
-    assert_eq!(summary.data_blobs, 1, "what the repository holds is not stored again");
+    assert_eq!(
+        summary.data_blobs, 1,
+        "what the repository holds is not stored again"
+    );
 
-    let check = CheckOptions { read_data_percent: 100.0, no_lock: false };
+    let check = CheckOptions {
+        read_data_percent: 100.0,
+        no_lock: false,
+    };
     let report = repository.check(check, &NoProgress, &cancel).await.unwrap();
     assert!(report.is_ok(), "{:?}", report.errors);
     Restic::with_password(&repo, PASSWORD).check();
@@ -141,7 +191,13 @@ async fn short_ids_resolve() {
     let repo = dir.path().join("shop");
     copy(&fixture().join("bucket/restic/shop"), &repo);
     let repository = open(&repo).await;
-    let ids: Vec<Id> = repository.snapshots().await.unwrap().iter().map(|info| info.id).collect();
+    let ids: Vec<Id> = repository
+        .snapshots()
+        .await
+        .unwrap()
+        .iter()
+        .map(|info| info.id)
+        .collect();
     assert_eq!(ids.len(), 4);
     for id in &ids {
         assert_eq!(repository.resolve(&id.short()).await.unwrap(), *id);

@@ -1,4 +1,10 @@
 //! Ours and Debian's restic on the same repositories, both ways.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "helpers of tests"
+)]
 
 mod support;
 
@@ -18,7 +24,10 @@ async fn backup(repository: &Repository, root: &Path) -> BackupSummary {
 }
 
 async fn backup_request(repository: &Repository, request: BackupRequest) -> BackupSummary {
-    let summary = repository.backup(request, &NoProgress, &CancellationToken::new()).await.unwrap();
+    let summary = repository
+        .backup(request, &NoProgress, &CancellationToken::new())
+        .await
+        .unwrap();
     assert_eq!(summary.errors, vec![]);
     summary
 }
@@ -26,15 +35,27 @@ async fn backup_request(repository: &Repository, request: BackupRequest) -> Back
 async fn restore(repository: &Repository, id: &str, target: &Path) {
     let id = repository.resolve(id).await.unwrap();
     let summary = repository
-        .restore(&id, target, RestoreOptions::default(), &NoProgress, &CancellationToken::new())
+        .restore(
+            &id,
+            target,
+            RestoreOptions::default(),
+            &NoProgress,
+            &CancellationToken::new(),
+        )
         .await
         .unwrap();
     assert_eq!(summary.errors, vec![]);
 }
 
 async fn check(repository: &Repository) {
-    let options = CheckOptions { read_data_percent: 100.0, no_lock: false };
-    let report = repository.check(options, &NoProgress, &CancellationToken::new()).await.unwrap();
+    let options = CheckOptions {
+        read_data_percent: 100.0,
+        no_lock: false,
+    };
+    let report = repository
+        .check(options, &NoProgress, &CancellationToken::new())
+        .await
+        .unwrap();
     assert_eq!(report.errors, Vec::<String>::new());
     assert_eq!(report.packs, report.packs_read);
 }
@@ -42,8 +63,11 @@ async fn check(repository: &Repository) {
 #[tokio::test(flavor = "multi_thread")]
 async fn we_write_and_restic_reads() {
     let dir = scratch();
-    let (source, repo, target) =
-        (dir.path().join("source"), dir.path().join("repo"), dir.path().join("target"));
+    let (source, repo, target) = (
+        dir.path().join("source"),
+        dir.path().join("repo"),
+        dir.path().join("target"),
+    );
     sample_tree(&source);
     let repository = init(&repo).await;
     let summary = backup(&repository, &source).await;
@@ -61,8 +85,11 @@ async fn we_write_and_restic_reads() {
 async fn restic_writes_and_we_read() {
     for version in ["1", "2"] {
         let dir = scratch();
-        let (source, repo, target) =
-            (dir.path().join("source"), dir.path().join("repo"), dir.path().join("target"));
+        let (source, repo, target) = (
+            dir.path().join("source"),
+            dir.path().join("repo"),
+            dir.path().join("target"),
+        );
         sample_tree(&source);
         let restic = Restic::new(&repo);
         restic.run(&["init", "--repository-version", version]);
@@ -82,14 +109,24 @@ async fn trees_and_cuts_are_equal() {
         let dir = scratch();
         let (source, repo) = (dir.path().join("source"), dir.path().join("repo"));
         sample_tree(&source);
-        let repository = Repository::init_version(store(&repo), &options(), version).await.unwrap();
+        let repository = Repository::init_version(store(&repo), &options(), version)
+            .await
+            .unwrap();
         let ours = backup(&repository, &source).await;
         let packs = support::count(&repo, "data");
         let restic = Restic::new(&repo);
         restic.run_in(&source, &["backup", ".", "--host=velero", "--force"]);
-        let trees: Vec<_> = restic.snapshots().iter().map(|s| s["tree"].clone()).collect();
+        let trees: Vec<_> = restic
+            .snapshots()
+            .iter()
+            .map(|s| s["tree"].clone())
+            .collect();
         assert_eq!(trees, vec![ours.tree.unwrap().to_hex(); 2]);
-        assert_eq!(support::count(&repo, "data"), packs, "restic found nothing to add");
+        assert_eq!(
+            support::count(&repo, "data"),
+            packs,
+            "restic found nothing to add"
+        );
 
         // And by absolute path, where the directories above belong to the snapshot. Those change while other tests run.
         let mut trees = Vec::new();
@@ -102,7 +139,11 @@ async fn trees_and_cuts_are_equal() {
             assert_eq!(ours.data_blobs, 0);
             trees.push((theirs, ours.tree.unwrap().to_hex()));
             if ours.tree_blobs == 0 {
-                assert_eq!(support::count(&repo, "data"), packs, "we found nothing to add");
+                assert_eq!(
+                    support::count(&repo, "data"),
+                    packs,
+                    "we found nothing to add"
+                );
                 break;
             }
         }
@@ -124,7 +165,10 @@ async fn unchanged_files_are_not_read() {
     let mut request = BackupRequest::contents(&source, "velero");
     request.parent = first.snapshot;
     let second = backup_request(&repository, request.clone()).await;
-    assert_eq!((second.bytes_read, second.files_new, second.files_changed), (0, 0, 0));
+    assert_eq!(
+        (second.bytes_read, second.files_new, second.files_changed),
+        (0, 0, 0)
+    );
     assert_eq!((second.tree, second.bytes_added), (first.tree, 0));
 
     // The same volume elsewhere: other path, same inodes.
@@ -134,7 +178,10 @@ async fn unchanged_files_are_not_read() {
     let third = backup_request(&repository, request.clone()).await;
     assert_eq!((third.bytes_read, third.tree), (0, first.tree));
 
-    let mut large = fs::OpenOptions::new().append(true).open(moved.join("large")).unwrap();
+    let mut large = fs::OpenOptions::new()
+        .append(true)
+        .open(moved.join("large"))
+        .unwrap();
     std::io::Write::write_all(&mut large, &noise(9, 100_000)).unwrap();
     request.parent = third.snapshot;
     let fourth = backup_request(&repository, request).await;
@@ -145,51 +192,94 @@ async fn unchanged_files_are_not_read() {
     // restic takes ours as a parent too.
     let restic = Restic::new(&repo);
     let parent = fourth.snapshot.unwrap().to_hex();
-    let json = restic.run_in(&moved, &["backup", ".", "--json", "--host=velero", "--parent", &parent]);
+    let json = restic.run_in(
+        &moved,
+        &[
+            "backup",
+            ".",
+            "--json",
+            "--host=velero",
+            "--parent",
+            &parent,
+        ],
+    );
     let summary: serde_json::Value = serde_json::from_str(json.lines().last().unwrap()).unwrap();
-    assert_eq!((&summary["files_new"], &summary["files_changed"]), (&0.into(), &0.into()));
+    assert_eq!(
+        (&summary["files_new"], &summary["files_changed"]),
+        (&0.into(), &0.into())
+    );
     restic.check();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn prune_gives_space_back_and_restic_agrees() {
     let dir = scratch();
-    let (source, repo, target) =
-        (dir.path().join("source"), dir.path().join("repo"), dir.path().join("target"));
+    let (source, repo, target) = (
+        dir.path().join("source"),
+        dir.path().join("repo"),
+        dir.path().join("target"),
+    );
     fs::create_dir(&source).unwrap();
     let repository = init(&repo).await;
     let mut ids = Vec::new();
     for round in 0..4 {
         for file in 0..40 {
             if round == 0 || file % 4 == round {
-                fs::write(source.join(format!("{file}")), noise(round * 100 + file, 300_000)).unwrap();
+                fs::write(
+                    source.join(format!("{file}")),
+                    noise(round * 100 + file, 300_000),
+                )
+                .unwrap();
             }
         }
         ids.push(backup(&repository, &source).await.snapshot.unwrap());
     }
     let cancel = CancellationToken::new();
-    let options = PruneOptions { max_unused_percent: 0.0 };
-    let nothing = repository.prune(options, &NoProgress, &cancel).await.unwrap();
+    let options = PruneOptions {
+        max_unused_percent: 0.0,
+    };
+    let nothing = repository
+        .prune(options, &NoProgress, &cancel)
+        .await
+        .unwrap();
     assert_eq!((nothing.packs_deleted, nothing.packs_repacked), (0, 0));
 
     let forgotten = repository.forget(&ids[..3]).await.unwrap();
     assert_eq!(forgotten.removed, ids[..3]);
     assert_eq!(repository.forget(&ids[..1]).await.unwrap().absent, ids[..1]);
-    let pruned = repository.prune(options, &NoProgress, &cancel).await.unwrap();
+    let pruned = repository
+        .prune(options, &NoProgress, &cancel)
+        .await
+        .unwrap();
     assert!(pruned.bytes_before > 20_000_000, "{pruned:?}");
-    assert!(pruned.bytes_after < 12_500_000 && pruned.bytes_unused == 0, "{pruned:?}");
+    assert!(
+        pruned.bytes_after < 12_500_000 && pruned.bytes_unused == 0,
+        "{pruned:?}"
+    );
 
     let restic = Restic::new(&repo);
     restic.check();
     let said = restic.run(&["prune", "--max-unused", "0"]);
-    assert!(said.contains("to delete:             0 blobs") || said.contains("0 B"), "{said}");
+    assert!(
+        said.contains("to delete:             0 blobs") || said.contains("0 B"),
+        "{said}"
+    );
     check(&repository).await;
     restore(&repository, "latest", &target).await;
     assert_same_tree(&source, &target);
 
     // And what restic pruned, we read.
     restic.run_in(&source, &["backup", "."]);
-    restic.run(&["forget", "--keep-last", "1", "--prune", "--max-unused", "0", "--group-by", ""]);
+    restic.run(&[
+        "forget",
+        "--keep-last",
+        "1",
+        "--prune",
+        "--max-unused",
+        "0",
+        "--group-by",
+        "",
+    ]);
     check(&repository).await;
     let target = dir.path().join("again");
     restore(&repository, "latest", &target).await;

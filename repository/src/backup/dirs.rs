@@ -112,7 +112,10 @@ pub(super) fn done(engine: &Engine, dir: &Arc<OpenDir>) -> Result<()> {
             *engine.root.lock() = Some((saved.id, empty));
             return Ok(());
         };
-        let node = dir.node.lock().take().map(|node| Node { subtree: Some(saved.id), ..node });
+        let node = dir.node.lock().take().map(|node| Node {
+            subtree: Some(saved.id),
+            ..node
+        });
         above.fill(engine, *place, node.as_ref());
         let above = Arc::clone(above);
         dir = above;

@@ -72,13 +72,24 @@ fn read(engine: &Engine, job: &FileJob, buffer: &mut Buffer) -> Result<Node, Tro
     let (size, content) = cut(engine, &file, buffer)?;
     let after = rustix::fs::fstat(&file).map_err(Trouble::Source)?;
     if size != node.size || !same(&before, &after) {
-        engine.warning(&job.dir.path, job.name.to_bytes(), "changed while it was read");
+        engine.warning(
+            &job.dir.path,
+            job.name.to_bytes(),
+            "changed while it was read",
+        );
     }
     node.size = size;
     node.content = Some(content);
-    let counter = if job.changed { &engine.figures.files_changed } else { &engine.figures.files_new };
+    let counter = if job.changed {
+        &engine.figures.files_changed
+    } else {
+        &engine.figures.files_new
+    };
     counter.fetch_add(1, Ordering::Relaxed);
-    engine.figures.bytes_processed.fetch_add(size, Ordering::Relaxed);
+    engine
+        .figures
+        .bytes_processed
+        .fetch_add(size, Ordering::Relaxed);
     Ok(node)
 }
 
@@ -108,7 +119,11 @@ fn cut(engine: &Engine, file: &OwnedFd, buffer: &mut Buffer) -> Result<(u64, Vec
                     filled -= start;
                     start = 0;
                     // Small files need little, and a chunk and one read are enough for any.
-                    let wanted = if filled < MIN { MIN + READ } else { MAX + 4 * READ };
+                    let wanted = if filled < MIN {
+                        MIN + READ
+                    } else {
+                        MAX + 4 * READ
+                    };
                     if buffer.len() < wanted && filled + READ > buffer.len() {
                         // A fresh one costs no memory before it is filled, one that is resized does.
                         let mut larger = vec![0; wanted];
@@ -117,7 +132,9 @@ fn cut(engine: &Engine, file: &OwnedFd, buffer: &mut Buffer) -> Result<(u64, Vec
                     }
                 }
                 let end = buffer.len().min(filled + READ);
-                let got = engine.read(file, &mut buffer[filled..end]).map_err(Trouble::Source)?;
+                let got = engine
+                    .read(file, &mut buffer[filled..end])
+                    .map_err(Trouble::Source)?;
                 ended = got == 0;
                 filled += got;
                 size += got as u64;

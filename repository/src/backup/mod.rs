@@ -78,7 +78,10 @@ impl Problems {
     fn add(&mut self, dir: &Path, name: &[u8], message: String) {
         self.count += 1;
         if self.first.len() < NAMED {
-            let path = dir.join(String::from_utf8_lossy(name).as_ref()).display().to_string();
+            let path = dir
+                .join(String::from_utf8_lossy(name).as_ref())
+                .display()
+                .to_string();
             tracing::warn!(path, message, "source");
             self.first.push(FileProblem { path, message });
         }
@@ -110,7 +113,9 @@ impl Engine {
                 got => break got?,
             }
         };
-        self.figures.bytes_read.fetch_add(got as u64, Ordering::Relaxed);
+        self.figures
+            .bytes_read
+            .fetch_add(got as u64, Ordering::Relaxed);
         Ok(got)
     }
 }
@@ -143,8 +148,18 @@ async fn locked(
     let parent = load_parent(repository, request.parent).await?;
 
     let counters = Arc::new(Counters::default());
+    if let Some(before) = parent
+        .as_ref()
+        .and_then(|(_, snapshot)| snapshot.summary.as_ref())
+    {
+        counters.at_least[0].store(before.total_bytes_processed, Ordering::Relaxed);
+        counters.at_least[1].store(before.total_files_processed, Ordering::Relaxed);
+    }
     let mut pump = Pump::new(progress, Arc::clone(&counters));
-    let reader = BlobReader { files: files.clone(), index: Arc::clone(&index) };
+    let reader = BlobReader {
+        files: files.clone(),
+        index: Arc::clone(&index),
+    };
     let runtime = Handle::current();
     let polynomial = repository.config.polynomial;
     let parent_tree = parent.as_ref().map(|(_, snapshot)| snapshot.tree);

@@ -14,7 +14,9 @@ use crate::tree::time::from_unix;
 use crate::tree::{Node, NodeKind, mode_from_unix};
 
 /// Reading must not change access times where that can be helped.
-const READ: OFlags = OFlags::RDONLY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+const READ: OFlags = OFlags::RDONLY
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::CLOEXEC);
 
 /// Opens an entry for reading, without following a symbolic link and without waiting for a fifo's writer.
 fn open(dir: impl AsFd, name: &CStr, flags: OFlags) -> Result<OwnedFd, Errno> {
@@ -59,7 +61,10 @@ pub(super) fn stat(dir: impl AsFd, name: &CStr) -> Result<Stat, Errno> {
 }
 
 /// The node of an entry as far as `stat` tells. `None` for a type that cannot be stored.
-#[allow(clippy::unnecessary_cast, reason = "the types of stat's fields differ between architectures")]
+#[allow(
+    clippy::unnecessary_cast,
+    reason = "the types of stat's fields differ between architectures"
+)]
 pub(super) fn node(name: &[u8], stat: &Stat, names: &Names) -> Option<Node> {
     let (kind, mode) = mode_from_unix(stat.st_mode as u32)?;
     let mtime = from_unix(stat.st_mtime as i64, stat.st_mtime_nsec as i64);
@@ -126,7 +131,9 @@ fn collect(
     };
     let mut xattrs = Vec::new();
     for name in listed.split_inclusive(|byte| *byte == 0) {
-        let Ok(name) = CStr::from_bytes_with_nul(name) else { continue };
+        let Ok(name) = CStr::from_bytes_with_nul(name) else {
+            continue;
+        };
         match sized(|buffer| get(name, buffer)) {
             Ok(value) => xattrs.push((name.to_bytes().to_vec(), value)),
             // Removed meanwhile.
@@ -134,7 +141,10 @@ fn collect(
             Err(error) => {
                 let name = name.to_string_lossy();
                 let error = io::Error::from(error);
-                return Err(io::Error::new(error.kind(), format!("extended attribute {name}: {error}")));
+                return Err(io::Error::new(
+                    error.kind(),
+                    format!("extended attribute {name}: {error}"),
+                ));
             }
         }
     }

@@ -121,7 +121,13 @@ impl Walker<'_> {
     }
 
     /// A directory of which only some entries are backed up.
-    fn level(&self, dir: &Arc<OpenDir>, path: &Path, level: &Level, before: &mut Before) -> Result<()> {
+    fn level(
+        &self,
+        dir: &Arc<OpenDir>,
+        path: &Path,
+        level: &Level,
+        before: &mut Before,
+    ) -> Result<()> {
         let engine = self.engine;
         let unreadable = |errno: Errno| Error::source(path, errno);
         let fd = Arc::new(source::open_root(path).map_err(unreadable)?);
@@ -168,7 +174,13 @@ impl Walker<'_> {
         Ok(())
     }
 
-    fn entry(&self, dir: &Arc<OpenDir>, fd: &Arc<OwnedFd>, name: CString, was: Option<Node>) -> Result<()> {
+    fn entry(
+        &self,
+        dir: &Arc<OpenDir>,
+        fd: &Arc<OwnedFd>,
+        name: CString,
+        was: Option<Node>,
+    ) -> Result<()> {
         let engine = self.engine;
         let stat = match source::stat(&**fd, &name) {
             Ok(stat) => stat,
@@ -227,8 +239,14 @@ impl Walker<'_> {
                 // The same change time says that the extended attributes are the same too.
                 node.xattrs = was.xattrs;
                 node.content = Some(content);
-                engine.figures.files_unmodified.fetch_add(1, Ordering::Relaxed);
-                engine.figures.bytes_processed.fetch_add(node.size, Ordering::Relaxed);
+                engine
+                    .figures
+                    .files_unmodified
+                    .fetch_add(1, Ordering::Relaxed);
+                engine
+                    .figures
+                    .bytes_processed
+                    .fetch_add(node.size, Ordering::Relaxed);
                 engine.counters.advance(node.size, 1);
                 dir.add(engine, &node);
                 return Ok(());
@@ -237,7 +255,13 @@ impl Walker<'_> {
             engine.warning(&dir.path, name.to_bytes(), message);
         }
         let place = dir.reserve();
-        let job = FileJob { dir: Arc::clone(dir), place, fd: Arc::clone(fd), name, changed };
+        let job = FileJob {
+            dir: Arc::clone(dir),
+            place,
+            fd: Arc::clone(fd),
+            name,
+            changed,
+        };
         self.jobs.send(job).map_err(|_| Error::Cancelled)
     }
 
@@ -301,7 +325,9 @@ impl Walker<'_> {
 
     /// The parent's entries. A parent that cannot be read is the same as none.
     fn before(&self, tree: Option<Id>) -> Before {
-        let Some(id) = tree else { return Before::none() };
+        let Some(id) = tree else {
+            return Before::none();
+        };
         match self.engine.runtime.block_on(self.engine.reader.tree(&id)) {
             Ok(nodes) => Before(nodes.into_iter().peekable()),
             Err(error) => {

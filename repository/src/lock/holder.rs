@@ -103,7 +103,10 @@ pub fn rest_rule(holder: &LockHolder, age: Duration) -> bool {
 }
 
 fn process_exists(pid: u32) -> bool {
-    let Some(pid) = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw) else {
+    let Some(pid) = i32::try_from(pid)
+        .ok()
+        .and_then(rustix::process::Pid::from_raw)
+    else {
         return false;
     };
     match rustix::process::test_kill_process(pid) {
@@ -123,12 +126,25 @@ mod tests {
         assert!(rest_rule(&this, Duration::from_secs(31 * 60)));
 
         let mut child = std::process::Command::new("true").spawn().unwrap();
-        let gone = LockHolder { pid: child.id(), ..this.clone() };
+        let gone = LockHolder {
+            pid: child.id(),
+            ..this.clone()
+        };
         child.wait().unwrap();
         assert!(rest_rule(&gone, Duration::ZERO));
 
-        let elsewhere = LockHolder { hostname: "elsewhere".into(), ..gone };
+        let elsewhere = LockHolder {
+            hostname: "elsewhere".into(),
+            ..gone
+        };
         assert!(!rest_rule(&elsewhere, Duration::from_secs(60)));
-        assert!(!rest_rule(&LockHolder { pid: 0, hostname: "x".into(), ..this }, Duration::ZERO));
+        assert!(!rest_rule(
+            &LockHolder {
+                pid: 0,
+                hostname: "x".into(),
+                ..this
+            },
+            Duration::ZERO
+        ));
     }
 }

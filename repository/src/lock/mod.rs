@@ -88,7 +88,11 @@ async fn refuse_conflict(
         let conflicts = mode == Mode::Exclusive || lock.exclusive;
         if own != Some(&id) && conflicts {
             let holder = lock.holder();
-            return Err(Error::Locked { holder: holder.to_string(), exclusive: lock.exclusive, age });
+            return Err(Error::Locked {
+                holder: holder.to_string(),
+                exclusive: lock.exclusive,
+                age,
+            });
         }
     }
     Ok(())
@@ -106,7 +110,12 @@ async fn living(files: &Files, options: &OpenOptions) -> Result<Vec<(Id, StoredL
             Err(error) => Err(error),
         };
         let dead = match &lock {
-            Ok(lock) => options.judge.is_dead(&lock.holder(), age(now, lock.time)).await,
+            Ok(lock) => {
+                options
+                    .judge
+                    .is_dead(&lock.holder(), age(now, lock.time))
+                    .await
+            }
             // Nobody confirms a lock that cannot be read. Until it is old it may be somebody's.
             Err(Error::Corrupt { .. }) => {
                 meta.modified.is_some_and(|at| age(now, at) > FOREIGN_STALE)
@@ -140,7 +149,9 @@ async fn write(files: &Files, lock: &StoredLock) -> Result<Id> {
     let json = lock.to_json()?;
     match tokio::time::timeout(WRITE_DEADLINE, files.save(FileKind::Lock, &json)).await {
         Ok(saved) => Ok(saved?.0),
-        Err(_) => Err(Error::LockLost { reason: "the store did not take it in time".into() }),
+        Err(_) => Err(Error::LockLost {
+            reason: "the store did not take it in time".into(),
+        }),
     }
 }
 
@@ -171,7 +182,10 @@ impl LockGuard {
             released: false.into(),
         });
         let refresher = tokio::spawn(refresh(Arc::clone(&state), lock));
-        Self { state, refresher: Some(AbortOnDropHandle::new(refresher)) }
+        Self {
+            state,
+            refresher: Some(AbortOnDropHandle::new(refresher)),
+        }
     }
 
     /// Cancelled when the lock is lost.
@@ -193,7 +207,9 @@ impl LockGuard {
     /// Gives the lock back. Failing to do so only leaves a lock that dies of age.
     pub(crate) async fn release(mut self) {
         self.refresher = None;
-        self.state.released.store(true, std::sync::atomic::Ordering::Release);
+        self.state
+            .released
+            .store(true, std::sync::atomic::Ordering::Release);
         let id = *self.state.id.lock();
         if let Err(error) = self.state.files.delete(FileKind::Lock, &id).await {
             tracing::warn!(%error, "cannot remove the own lock");
@@ -203,7 +219,11 @@ impl LockGuard {
 
 impl Drop for LockGuard {
     fn drop(&mut self) {
-        if self.state.released.load(std::sync::atomic::Ordering::Acquire) {
+        if self
+            .state
+            .released
+            .load(std::sync::atomic::Ordering::Acquire)
+        {
             return;
         }
         self.refresher = None;
@@ -233,12 +253,21 @@ impl State {
     async fn see(&self) -> Result<()> {
         let begun = (Instant::now(), SystemTime::now());
         let id = *self.id.lock();
-        if self.files.store.head(&FileKind::Lock.path(&id)).await?.is_some() || *self.id.lock() != id {
+        if self
+            .files
+            .store
+            .head(&FileKind::Lock.path(&id))
+            .await?
+            .is_some()
+            || *self.id.lock() != id
+        {
             *self.confirmed.lock() = begun;
             return Ok(());
         }
         self.lost.cancel();
-        Err(Error::LockLost { reason: "somebody removed it".into() })
+        Err(Error::LockLost {
+            reason: "somebody removed it".into(),
+        })
     }
 }
 

@@ -119,7 +119,12 @@ impl Batch {
         std::thread::scope(|scope| {
             for _ in 0..engine.threads.min(spans.len()) {
                 scope.spawn(|| {
-                    let mut writer = Writer { engine, files: &files, dir: None, scratch: Vec::new() };
+                    let mut writer = Writer {
+                        engine,
+                        files: &files,
+                        dir: None,
+                        scratch: Vec::new(),
+                    };
                     while let Some(span) = spans.get(next.fetch_add(1, Ordering::Relaxed)) {
                         if engine.stop.is_cancelled() {
                             return;
@@ -131,7 +136,12 @@ impl Batch {
                     }
                 });
             }
-            let mut writer = Writer { engine, files: &files, dir: None, scratch: Vec::new() };
+            let mut writer = Writer {
+                engine,
+                files: &files,
+                dir: None,
+                scratch: Vec::new(),
+            };
             for file in files.iter().filter(|file| file.pieces == 0) {
                 writer.empty(file);
             }
@@ -181,7 +191,9 @@ struct Writer<'a> {
 impl Writer<'_> {
     /// Reads one span and writes its pieces. Damage is counted for the files it hits; trouble with the store is an error.
     fn span(&mut self, pieces: &[Piece]) -> Result<()> {
-        let (Some(first), Some(last)) = (pieces.first(), pieces.last()) else { return Ok(()) };
+        let (Some(first), Some(last)) = (pieces.first(), pieces.last()) else {
+            return Ok(());
+        };
         let engine = self.engine;
         let pack = FileKind::Pack.path(&engine.reader.index.pack_id(first.place.pack));
         let start = u64::from(first.place.blob.offset);
@@ -199,13 +211,18 @@ impl Writer<'_> {
         let mut at = 0;
         while at < pieces.len() {
             let place = pieces[at].place;
-            let count = pieces[at..].iter().take_while(|piece| piece.place == place).count();
+            let count = pieces[at..]
+                .iter()
+                .take_while(|piece| piece.place == place)
+                .count();
             let users = &pieces[at..at + count];
             at += count;
             let from = (u64::from(place.blob.offset) - start) as usize;
             let sealed = bytes.get_mut(from..from + place.blob.length as usize);
             let plain = match sealed {
-                Some(sealed) => blobs::open(&engine.reader.files.key, &place.blob, sealed, &mut scratch),
+                Some(sealed) => {
+                    blobs::open(&engine.reader.files.key, &place.blob, sealed, &mut scratch)
+                }
                 None => Err("the pack is missing or too short"),
             };
             match plain {
@@ -223,9 +240,15 @@ impl Writer<'_> {
 
     /// A damaged blob may have a sound copy in another pack.
     fn elsewhere(&mut self, users: &[Piece], pack: &str, reason: &str) -> Result<()> {
-        let Some(first) = users.first() else { return Ok(()) };
+        let Some(first) = users.first() else {
+            return Ok(());
+        };
         let id = first.place.blob.id;
-        match self.engine.runtime.block_on(self.engine.reader.load(BlobKind::Data, &id)) {
+        match self
+            .engine
+            .runtime
+            .block_on(self.engine.reader.load(BlobKind::Data, &id))
+        {
             Ok(plain) => {
                 for piece in users {
                     self.piece(piece, &plain);
@@ -289,18 +312,21 @@ impl Writer<'_> {
 
     fn empty(&mut self, file: &File) {
         let engine = self.engine;
-        let result = self.enter(file).map_err(std::io::Error::from).and_then(|dir| {
-            match engine.target.create(dir, &file.name)? {
-                Some(fd) => {
-                    engine.target.dress(&fd, &file.node)?;
-                    engine.files_done.fetch_add(1, Ordering::Relaxed);
+        let result = self
+            .enter(file)
+            .map_err(std::io::Error::from)
+            .and_then(|dir| {
+                match engine.target.create(dir, &file.name)? {
+                    Some(fd) => {
+                        engine.target.dress(&fd, &file.node)?;
+                        engine.files_done.fetch_add(1, Ordering::Relaxed);
+                    }
+                    None => {
+                        engine.skipped.fetch_add(1, Ordering::Relaxed);
+                    }
                 }
-                None => {
-                    engine.skipped.fetch_add(1, Ordering::Relaxed);
-                }
-            }
-            Ok(())
-        });
+                Ok(())
+            });
         engine.counters.advance(0, 1);
         if let Err(error) = result {
             engine.problem(&file.dir, file.name.to_bytes(), &error.to_string());
@@ -313,7 +339,8 @@ impl Writer<'_> {
         if was == State::Failed {
             return;
         }
-        self.engine.problem(&file.dir, file.name.to_bytes(), message);
+        self.engine
+            .problem(&file.dir, file.name.to_bytes(), message);
         if was == State::Made && file.waiting.load(Ordering::Acquire) > 0 {
             let target = &self.engine.target;
             if let Ok(dir) = self.enter(file) {
@@ -323,7 +350,10 @@ impl Writer<'_> {
     }
 
     fn enter(&mut self, file: &File) -> Result<std::os::fd::BorrowedFd<'_>, Errno> {
-        let same = self.dir.as_ref().is_some_and(|(path, _)| Arc::ptr_eq(path, &file.dir));
+        let same = self
+            .dir
+            .as_ref()
+            .is_some_and(|(path, _)| Arc::ptr_eq(path, &file.dir));
         if !same {
             self.dir = None;
         }

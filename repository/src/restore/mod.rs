@@ -53,9 +53,15 @@ impl Engine {
         let mut errors = self.errors.lock();
         errors.0 += 1;
         if errors.1.len() < NAMED {
-            let path = dir.join(String::from_utf8_lossy(name).as_ref()).display().to_string();
+            let path = dir
+                .join(String::from_utf8_lossy(name).as_ref())
+                .display()
+                .to_string();
             tracing::warn!(path, message, "restore");
-            errors.1.push(FileProblem { path, message: message.to_owned() });
+            errors.1.push(FileProblem {
+                path,
+                message: message.to_owned(),
+            });
         }
     }
 }
@@ -87,7 +93,10 @@ async fn locked(
     let begun = Instant::now();
     let snapshot = repository.snapshot(id).await?;
     let index = Arc::new(Index::load(&repository.files).await?.0);
-    let reader = BlobReader { files: repository.files.clone(), index };
+    let reader = BlobReader {
+        files: repository.files.clone(),
+        index,
+    };
     let counters = Arc::new(Counters::default());
     if let Some(summary) = &snapshot.summary {
         counters.expect(summary.total_bytes_processed, summary.total_files_processed);
@@ -130,7 +139,10 @@ fn restore(engine: &Engine, path: &Path, tree: Id, total_known: bool) -> Result<
     };
     walk.tree(&Arc::new(PathBuf::new()), &tree)?;
     walk.flush()?;
-    engine.target.sync().map_err(|error| Error::target(path, error))?;
+    engine
+        .target
+        .sync()
+        .map_err(|error| Error::target(path, error))?;
     let (error_count, errors) = std::mem::take(&mut *engine.errors.lock());
     Ok(RestoreSummary {
         files: engine.files_done.load(Ordering::Relaxed),
@@ -178,7 +190,9 @@ impl Walk<'_> {
             if engine.stop.is_cancelled() {
                 return Err(Error::Cancelled);
             }
-            let Ok(name) = CString::new(&*node.name) else { continue };
+            let Ok(name) = CString::new(&*node.name) else {
+                continue;
+            };
             if node.kind == NodeKind::Dir {
                 match engine.target.make_dir(&dir, &name) {
                     Ok(()) => below.push(node),
@@ -204,7 +218,13 @@ impl Walk<'_> {
         Ok(())
     }
 
-    fn leaf(&mut self, path: &Arc<PathBuf>, dir: BorrowedFd<'_>, name: CString, node: Node) -> Result<()> {
+    fn leaf(
+        &mut self,
+        path: &Arc<PathBuf>,
+        dir: BorrowedFd<'_>,
+        name: CString,
+        node: Node,
+    ) -> Result<()> {
         let engine = self.engine;
         let is_file = node.kind == NodeKind::File;
         if is_file && !self.total_known {
@@ -224,7 +244,9 @@ impl Walk<'_> {
             let key = (node.device_id, node.inode);
             if let Some(first) = self.first_names.get(&key) {
                 self.links.push((first.clone(), here));
-                engine.counters.advance(if is_file { node.size } else { 0 }, is_file.into());
+                engine
+                    .counters
+                    .advance(if is_file { node.size } else { 0 }, is_file.into());
                 return Ok(());
             }
             self.first_names.insert(key, here);
@@ -234,7 +256,11 @@ impl Walk<'_> {
             if let Err(message) = self.batch.add(engine, path, name, node) {
                 engine.problem(path, shown.to_bytes(), &message);
             }
-            return if self.batch.is_full() { self.flush() } else { Ok(()) };
+            return if self.batch.is_full() {
+                self.flush()
+            } else {
+                Ok(())
+            };
         }
         match engine.target.make_other(dir, &name, &node) {
             Ok(Made::Yes) => self.others += 1,

@@ -45,7 +45,11 @@ pub(super) enum Made {
 
 impl Target {
     /// Opens the target; makes it if it is missing.
-    pub(super) fn open(path: &Path, owners: Option<bool>, overwrite: Overwrite) -> io::Result<Self> {
+    pub(super) fn open(
+        path: &Path,
+        owners: Option<bool>,
+        overwrite: Overwrite,
+    ) -> io::Result<Self> {
         std::fs::create_dir_all(path)?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::open(path, flags, Mode::empty())?;
@@ -55,7 +59,11 @@ impl Target {
             None if rustix::process::geteuid().is_root() => Owners::Must,
             None => Owners::Try,
         };
-        Ok(Self { root, owners, overwrite })
+        Ok(Self {
+            root,
+            owners,
+            overwrite,
+        })
     }
 
     /// Opens a directory by its path below the target. Fails where a link is on the way.
@@ -104,7 +112,12 @@ impl Target {
         let dir = dir.as_fd();
         let mut file = None;
         let made = self.make(dir, name, || {
-            file = Some(rustix::fs::openat(dir, name, flags, Mode::from_raw_mode(PRIVATE))?);
+            file = Some(rustix::fs::openat(
+                dir,
+                name,
+                flags,
+                Mode::from_raw_mode(PRIVATE),
+            )?);
             Ok(())
         })?;
         Ok(file.filter(|_| made == Made::Yes))
@@ -192,7 +205,10 @@ impl Target {
     /// The same for what is not to be opened.
     fn dress_at(&self, dir: BorrowedFd<'_>, name: &CStr, node: &Node) -> io::Result<()> {
         let nofollow = AtFlags::SYMLINK_NOFOLLOW;
-        self.own(|uid, gid| rustix::fs::chownat(dir, name, uid, gid, nofollow), node)?;
+        self.own(
+            |uid, gid| rustix::fs::chownat(dir, name, uid, gid, nofollow),
+            node,
+        )?;
         let mut path = PathBuf::from(format!("/proc/self/fd/{}", dir.as_raw_fd()));
         path.push(OsStr::from_bytes(name.to_bytes()));
         if node.kind != NodeKind::Symlink {
@@ -245,7 +261,10 @@ fn about_xattr(name: &CStr, errno: Errno) -> io::Error {
 }
 
 fn times(node: &Node) -> Timestamps {
-    Timestamps { last_access: timespec(node.atime), last_modification: timespec(node.mtime) }
+    Timestamps {
+        last_access: timespec(node.atime),
+        last_modification: timespec(node.mtime),
+    }
 }
 
 fn timespec(time: Timestamp) -> Timespec {
@@ -254,5 +273,8 @@ fn timespec(time: Timestamp) -> Timespec {
         seconds -= 1;
         nanos += 1_000_000_000;
     }
-    Timespec { tv_sec: seconds, tv_nsec: nanos.into() }
+    Timespec {
+        tv_sec: seconds,
+        tv_nsec: nanos.into(),
+    }
 }

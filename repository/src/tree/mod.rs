@@ -62,32 +62,54 @@ mod tests {
     fn node() -> impl Strategy<Value = Node> {
         let bytes = || proptest::collection::vec(any::<u8>(), 0..20);
         let name = bytes().prop_filter("a name", |name| is_plain_name(name));
-        let when = (0_i64..4_000_000_000, 0_i64..1_000_000_000).prop_map(|(s, n)| time::from_unix(s, n));
-        let ids = proptest::option::of(proptest::collection::vec(any::<[u8; 32]>().prop_map(Id), 0..3));
-        let xattrs = proptest::collection::vec(("[a-z.<]{1,9}".prop_map(String::into_bytes), bytes()), 0..3);
-        (name, (when.clone(), when), any::<(u32, u32, u64, u64, u64)>(), bytes(), xattrs, ids, "[a-zä&]{0,5}").prop_map(
-            |(name, (mtime, ctime), (mode, uid, inode, size, links), link_target, xattrs, content, user)| Node {
-                name,
-                kind: NodeKind::File,
-                mode,
-                mtime,
-                atime: mtime,
-                ctime,
-                uid,
-                gid: uid ^ 1,
-                user,
-                group: String::new(),
-                inode,
-                device_id: 7,
-                size,
-                links,
-                link_target,
-                xattrs,
-                device: 0,
-                subtree: content.as_ref().map(|_| Id::of(b"x")),
-                content,
-            },
+        let when =
+            (0_i64..4_000_000_000, 0_i64..1_000_000_000).prop_map(|(s, n)| time::from_unix(s, n));
+        let ids = proptest::option::of(proptest::collection::vec(
+            any::<[u8; 32]>().prop_map(Id),
+            0..3,
+        ));
+        let xattrs =
+            proptest::collection::vec(("[a-z.<]{1,9}".prop_map(String::into_bytes), bytes()), 0..3);
+        (
+            name,
+            (when.clone(), when),
+            any::<(u32, u32, u64, u64, u64)>(),
+            bytes(),
+            xattrs,
+            ids,
+            "[a-zä&]{0,5}",
         )
+            .prop_map(
+                |(
+                    name,
+                    (mtime, ctime),
+                    (mode, uid, inode, size, links),
+                    link_target,
+                    xattrs,
+                    content,
+                    user,
+                )| Node {
+                    name,
+                    kind: NodeKind::File,
+                    mode,
+                    mtime,
+                    atime: mtime,
+                    ctime,
+                    uid,
+                    gid: uid ^ 1,
+                    user,
+                    group: String::new(),
+                    inode,
+                    device_id: 7,
+                    size,
+                    links,
+                    link_target,
+                    xattrs,
+                    device: 0,
+                    subtree: content.as_ref().map(|_| Id::of(b"x")),
+                    content,
+                },
+            )
     }
 
     proptest! {

@@ -125,7 +125,11 @@ impl Node {
         if !self.xattrs.is_empty() {
             key(out, "extended_attributes");
             for (at, (name, value)) in self.xattrs.iter().enumerate() {
-                out.extend_from_slice(if at == 0 { b"[{\"name\":\"" } else { b",{\"name\":\"" });
+                out.extend_from_slice(if at == 0 {
+                    b"[{\"name\":\""
+                } else {
+                    b",{\"name\":\""
+                });
                 quote::write_json(out, name);
                 out.extend_from_slice(b"\",\"value\":");
                 base64_string(out, value);
@@ -263,11 +267,16 @@ struct RawXattr<'a> {
 
 impl RawNode<'_> {
     pub(super) fn into_node(self) -> Result<Node, String> {
-        let name = quote::unquote(&self.name).ok_or_else(|| format!("the name {:?} is not quoted as Go does", self.name))?;
+        let name = quote::unquote(&self.name)
+            .ok_or_else(|| format!("the name {:?} is not quoted as Go does", self.name))?;
         let when = |text: &str| {
             time::parse(text.as_bytes()).ok_or_else(|| format!("{text:?} is no RFC 3339 time"))
         };
-        let base64 = |text: &str| BASE64.decode(text).map_err(|_| "a value is not base64".to_owned());
+        let base64 = |text: &str| {
+            BASE64
+                .decode(text)
+                .map_err(|_| "a value is not base64".to_owned())
+        };
         let mut xattrs = Vec::new();
         for xattr in self.extended_attributes.into_iter().flatten() {
             let value = xattr.value.map_or(Ok(Vec::new()), |value| base64(&value))?;
@@ -323,7 +332,11 @@ pub(crate) fn mode_from_unix(mode: u32) -> Option<(NodeKind, u32)> {
         _ => return None,
     };
     let mut go = bits | (mode & 0o777);
-    for (unix, bit) in [(libc::S_ISUID, GO_SETUID), (libc::S_ISGID, GO_SETGID), (libc::S_ISVTX, GO_STICKY)] {
+    for (unix, bit) in [
+        (libc::S_ISUID, GO_SETUID),
+        (libc::S_ISGID, GO_SETGID),
+        (libc::S_ISVTX, GO_STICKY),
+    ] {
         if mode & unix != 0 {
             go |= bit;
         }
@@ -334,7 +347,11 @@ pub(crate) fn mode_from_unix(mode: u32) -> Option<(NodeKind, u32)> {
 /// Permission bits of a Go mode as chmod takes them.
 pub(crate) fn permissions(mode: u32) -> u32 {
     let mut unix = mode & 0o777;
-    for (bit, value) in [(GO_SETUID, libc::S_ISUID), (GO_SETGID, libc::S_ISGID), (GO_STICKY, libc::S_ISVTX)] {
+    for (bit, value) in [
+        (GO_SETUID, libc::S_ISUID),
+        (GO_SETGID, libc::S_ISGID),
+        (GO_STICKY, libc::S_ISVTX),
+    ] {
         if mode & bit != 0 {
             unix |= value;
         }

@@ -155,7 +155,10 @@ pub(crate) fn is_printable(c: char) -> bool {
         return (0x20..0x7f).contains(&c);
     }
     let after = RANGES.partition_point(|(start, _)| *start <= c);
-    after.checked_sub(1).and_then(|at| RANGES.get(at)).is_some_and(|(_, end)| c <= *end)
+    after
+        .checked_sub(1)
+        .and_then(|at| RANGES.get(at))
+        .is_some_and(|(_, end)| c <= *end)
 }
 
 #[cfg(test)]
@@ -173,7 +176,16 @@ mod tests {
         for c in ['a', 'ä', '世', '🚀', '\u{301}', '~'] {
             assert!(is_printable(c), "{c}");
         }
-        for c in ['\u{a0}', '\u{7f}', '\n', '\u{200b}', '\u{2028}', '\u{e000}', '\u{ad}', '\u{10ffff}'] {
+        for c in [
+            '\u{a0}',
+            '\u{7f}',
+            '\n',
+            '\u{200b}',
+            '\u{2028}',
+            '\u{e000}',
+            '\u{ad}',
+            '\u{10ffff}',
+        ] {
             assert!(!is_printable(c), "{c:?}");
         }
     }

@@ -6,7 +6,10 @@ const HEX: &[u8; 16] = b"0123456789abcdef";
 
 /// Appends `name` as the inside of a Go string literal, escaped for JSON; without quotation marks around it.
 pub(crate) fn write_name(out: &mut Vec<u8>, name: &[u8]) {
-    if name.iter().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' | b'.' | b'-' | b'_' | b' ')) {
+    if name
+        .iter()
+        .all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' | b'.' | b'-' | b'_' | b' '))
+    {
         out.extend_from_slice(name);
         return;
     }
@@ -128,7 +131,8 @@ fn unescape<'a>(out: &mut Vec<u8>, rest: &'a [u8]) -> Option<&'a [u8]> {
 
 fn number(digits: &[u8], radix: u32) -> Option<u32> {
     digits.iter().try_fold(0_u32, |sum, b| {
-        sum.checked_mul(radix)?.checked_add(char::from(*b).to_digit(radix)?)
+        sum.checked_mul(radix)?
+            .checked_add(char::from(*b).to_digit(radix)?)
     })
 }
 
@@ -178,7 +182,18 @@ mod tests {
 
     #[test]
     fn refuses_what_is_no_literal() {
-        for text in ["\"", "\\", "\\x", "\\x1", "\\q", "\\ud800", "\\U00110000", "\\777", "\\'", "\\u+123"] {
+        for text in [
+            "\"",
+            "\\",
+            "\\x",
+            "\\x1",
+            "\\q",
+            "\\ud800",
+            "\\U00110000",
+            "\\777",
+            "\\'",
+            "\\u+123",
+        ] {
             assert_eq!(unquote(text), None, "{text}");
         }
         assert_eq!(unquote(r"\101\x00"), Some(b"A\0".to_vec()));

@@ -17,7 +17,10 @@ pub(crate) fn write(out: &mut Vec<u8>, time: Timestamp, zone: &TimeZone) {
         nanos += 1_000_000_000;
     }
     let local = seconds + offset;
-    let (days, of_day) = (local.div_euclid(SECONDS_PER_DAY), local.rem_euclid(SECONDS_PER_DAY));
+    let (days, of_day) = (
+        local.div_euclid(SECONDS_PER_DAY),
+        local.rem_euclid(SECONDS_PER_DAY),
+    );
     let (year, month, day) = civil(days);
 
     digits(out, year.clamp(0, 9999), 4);
@@ -65,8 +68,11 @@ pub(crate) fn parse(text: &[u8]) -> Option<Timestamp> {
     let year = number(&head[0..4])?;
     let month = number(&head[5..7])?;
     let day = number(&head[8..10])?;
-    let (hour, minute, second) =
-        (number(&head[11..13])?, number(&head[14..16])?, number(&head[17..19])?);
+    let (hour, minute, second) = (
+        number(&head[11..13])?,
+        number(&head[14..16])?,
+        number(&head[17..19])?,
+    );
     if !(1..=12).contains(&month)
         || !(1..=days_in(year, month)).contains(&day)
         || hour > 23
@@ -82,9 +88,11 @@ pub(crate) fn parse(text: &[u8]) -> Option<Timestamp> {
         if len == 0 {
             return None;
         }
-        for at in 0..9 {
-            nanos = nanos * 10 + if at < len { i64::from(fraction[at] - b'0') } else { 0 };
-        }
+        let digits = fraction[..len].iter().map(|digit| i64::from(digit - b'0'));
+        nanos = digits
+            .chain(std::iter::repeat(0))
+            .take(9)
+            .fold(0, |sum, digit| sum * 10 + digit);
         rest = &fraction[len..];
     }
     let offset = match rest {
@@ -108,9 +116,12 @@ pub(crate) fn parse(text: &[u8]) -> Option<Timestamp> {
 /// A time as the kernel gives it; what no calendar can show becomes the nearest that one can (restic does the same).
 pub(crate) fn from_unix(seconds: i64, nanos: i64) -> Timestamp {
     let total = i128::from(seconds) * 1_000_000_000 + i128::from(nanos);
-    Timestamp::from_nanosecond(total).unwrap_or_else(|_| {
-        if seconds < 0 { Timestamp::MIN } else { Timestamp::MAX }
-    })
+    let nearest = if seconds < 0 {
+        Timestamp::MIN
+    } else {
+        Timestamp::MAX
+    };
+    Timestamp::from_nanosecond(total).unwrap_or(nearest)
 }
 
 /// For `#[serde(with = …)]`: written in the system's zone.
@@ -121,7 +132,9 @@ pub(crate) fn serialize<S: Serializer>(time: &Timestamp, serializer: S) -> Resul
 }
 
 /// For `#[serde(with = …)]`.
-pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Timestamp, D::Error> {
+pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Timestamp, D::Error> {
     let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
     parse(text.as_bytes()).ok_or_else(|| D::Error::custom("not an RFC 3339 time"))
 }
@@ -137,7 +150,9 @@ fn digits(out: &mut Vec<u8>, value: i64, width: usize) {
 }
 
 fn number(text: &[u8]) -> Option<i64> {
-    text.iter().try_fold(0, |sum, b| b.is_ascii_digit().then(|| sum * 10 + i64::from(b - b'0')))
+    text.iter().try_fold(0, |sum, b| {
+        b.is_ascii_digit().then(|| sum * 10 + i64::from(b - b'0'))
+    })
 }
 
 fn days_in(year: i64, month: i64) -> i64 {
@@ -165,7 +180,11 @@ fn civil(days: i64) -> (i64, i64, i64) {
     let of_year = of_era - (365 * year + year / 4 - year / 100);
     let shifted = (5 * of_year + 2) / 153;
     let day = of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
+    let month = if shifted < 10 {
+        shifted + 3
+    } else {
+        shifted - 9
+    };
     (year + era * 400 + i64::from(month <= 2), month, day)
 }
 
@@ -185,19 +204,38 @@ mod tests {
     fn as_go_writes_them() {
         let utc = TimeZone::UTC;
         assert_eq!(written(Timestamp::UNIX_EPOCH, &utc), "1970-01-01T00:00:00Z");
-        assert_eq!(written(from_unix(0, 120_000_000), &utc), "1970-01-01T00:00:00.12Z");
-        assert_eq!(written(from_unix(-1, 999_999_999), &utc), "1969-12-31T23:59:59.999999999Z");
+        assert_eq!(
+            written(from_unix(0, 120_000_000), &utc),
+            "1970-01-01T00:00:00.12Z"
+        );
+        assert_eq!(
+            written(from_unix(-1, 999_999_999), &utc),
+            "1969-12-31T23:59:59.999999999Z"
+        );
         let berlin = TimeZone::get("Europe/Berlin").unwrap();
-        assert_eq!(written(from_unix(1_720_000_000, 5), &berlin), "2024-07-03T11:46:40.000000005+02:00");
+        assert_eq!(
+            written(from_unix(1_720_000_000, 5), &berlin),
+            "2024-07-03T11:46:40.000000005+02:00"
+        );
         let st_johns = TimeZone::get("America/St_Johns").unwrap();
-        assert_eq!(written(from_unix(1_705_000_000, 0), &st_johns), "2024-01-11T15:36:40-03:30");
+        assert_eq!(
+            written(from_unix(1_705_000_000, 0), &st_johns),
+            "2024-01-11T15:36:40-03:30"
+        );
     }
 
     #[test]
     fn refuses_what_is_no_time() {
         for text in [
-            "", "2024-07-03", "2024-13-03T11:46:40Z", "2023-02-29T11:46:40Z", "2024-07-03T24:00:00Z",
-            "2024-07-03T11:46:40", "2024-07-03T11:46:40.Z", "2024-07-03 11:46:40Z", "2024-07-03T11:46:40+0200",
+            "",
+            "2024-07-03",
+            "2024-13-03T11:46:40Z",
+            "2023-02-29T11:46:40Z",
+            "2024-07-03T24:00:00Z",
+            "2024-07-03T11:46:40",
+            "2024-07-03T11:46:40.Z",
+            "2024-07-03 11:46:40Z",
+            "2024-07-03T11:46:40+0200",
         ] {
             assert_eq!(parse(text.as_bytes()), None, "{text}");
         }

@@ -19,8 +19,15 @@ pub const PASSWORD: &str = "a password for tests";
 /// A directory on tmpfs where there is one: tests write much and need no durability.
 pub fn scratch() -> tempfile::TempDir {
     let shm = Path::new("/dev/shm");
-    let base = if shm.is_dir() { shm.to_owned() } else { std::env::temp_dir() };
-    tempfile::Builder::new().prefix("jackline-repository-").tempdir_in(base).unwrap()
+    let base = if shm.is_dir() {
+        shm.to_owned()
+    } else {
+        std::env::temp_dir()
+    };
+    tempfile::Builder::new()
+        .prefix("jackline-repository-")
+        .tempdir_in(base)
+        .unwrap()
 }
 
 pub fn store(path: &Path) -> Arc<LocalStore> {
@@ -53,7 +60,11 @@ impl Restic {
     }
 
     pub fn with_password(repository: &Path, password: &str) -> Self {
-        Self { repository: repository.into(), password: password.into(), cache: scratch() }
+        Self {
+            repository: repository.into(),
+            password: password.into(),
+            cache: scratch(),
+        }
     }
 
     pub fn command(&self) -> Command {
@@ -66,7 +77,10 @@ impl Restic {
     }
 
     pub fn output(&self, args: &[&str]) -> Output {
-        self.command().args(args).output().expect("Debian's restic must be installed")
+        self.command()
+            .args(args)
+            .output()
+            .expect("Debian's restic must be installed")
     }
 
     /// Runs restic, which must succeed, and returns what it printed.
@@ -174,8 +188,14 @@ pub fn sample_tree(root: &Path) {
     xattr::set(root.join("small"), "user.empty", b"").unwrap();
     xattr::set(root.join("dir/deep"), "user.dir", b"on a directory").unwrap();
 
-    let long_ago = Timespec { tv_sec: 1_234_567_890, tv_nsec: 123_456_789 };
-    let before_the_epoch = Timespec { tv_sec: -5, tv_nsec: 500_000_000 };
+    let long_ago = Timespec {
+        tv_sec: 1_234_567_890,
+        tv_nsec: 123_456_789,
+    };
+    let before_the_epoch = Timespec {
+        tv_sec: -5,
+        tv_nsec: 500_000_000,
+    };
     for (name, time) in [
         ("small", long_ago),
         ("link", long_ago),
@@ -184,7 +204,10 @@ pub fn sample_tree(root: &Path) {
         ("dir/deep", long_ago),
         ("dir", long_ago),
     ] {
-        let times = Timestamps { last_access: time, last_modification: time };
+        let times = Timestamps {
+            last_access: time,
+            last_modification: time,
+        };
         rustix::fs::utimensat(CWD, root.join(name), &times, AtFlags::SYMLINK_NOFOLLOW).unwrap();
     }
 }
@@ -197,7 +220,10 @@ pub fn listing(root: &Path) -> BTreeMap<PathBuf, String> {
         seen: &mut BTreeMap<(u64, u64), PathBuf>,
         out: &mut BTreeMap<PathBuf, String>,
     ) {
-        let mut entries: Vec<_> = fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()).collect();
+        let mut entries: Vec<_> = fs::read_dir(dir)
+            .unwrap()
+            .map(|e| e.unwrap().path())
+            .collect();
         entries.sort();
         for path in entries {
             let meta = fs::symlink_metadata(&path).unwrap();
@@ -225,7 +251,9 @@ pub fn listing(root: &Path) -> BTreeMap<PathBuf, String> {
             }
             match kind {
                 FileType::RegularFile => {
-                    let first = seen.entry((meta.dev(), meta.ino())).or_insert_with(|| below.clone());
+                    let first = seen
+                        .entry((meta.dev(), meta.ino()))
+                        .or_insert_with(|| below.clone());
                     let content = jackline_repository::Id::of(&fs::read(&path).unwrap());
                     line += &format!(" {} {content} links={} {first:?}", meta.len(), meta.nlink());
                 }
@@ -248,7 +276,11 @@ pub fn assert_same_tree(left: &Path, right: &Path) {
     let mut differences = Vec::new();
     for path in a.keys().chain(b.keys()) {
         if a.get(path) != b.get(path) {
-            differences.push(format!("{path:?}\n  {:?}\n  {:?}", a.get(path), b.get(path)));
+            differences.push(format!(
+                "{path:?}\n  {:?}\n  {:?}",
+                a.get(path),
+                b.get(path)
+            ));
         }
     }
     differences.dedup();
@@ -258,7 +290,9 @@ pub fn assert_same_tree(left: &Path, right: &Path) {
 /// How many objects lie in a directory of a repository.
 pub fn count(repository: &Path, kind: &str) -> usize {
     fn files(dir: &Path) -> usize {
-        let Ok(entries) = fs::read_dir(dir) else { return 0 };
+        let Ok(entries) = fs::read_dir(dir) else {
+            return 0;
+        };
         entries
             .map(|entry| entry.unwrap().path())
             .map(|path| if path.is_dir() { files(&path) } else { 1 })
