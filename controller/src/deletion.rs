@@ -233,6 +233,10 @@ impl Deletion<'_> {
         let Some(location) = self.context.stores.locations.get(&self.context.key(&name)) else {
             return refuse(format!("backup storage location {name} not found"));
         };
+        if location::is_new(&location) {
+            let why = format!("location {name} has not been looked at yet");
+            return Err(Failure::waiting(RETRY, "LocationIsNew", why).into());
+        }
         if location::read_only(&location) {
             return refuse(format!(
                 "cannot delete backup because backup storage location {name} is currently in read-only mode"

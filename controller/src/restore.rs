@@ -172,6 +172,14 @@ impl Controller<'_> {
 
     /// Validates a new restore.
     async fn begin(&self, restore: Restore) -> Result<Next, Failure> {
+        if self.is_location_new(&restore) {
+            let why = "the location of the backup has not been looked at yet";
+            return Err(Failure::waiting(
+                Duration::from_secs(2),
+                "LocationIsNew",
+                why,
+            ));
+        }
         let restore = self.claim(restore).await?;
         let served = Served::discover(&self.context.clients.call).await?;
         let checked = validate::validate(self.context, &served, &restore);
@@ -210,6 +218,15 @@ impl Controller<'_> {
                 Ok(Next::OnChange)
             }
         }
+    }
+
+    fn is_location_new(&self, restore: &Restore) -> bool {
+        let stores = &self.context.stores;
+        let name = validate::backup_name(self.context, &restore.spec).ok();
+        let backup = name.and_then(|name| stores.backups.get(&self.context.key(name)));
+        let location = backup.and_then(|backup| backup.spec.storage_location.clone());
+        let location = location.and_then(|name| stores.locations.get(&self.context.key(name)));
+        location.is_some_and(|location| location::is_new(&location))
     }
 
     /// Adds the finalizer, and the name of the backup where only the schedule is given.

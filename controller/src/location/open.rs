@@ -128,6 +128,15 @@ pub fn usable(location: &BackupStorageLocation, write: bool) -> Result<(), Strin
     }
 }
 
+/// Whether nobody has looked at the location yet; whoever needs it waits.
+pub fn is_new(location: &BackupStorageLocation) -> bool {
+    location
+        .status
+        .as_ref()
+        .and_then(|status| status.phase)
+        .is_none()
+}
+
 /// Whether the location is only read.
 pub fn read_only(location: &BackupStorageLocation) -> bool {
     location.spec.access_mode == Some(AccessMode::ReadOnly)

@@ -189,14 +189,13 @@ impl Entry {
             }),
             None => None,
         };
-        let xattrs = item["xattrs"]
-            .as_object()
-            .into_iter()
-            .flatten()
+        let xattrs = item["xattr_hex"].as_object().into_iter().flatten();
+        let xattrs = xattrs
             .map(|(name, value)| {
-                let value = value.as_str().unwrap_or_default();
-                (name.as_bytes().to_vec(), value.as_bytes().to_vec())
-            });
+                let value = hex::decode(value.as_str().context("xattr_hex")?)?;
+                Ok((name.as_bytes().to_vec(), value))
+            })
+            .collect::<Result<_>>()?;
         Ok(Self {
             mode,
             uid: u32::try_from(number("uid")?)?,
@@ -206,7 +205,7 @@ impl Entry {
             target: item["target"]
                 .as_str()
                 .map(|target| target.as_bytes().to_vec()),
-            xattrs: xattrs.collect(),
+            xattrs,
         })
     }
 }
