@@ -34,11 +34,12 @@ fn medians(measured: &Measured, case: Case, tool: Tool) -> Medians {
     }
 }
 
-/// Jackline's share of restic's, after each tool's own time to open a repository.
-fn net(measured: &Measured, case: Case) -> f64 {
+/// Jackline's share of restic's, after each tool's own time to open a repository. `None` where that time
+/// is nearly all that was measured.
+fn net(measured: &Measured, case: Case) -> Option<f64> {
     let open = |tool| medians(measured, Case::Open, tool).wall;
     let net = |tool| medians(measured, case, tool).wall - open(tool);
-    net(Tool::Jackline).max(0.0) / net(Tool::Restic).max(1e-3)
+    (net(Tool::Restic) > 0.2).then(|| net(Tool::Jackline).max(0.0) / net(Tool::Restic))
 }
 
 /// Medians side by side.
@@ -62,11 +63,7 @@ pub(crate) fn table(measured: &Measured) -> String {
                 m.peak / f64::from(1 << 20)
             )
         };
-        let net = if case == Case::Open {
-            "-".into()
-        } else {
-            format!("{:.2}", net(measured, case))
-        };
+        let net = net(measured, case).map_or_else(|| "-".into(), |net| format!("{net:.2}"));
         let stored = match (ours.repository, theirs.repository) {
             (_, 0.0) => "-".to_owned(),
             (ours, theirs) => format!("{:.3}", ours / theirs),
