@@ -214,6 +214,9 @@ async fn pass(
     if repository.spec.repository_type == UploaderType::Kopia {
         return Ok(Next::OnChange);
     }
+    // Counters begin at zero, or the first failure is no increase.
+    families.failed.with_label_values(&[key.name.as_str()]);
+    families.succeeded.with_label_values(&[key.name.as_str()]);
     let label = repository_label(&key.name);
     let mut mine = jobs.filter(|job| job.labels().get(label::REPOSITORY_NAME) == Some(&label));
     mine.sort_by_key(|job| job.metadata.creation_timestamp.as_ref().map(|time| time.0));
