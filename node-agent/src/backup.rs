@@ -85,21 +85,30 @@ impl Backups {
     pub async fn pass(&self, key: &Key) -> Result<Next, Failure> {
         let context = &self.context;
         context.pods.ready().await;
-        let Some(object) = context.backups.get(key) else {
+        if context.backups.get(key).is_none() {
             // Ended, or gone.
             context.metrics.dequeue(key);
             self.patience.forget(key);
             return Ok(Next::Done);
-        };
-        let record = Record {
-            api: context.api(),
-            object: Mutex::new((*object).clone()),
-        };
+        }
         let _slot = context
             .slots
             .acquire()
             .await
             .map_err(|closed| Failure::terminal("Closed", closed))?;
+        // The store may be behind our own last write: what has ended must never begin again.
+        let api = context.api::<PodVolumeBackup>();
+        let Some(object) = api
+            .get_opt(&key.name)
+            .await?
+            .filter(|o| !o.phase().is_terminal())
+        else {
+            return Ok(Next::Done);
+        };
+        let record = Record {
+            api,
+            object: Mutex::new(object.clone()),
+        };
         let running = context.metrics.begin(Operation::Backup);
         let result = self.attempt(&object, &record).await;
         drop(running);
@@ -112,6 +121,7 @@ impl Backups {
                 true
             }
             Err(Stop::Shutdown) => return Ok(Next::After(Duration::from_secs(1))),
+            Err(Stop::Gone) => return Ok(Next::Done),
             Err(Stop::Canceled) => {
                 status.phase = Some(PodVolumePhase::Canceled);
                 status.message = Some("canceled on request".to_owned());
@@ -296,18 +306,16 @@ impl Backups {
             |progress| write_progress(record, progress),
         );
         let key = Key::of(object);
-        let canceled = context.backups.wait_for(|backups| {
-            backups
-                .get(&key)
-                .is_none_or(|now| now.spec.cancel)
-                .then_some(())
+        let canceled = context.backups.wait_for(|backups| match backups.get(&key) {
+            Some(now) => now.spec.cancel.then_some(Stop::Canceled),
+            None => Some(Stop::Gone),
         });
         let interrupted = async {
             tokio::select! {
                 () = context.pod_gone(&object.spec.pod) => Stop::Failed(
                     "the pod was deleted, replaced or ended while its volume was read".to_owned(),
                 ),
-                () = canceled => Stop::Canceled,
+                stop = canceled => stop,
             }
         };
         tokio::pin!(work, interrupted);

@@ -109,13 +109,12 @@ impl Restores {
             phase if phase.is_terminal() => return Ok(Next::Done),
             _ => {}
         }
-        let record = Record {
-            api: context.api(),
-            object: Mutex::new((*object).clone()),
-        };
         let pod = match context.pod(&object.spec.pod) {
             PodHere::Yes(pod) if !pods::is_over(&pod) => pod,
             _ if self.was_ours(&object) => {
+                let Some((object, record)) = self.fresh(key).await? else {
+                    return Ok(Next::Done);
+                };
                 let message = "the pod is gone from this node; its volume was not restored";
                 return self
                     .end(key, &object, &record, Err(Stop::Failed(message.to_owned())))
@@ -132,10 +131,28 @@ impl Restores {
             .acquire()
             .await
             .map_err(|closed| Failure::terminal("Closed", closed))?;
+        let Some((object, record)) = self.fresh(key).await? else {
+            return Ok(Next::Done);
+        };
         let running = context.metrics.begin(Operation::Restore);
         let result = self.attempt(&object, &record, &pod).await;
         drop(running);
         self.end(key, &object, &record, result).await
+    }
+
+    /// The object as the API server has it, unless it has ended. The store may be behind our own last write, and a volume whose pod
+    /// runs must never be restored again.
+    async fn fresh(&self, key: &Key) -> Result<Option<(PodVolumeRestore, Record)>, Failure> {
+        let api = self.context.api::<PodVolumeRestore>();
+        let object = api.get_opt(&key.name).await?;
+        let object = object.filter(|object| !object.phase().is_terminal());
+        Ok(object.map(|object| {
+            let record = Record {
+                api,
+                object: Mutex::new(object.clone()),
+            };
+            (object, record)
+        }))
     }
 
     /// Whether this node has begun it.
@@ -173,6 +190,7 @@ impl Restores {
                     .bytes(Operation::Restore, "written", summary.bytes);
             }
             Err(Stop::Shutdown) => return Ok(Next::After(Duration::from_secs(1))),
+            Err(Stop::Gone) => return Ok(Next::Done),
             Err(Stop::Canceled) => {
                 status.phase = Some(PodVolumePhase::Canceled);
                 status.message = Some("canceled on request".to_owned());
@@ -293,18 +311,18 @@ impl Restores {
             |progress| write_progress(record, progress),
         );
         let key = Key::of(object);
-        let canceled = context.restores.wait_for(|restores| {
-            restores
-                .get(&key)
-                .is_none_or(|now| now.spec.cancel)
-                .then_some(())
-        });
+        let canceled = context
+            .restores
+            .wait_for(|restores| match restores.get(&key) {
+                Some(now) => now.spec.cancel.then_some(Stop::Canceled),
+                None => Some(Stop::Gone),
+            });
         let interrupted = async {
             tokio::select! {
                 () = context.pod_gone(&object.spec.pod) => {
                     Stop::Failed("the pod went away while its volume was being restored".to_owned())
                 }
-                () = canceled => Stop::Canceled,
+                stop = canceled => stop,
             }
         };
         tokio::pin!(work, interrupted);

@@ -20,6 +20,8 @@ pub(crate) enum Stop {
     Retry(Failure),
     /// Wished for.
     Canceled,
+    /// The object has gone, or another has ended it: nothing is written any more.
+    Gone,
     /// This process ends; its successor takes over.
     Shutdown,
 }
