@@ -384,14 +384,30 @@ async fn backed_up_on_top(env: &Env) -> Result<()> {
     Ok(())
 }
 
+/// Into other namespaces, with every controller killed in the middle: the next leader carries on.
 async fn restored_into_other_namespaces(env: &Env) -> Result<()> {
-    let spec = json!({
+    let spec: RestoreSpec = serde_json::from_value(json!({
         "backupName": "first",
         "includedNamespaces": ["nginx-example", "shop"],
         "namespaceMapping": {"nginx-example": "nginx-then", "shop": "shop-then"}
-    });
-    let then = restore(env, "then", spec).await?;
+    }))?;
+    let restores = env.api::<Restore>();
+    restores
+        .create(&PostParams::default(), &Restore::new("then", spec))
+        .await?;
+    let begun = |restore: &Restore| restore.phase() == RestorePhase::InProgress;
+    wait_for(&restores, "then", MINUTE, begun).await?;
+    for pod in env
+        .ready_pods("velero", "app.kubernetes.io/name=jackline-controller")
+        .await?
+    {
+        env.cluster
+            .kill_container("velero", &pod, "controller")
+            .await?;
+    }
+    let then = env.restore_ended("then", 3 * MINUTE).await?;
     finished(env, &then, RestorePhase::Completed).await?;
+    ensure!(volumes_of(env, "then").await?.len() == 3);
     until("db-0 is ready", MINUTE, async || {
         Ok((env.ready_pods("shop-then", "app=db").await? == ["db-0"]).then_some(()))
     })
