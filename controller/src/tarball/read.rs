@@ -1,6 +1,10 @@
 //! Reading a tarball that anybody may have written.
 
-use std::io::{self, Read};
+use std::{
+    cell::Cell,
+    io::{self, Read},
+    rc::Rc,
+};
 
 use flate2::read::MultiGzDecoder;
 
@@ -23,6 +27,9 @@ impl Default for Limits {
         }
     }
 }
+
+/// Bytes of an entry that carries a long name.
+const EXTENSION: u64 = 64 << 10;
 
 /// Where an object of the archive belongs.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -93,20 +100,86 @@ pub fn read(
     limits: Limits,
     mut each: impl FnMut(Entry, Vec<u8>) -> Result<(), Box<dyn std::error::Error + Send + Sync>>,
 ) -> Result<Totals, TarballError> {
-    // One byte more than allowed tells "too large" from "ends here".
-    let unpacked = MultiGzDecoder::new(source).take(limits.total.saturating_add(1));
+    let over = Rc::new(Cell::new(false));
+    let unpacked = Bounded {
+        inner: MultiGzDecoder::new(source),
+        left: limits.total,
+        over: over.clone(),
+    };
+    let result = entries(unpacked, limits, &mut each);
+    // The limit is an error like any other to those in between.
+    if over.get() {
+        Err(TarballError::TooLarge(limits.total))
+    } else {
+        result
+    }
+}
+
+/// A reader that fails when there is more than is allowed.
+struct Bounded<R> {
+    inner: R,
+    left: u64,
+    over: Rc<Cell<bool>>,
+}
+
+impl<R: Read> Read for Bounded<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.inner.read(buffer)?;
+        match self.left.checked_sub(read as u64) {
+            Some(left) => {
+                self.left = left;
+                Ok(read)
+            }
+            None => {
+                self.over.set(true);
+                Err(io::Error::other("too large"))
+            }
+        }
+    }
+}
+
+fn entries(
+    unpacked: impl Read,
+    limits: Limits,
+    each: &mut impl FnMut(Entry, Vec<u8>) -> Result<(), Box<dyn std::error::Error + Send + Sync>>,
+) -> Result<Totals, TarballError> {
     let mut archive = tar::Archive::new(unpacked);
     let mut totals = Totals::default();
-    for entry in archive.entries()? {
-        let mut entry = match entry {
-            Ok(entry) => entry,
-            Err(_) if totals.bytes > limits.total => {
-                return Err(TarballError::TooLarge(limits.total));
-            }
-            Err(error) => return Err(error.into()),
-        };
-        let path = path_of(&entry.path_bytes())?;
+    let mut long_name = None;
+    // Raw: the crate would read the entries that carry long names whole, however long they are.
+    for entry in archive.entries()?.raw(true) {
+        let mut entry = entry?;
         let kind = entry.header().entry_type();
+        if kind.is_gnu_longname() {
+            let name = extension(&mut entry)?;
+            long_name = Some(
+                name.split(|&byte| byte == 0)
+                    .next()
+                    .unwrap_or_default()
+                    .to_vec(),
+            );
+            continue;
+        }
+        if kind.is_pax_local_extensions() {
+            let content = extension(&mut entry)?;
+            for extension in tar::PaxExtensions::new(&content) {
+                let extension = extension?;
+                match extension.key_bytes() {
+                    b"path" => long_name = Some(extension.value_bytes().to_vec()),
+                    b"size" => return Err(TarballError::Name("size".to_owned())),
+                    _ => {}
+                }
+            }
+            continue;
+        }
+        if kind.is_pax_global_extensions() {
+            extension(&mut entry)?;
+            continue;
+        }
+        let path = match long_name.take() {
+            Some(name) => path_of(&name)?,
+            None => path_of(&entry.header().path_bytes())?,
+        };
         if kind.is_dir() {
             continue;
         }
@@ -122,9 +195,6 @@ pub fn read(
             });
         }
         totals.bytes = totals.bytes.saturating_add(size);
-        if totals.bytes > limits.total {
-            return Err(TarballError::TooLarge(limits.total));
-        }
         let mut content = Vec::with_capacity(usize::try_from(size).unwrap_or(0).min(1 << 20));
         entry.read_to_end(&mut content)?;
         if content.len() as u64 != size {
@@ -138,6 +208,19 @@ pub fn read(
         }
     }
     Ok(totals)
+}
+
+/// The content of an entry that only describes the next one.
+fn extension(entry: &mut impl Read) -> io::Result<Vec<u8>> {
+    let mut content = Vec::new();
+    entry.take(EXTENSION + 1).read_to_end(&mut content)?;
+    if content.len() as u64 > EXTENSION {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "a name without end",
+        ));
+    }
+    Ok(content)
 }
 
 /// The path as text, when it stays inside the archive.

@@ -92,6 +92,19 @@ fn too_much_is_refused_before_it_is_read() {
 }
 
 #[test]
+fn a_name_without_end_is_refused() {
+    let mut header = tar::Header::new_gnu();
+    header.set_entry_type(tar::EntryType::GNULongName);
+    header.set_size(1 << 20);
+    header.set_cksum();
+    let mut tar = tar::Builder::new(GzEncoder::new(Vec::new(), Compression::fast()));
+    tar.append(&header, std::io::repeat(b'a').take(1 << 20))
+        .unwrap();
+    let bytes = tar.into_inner().unwrap().finish().unwrap();
+    assert!(matches!(all(&bytes), Err(TarballError::Read(_))));
+}
+
+#[test]
 fn a_cut_or_garbled_archive_is_an_error() {
     let mut writer = TarballWriter::new(Vec::new(), 0).unwrap();
     writer

@@ -1,0 +1,370 @@
+//! Backups of real workloads: complete, comparable with what came before, and never lost to a killed controller.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use jackline_crds::velero::{
+    Backup, BackupPhase, BackupSpec, PodVolumeBackup, PodVolumePhase, Restore, RestoreSpec,
+};
+use jackline_e2e::{BUCKET, Env, NAMESPACE, Tree, until, wait_for, wait_gone};
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::Namespace;
+use kube::api::{DeleteParams, PostParams};
+use kube::{Api, ResourceExt};
+use serde_json::{Value, json};
+
+const MINUTE: Duration = Duration::from_secs(60);
+const WORKLOADS: &str = include_str!("../demo/workloads.yaml");
+const SHOP: &str = "nginx-example";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn backups_are_complete_and_survive_kills() -> Result<()> {
+    let env = Env::up("backup").await?;
+    workloads(&env).await?;
+    what_cannot_be_is_refused(&env).await?;
+    complete_and_in_velero_s_layout(&env).await?;
+    hooks_run_around_the_volumes(&env).await?;
+    a_name_is_taken_for_ever(&env).await?;
+    the_leader_dies_in_the_middle(&env).await?;
+    the_other_replica_takes_over(&env).await?;
+    everything_comes_back(&env).await?;
+    env.cluster.down()
+}
+
+async fn create(env: &Env, name: &str, spec: Value) -> Result<Backup> {
+    let spec: BackupSpec = serde_json::from_value(spec)?;
+    Ok(env
+        .api::<Backup>()
+        .create(&PostParams::default(), &Backup::new(name, spec))
+        .await?)
+}
+
+fn spec() -> Value {
+    json!({"includedNamespaces": [SHOP]})
+}
+
+/// The demo's workloads, with the metadata that gets lost most easily in their volumes.
+async fn workloads(env: &Env) -> Result<()> {
+    env.cluster.apply(WORKLOADS)?;
+    let [first, second] = nginx(env).await?;
+    until("db runs", 2 * MINUTE, async || {
+        Ok((env.ready_pods(SHOP, "app=db").await?.len() == 1).then_some(()))
+    })
+    .await?;
+    for pod in [&first, &second] {
+        annotate(env, pod, "backup.velero.io/backup-volumes=nginx-logs")?;
+    }
+    annotate(
+        env,
+        "db-0",
+        "backup.velero.io/backup-volumes= data , no-such-volume",
+    )?;
+    let logs = env.volume_dir(SHOP, &first, "nginx-logs").await?;
+    fill(&logs)?;
+    let data = env.volume_dir(SHOP, "db-0", "data").await?;
+    fill(&data)
+}
+
+async fn nginx(env: &Env) -> Result<[String; 2]> {
+    until("two nginx pods run", 2 * MINUTE, async || {
+        let mut pods = env.ready_pods(SHOP, "app=nginx").await?;
+        pods.sort();
+        Ok(<[String; 2]>::try_from(pods).ok())
+    })
+    .await
+}
+
+fn annotate(env: &Env, pod: &str, annotation: &str) -> Result<()> {
+    env.cluster.kubectl([
+        "-n",
+        SHOP,
+        "annotate",
+        "--overwrite",
+        "pod",
+        pod,
+        annotation,
+    ])?;
+    Ok(())
+}
+
+fn fill(root: &Path) -> Result<()> {
+    let dir = root.join("kept/deep");
+    fs::create_dir_all(&dir)?;
+    for (name, size) in [("empty", 0), ("small", 11), ("large", 3 << 20)] {
+        let content: Vec<u8> = (0..size).map(|at: usize| (at * 31 % 251) as u8).collect();
+        fs::write(dir.join(name), content)?;
+    }
+    fs::set_permissions(dir.join("small"), fs::Permissions::from_mode(0o640))?;
+    chown(dir.join("small"), Some(1001), Some(1002))?;
+    symlink("small", dir.join("link"))?;
+    Ok(())
+}
+
+async fn what_cannot_be_is_refused(env: &Env) -> Result<()> {
+    let table = [
+        (
+            "no-location",
+            json!({"storageLocation": "nowhere"}),
+            "\"nowhere\" not found",
+        ),
+        (
+            "both-lists",
+            json!({"includedNamespaces": ["a"], "excludedNamespaces": ["a"]}),
+            "in the includes list: a",
+        ),
+        (
+            "both-styles",
+            json!({"includedResources": ["pods"], "includedClusterScopedResources": ["*"]}),
+            "old filter parameters",
+        ),
+    ];
+    for (name, spec, expected) in table {
+        create(env, name, spec).await?;
+        let backup = env.backup_ended(name, MINUTE).await?;
+        let status = backup.status.clone().unwrap_or_default();
+        ensure!(
+            status.phase == Some(BackupPhase::FailedValidation),
+            "{name}: {status:?}"
+        );
+        ensure!(
+            status
+                .validation_errors
+                .iter()
+                .any(|why| why.contains(expected)),
+            "{name}: {status:?}"
+        );
+    }
+    Ok(())
+}
+
+async fn complete_and_in_velero_s_layout(env: &Env) -> Result<()> {
+    let started = Instant::now();
+    create(env, "first", spec()).await?;
+    let backup = env.backup_completed("first", 3 * MINUTE).await?;
+    println!(
+        "backup of two volumes: {:.1} s",
+        started.elapsed().as_secs_f64()
+    );
+    let status = backup.status.clone().unwrap_or_default();
+    ensure!(
+        status.warnings == 1,
+        "the unknown volume name is a warning: {status:?}"
+    );
+    ensure!(status.format_version.as_deref() == Some("1.1.0"));
+    let volumes = env.volumes_of("first").await?;
+    ensure!(
+        volumes.len() == 2,
+        "one per claim, however many pods share it: {volumes:?}"
+    );
+    for volume in &volumes {
+        ensure!(volume.phase() == PodVolumePhase::Completed);
+        ensure!(volume.owner_references()[0].uid == backup.uid().context("uid")?);
+    }
+    let keys = env.cluster.s3().list(BUCKET, "backups/first/").await?;
+    let mut names: Vec<&str> = keys
+        .iter()
+        .filter_map(|object| object.key.strip_prefix("backups/first/"))
+        .collect();
+    names.sort_unstable();
+    ensure!(
+        names
+            == [
+                "first-csi-volumesnapshotclasses.json.gz",
+                "first-csi-volumesnapshotcontents.json.gz",
+                "first-csi-volumesnapshots.json.gz",
+                "first-itemoperations.json.gz",
+                "first-logs.gz",
+                "first-podvolumebackups.json.gz",
+                "first-resource-list.json.gz",
+                "first-results.gz",
+                "first-volumeinfo.json.gz",
+                "first-volumesnapshots.json.gz",
+                "first.tar.gz",
+                "velero-backup.json",
+            ],
+        "{names:?}"
+    );
+    let stored: Backup = serde_json::from_slice(
+        &env.cluster
+            .s3()
+            .get(BUCKET, "backups/first/velero-backup.json")
+            .await?,
+    )?;
+    ensure!(stored.phase() == BackupPhase::Completed && stored.uid() == backup.uid());
+    env.restic(SHOP).await?.check()
+}
+
+async fn hooks_run_around_the_volumes(env: &Env) -> Result<()> {
+    annotate(
+        env,
+        "db-0",
+        r#"pre.hook.backup.velero.io/command=["/bin/sh","-c","echo frozen > /data/hook"]"#,
+    )?;
+    annotate(
+        env,
+        "db-0",
+        r#"post.hook.backup.velero.io/command=["/bin/sh","-c","echo thawed > /data/hook"]"#,
+    )?;
+    create(env, "hooked", spec()).await?;
+    let backup = env.backup_completed("hooked", 3 * MINUTE).await?;
+    let hooks = backup
+        .status
+        .and_then(|status| status.hook_status)
+        .unwrap_or_default();
+    ensure!(
+        (hooks.hooks_attempted, hooks.hooks_failed) == (2, 0),
+        "{hooks:?}"
+    );
+    let data = env.volume_dir(SHOP, "db-0", "data").await?;
+    ensure!(fs::read_to_string(data.join("hook"))?.trim() == "thawed");
+    annotate(env, "db-0", "pre.hook.backup.velero.io/command-")?;
+    annotate(env, "db-0", "post.hook.backup.velero.io/command-")
+}
+
+/// A Backup whose name another one has used fails, and the other one's files stay as they are.
+async fn a_name_is_taken_for_ever(env: &Env) -> Result<()> {
+    let stored = env
+        .cluster
+        .s3()
+        .get(BUCKET, "backups/first/first.tar.gz")
+        .await?;
+    let backups = env.api::<Backup>();
+    backups.delete("first", &DeleteParams::default()).await?;
+    wait_gone(&backups, "first", MINUTE).await?;
+    // The synchronisation may bring the old one back first; that is its right.
+    if create(env, "first", json!({})).await.is_ok() {
+        let backup = env.backup_ended("first", MINUTE).await?;
+        let status = backup.status.unwrap_or_default();
+        ensure!(status.phase == Some(BackupPhase::Failed), "{status:?}");
+        ensure!(
+            status.failure_reason.as_deref() == Some("backup already exists in object storage"),
+            "{status:?}"
+        );
+    }
+    ensure!(
+        env.cluster
+            .s3()
+            .get(BUCKET, "backups/first/first.tar.gz")
+            .await?
+            == stored
+    );
+    Ok(())
+}
+
+/// The pod that leads.
+async fn leader(env: &Env) -> Result<String> {
+    until("somebody leads", MINUTE, async || {
+        let lease = env.api::<Lease>().get("jackline-controller").await?;
+        let holder = lease
+            .spec
+            .and_then(|spec| spec.holder_identity)
+            .unwrap_or_default();
+        Ok(holder.split_once('_').map(|(pod, _)| pod.to_owned()))
+    })
+    .await
+}
+
+async fn kill(env: &Env, pod: &str) -> Result<()> {
+    env.cluster
+        .kill_container(NAMESPACE, pod, "controller")
+        .await
+}
+
+async fn the_leader_dies_in_the_middle(env: &Env) -> Result<()> {
+    // Enough that the kill comes in the middle.
+    let data = env.volume_dir(SHOP, "db-0", "data").await?;
+    let noise: Vec<u8> = (0..96 << 20)
+        .map(|at: u64| (at.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56) as u8)
+        .collect();
+    fs::write(data.join("noise"), noise)?;
+    let victim = leader(env).await?;
+    create(env, "killed", spec()).await?;
+    until("a volume is under way", MINUTE, async || {
+        Ok((!env.volumes_of("killed").await?.is_empty()).then_some(()))
+    })
+    .await?;
+    kill(env, &victim).await?;
+    let phase = env.api::<Backup>().get("killed").await?.phase();
+    ensure!(
+        phase == BackupPhase::InProgress,
+        "the kill came too late: {phase}"
+    );
+    let before: Vec<String> = env
+        .volumes_of("killed")
+        .await?
+        .iter()
+        .filter_map(ResourceExt::uid)
+        .collect();
+    env.backup_completed("killed", 3 * MINUTE).await?;
+    let after = env.volumes_of("killed").await?;
+    ensure!(after.len() == 2, "{after:?}");
+    let kept = |uid: &String| {
+        after
+            .iter()
+            .any(|volume| volume.uid().as_ref() == Some(uid))
+    };
+    ensure!(
+        before.iter().all(kept),
+        "what had begun goes on, and is not begun again"
+    );
+    env.restic(SHOP).await?.check()
+}
+
+async fn the_other_replica_takes_over(env: &Env) -> Result<()> {
+    let victim = leader(env).await?;
+    kill(env, &victim).await?;
+    let killed = Instant::now();
+    create(env, "after-kill", spec()).await?;
+    let begun = |backup: &Backup| backup.phase() != BackupPhase::New;
+    wait_for(&env.api::<Backup>(), "after-kill", MINUTE, begun).await?;
+    let passed = killed.elapsed();
+    println!(
+        "first write after the leader's death: {:.1} s",
+        passed.as_secs_f64()
+    );
+    ensure!(passed < Duration::from_secs(20), "{passed:?}");
+    env.backup_completed("after-kill", 3 * MINUTE).await?;
+    Ok(())
+}
+
+async fn everything_comes_back(env: &Env) -> Result<()> {
+    let [first, _] = nginx(env).await?;
+    let logs = Tree::read(
+        &env.volume_dir(SHOP, &first, "nginx-logs")
+            .await?
+            .join("kept"),
+    )?;
+    let data = Tree::read(&env.volume_dir(SHOP, "db-0", "data").await?)?;
+    create(env, "last", spec()).await?;
+    env.backup_completed("last", 3 * MINUTE).await?;
+    let namespaces: Api<Namespace> = Api::all(env.cluster.client());
+    namespaces.delete(SHOP, &DeleteParams::default()).await?;
+    wait_gone(&namespaces, SHOP, 2 * MINUTE).await?;
+    let restore = RestoreSpec {
+        backup_name: Some("last".to_owned()),
+        ..RestoreSpec::default()
+    };
+    env.api::<Restore>()
+        .create(&PostParams::default(), &Restore::new("back", restore))
+        .await?;
+    env.restore_completed("back", 3 * MINUTE).await?;
+    let [first, _] = nginx(env).await?;
+    let again = Tree::read(
+        &env.volume_dir(SHOP, &first, "nginx-logs")
+            .await?
+            .join("kept"),
+    )?;
+    again.same_as(&logs)?;
+    let again = Tree::read(&env.volume_dir(SHOP, "db-0", "data").await?)?;
+    again.same_as(&data)?;
+    let volumes: Vec<PodVolumeBackup> = env.volumes_of("last").await?;
+    ensure!(
+        volumes
+            .iter()
+            .all(|volume| volume.phase() == PodVolumePhase::Completed)
+    );
+    Ok(())
+}
