@@ -122,7 +122,7 @@ impl Controller {
                         "Started",
                         format!("to location {}", location.name_any()),
                     );
-                    (backup, location)
+                    (*backup, location)
                 }
             },
             _ => return Ok(Next::Done),

@@ -34,7 +34,7 @@ pub(super) enum Begun {
     /// It cannot be: the object says why.
     Refused(Box<Backup>),
     /// It is in progress.
-    Started(Backup, Arc<BackupStorageLocation>),
+    Started(Box<Backup>, Arc<BackupStorageLocation>),
 }
 
 /// The location of a backup that is in progress.
@@ -133,7 +133,7 @@ pub(super) async fn begin(
         .patch(&backup.name_any(), &params, &Patch::Merge(patch))
         .await?;
     Ok(match location {
-        Some(location) if !refused => Begun::Started(backup, location),
+        Some(location) if !refused => Begun::Started(Box::new(backup), location),
         _ => Begun::Refused(Box::new(backup)),
     })
 }

@@ -325,8 +325,14 @@ impl Gatherer<'_> {
             .into_iter()
             .map(|(index, place, selector)| {
                 let included = Some(scope.included.clone());
-                async move { (index, place, self.list(index, place, selector, included).await) }
-                    .boxed()
+                async move {
+                    (
+                        index,
+                        place,
+                        self.list(index, place, selector, included).await,
+                    )
+                }
+                .boxed()
             })
             .collect();
         // In order, so that the same cluster always gives the same archive.

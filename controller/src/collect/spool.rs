@@ -108,6 +108,9 @@ impl Page {
     }
 }
 
+/// Kind, namespace and name of an object.
+type Name = (usize, Option<Arc<str>>, Box<str>);
+
 /// Everything that was collected.
 #[derive(Debug)]
 pub struct Collection {
@@ -116,7 +119,7 @@ pub struct Collection {
     /// What was learnt about pods, claims and volumes.
     pub facts: Facts,
     items: Vec<Item>,
-    by_name: HashMap<(usize, Option<Arc<str>>, Box<str>), usize>,
+    by_name: HashMap<Name, usize>,
     kinds: HashMap<String, usize>,
     file: File,
 }

@@ -5,7 +5,9 @@ use flate2::{Compression, write::GzEncoder};
 use super::*;
 use crate::tarball::TarballWriter;
 
-fn all(bytes: &[u8]) -> Result<(Totals, Vec<(Entry, Vec<u8>)>), TarballError> {
+type Objects = Vec<(Entry, Vec<u8>)>;
+
+fn all(bytes: &[u8]) -> Result<(Totals, Objects), TarballError> {
     let mut seen = Vec::new();
     let totals = read(bytes, Limits::default(), |entry, content| {
         seen.push((entry, content));
