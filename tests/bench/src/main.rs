@@ -10,6 +10,7 @@ mod tree;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, ValueEnum};
@@ -66,14 +67,7 @@ async fn main() -> ExitCode {
         () = stopped() => Err(anyhow::anyhow!("stopped")),
     };
     children.end();
-    // tmpfs is memory: nothing may stay, whatever happened.
-    let removed = std::fs::remove_dir_all(&directory);
-    let removed = match removed {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("remove {}", directory.display()))
-        }
-        _ => Ok(()),
-    };
+    let removed = remove(&directory);
     let code = match result.and(removed) {
         Ok(()) => 0,
         Err(error) => {
@@ -83,6 +77,22 @@ async fn main() -> ExitCode {
     };
     // The measuring thread may still wait for a child that was ended.
     std::process::exit(code)
+}
+
+/// tmpfs is memory: nothing may stay, whatever happened. The measuring thread may be writing still.
+fn remove(directory: &Path) -> Result<()> {
+    let mut result = Ok(());
+    for _ in 0..100 {
+        result = match std::fs::remove_dir_all(directory) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        };
+        std::thread::sleep(Duration::from_millis(20));
+        if !directory.exists() {
+            return Ok(());
+        }
+    }
+    result.with_context(|| format!("remove {}", directory.display()))
 }
 
 async fn stopped() {
