@@ -19,8 +19,8 @@ const R: u32 = 8;
 const P: u32 = 1;
 const SALT: usize = 64;
 
-/// The most memory a foreign key file may make us use: 128·N·r bytes.
-const MAX_MEMORY: u64 = 1 << 30;
+/// The most memory a lane of a foreign key file may make us use: 128·N·r bytes. restic's calibration stays below 60 MB.
+const MAX_MEMORY: u64 = 1 << 28;
 /// The most work, as a multiple of N·r: restic's calibration stays far below.
 const MAX_LANES: u32 = 1024;
 
