@@ -19,8 +19,8 @@ use crate::context::Context;
 use crate::world::World;
 use pace::Pace;
 
-/// Writes at once.
-const CONCURRENCY: usize = 16;
+/// Writes at once: enough for the rate below where a write takes 80 ms.
+const CONCURRENCY: usize = 32;
 /// Writes per second, and how many may come at once after a pause.
 const RATE: u32 = 400;
 

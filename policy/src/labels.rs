@@ -132,7 +132,8 @@ mod tests {
     #[test]
     fn operators_behave_as_in_kubernetes() {
         let values = ["a".to_owned(), "b".to_owned()];
-        let cases: &[(&str, &[String], &[(&str, &str)], bool)] = &[
+        type Case<'a> = (&'a str, &'a [String], &'a [(&'a str, &'a str)], bool);
+        let cases: &[Case<'_>] = &[
             ("In", &values, &[("k", "a")], true),
             ("In", &values, &[("k", "c")], false),
             ("In", &values, &[], false),

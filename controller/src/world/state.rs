@@ -2,7 +2,6 @@
 //! at again. Pure: it is told things and asked things, it never waits and knows no client.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::hash::Hash;
 use std::sync::Arc;
 
 use jackline_policy::facts::{
@@ -19,7 +18,7 @@ use super::agents::Agents;
 /// again, and without a second copy.
 #[derive(Debug)]
 pub(super) struct Marked<K, V> {
-    entries: HashMap<K, (V, u32)>,
+    entries: BTreeMap<K, (V, u32)>,
     epoch: u32,
     pub(super) synced: bool,
 }
@@ -27,14 +26,14 @@ pub(super) struct Marked<K, V> {
 impl<K, V> Default for Marked<K, V> {
     fn default() -> Self {
         Self {
-            entries: HashMap::new(),
+            entries: BTreeMap::new(),
             epoch: 0,
             synced: false,
         }
     }
 }
 
-impl<K: Eq + Hash + Clone, V> Marked<K, V> {
+impl<K: Ord + Clone, V> Marked<K, V> {
     pub(super) fn begin(&mut self) {
         self.epoch += 1;
     }
@@ -65,6 +64,18 @@ impl<K: Eq + Hash + Clone, V> Marked<K, V> {
             .iter()
             .filter(|(_, (_, epoch))| *epoch != self.epoch);
         old.map(|(key, _)| key.clone()).collect()
+    }
+}
+
+impl<V> Marked<Key, V> {
+    /// The objects of a namespace: keys are ordered by namespace first.
+    pub(super) fn of_namespace<'a>(
+        &'a self,
+        namespace: &'a str,
+    ) -> impl Iterator<Item = (&'a Key, &'a V)> {
+        let from = self.entries.range(Key::namespaced(namespace, "")..);
+        from.take_while(move |(key, _)| key.ns() == namespace)
+            .map(|(key, (value, _))| (key, value))
     }
 }
 
@@ -257,11 +268,10 @@ impl State {
     }
 
     fn touch_namespace(&mut self, name: &Arc<str>) {
-        let of = |key: &&Key| key.ns() == &**name;
         self.dirty_claims
-            .extend(self.claims.entries.keys().filter(of).cloned());
+            .extend(self.claims.of_namespace(name).map(|(key, _)| key.clone()));
         self.dirty_pods
-            .extend(self.pods.entries.keys().filter(of).cloned());
+            .extend(self.pods.of_namespace(name).map(|(key, _)| key.clone()));
         self.dirty_namespaces.insert(name.clone());
     }
 

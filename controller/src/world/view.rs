@@ -246,17 +246,16 @@ impl State {
     /// Every claim of a namespace and every other volume that a policy wants.
     pub fn situations(&self, namespace: &str) -> Vec<Situation> {
         let policies = self.policies_of(namespace);
-        let here = |key: &Key| key.ns() == namespace;
         let mut found: Vec<Situation> = self
             .claims
-            .iter()
-            .filter(|(key, claim)| here(key) && !claim.terminating)
+            .of_namespace(namespace)
+            .filter(|(_, claim)| !claim.terminating)
             .map(|(key, claim)| self.of_claim(&policies, key, claim))
             .collect();
         for (_, pod) in self
             .pods
-            .iter()
-            .filter(|(key, pod)| here(key) && !pod.terminating)
+            .of_namespace(namespace)
+            .filter(|(_, pod)| !pod.terminating)
         {
             let own = pod.volumes.iter().filter(|volume| volume.claim.is_none());
             found.extend(own.filter_map(|volume| self.of_pod_volume(&policies, pod, volume)));

@@ -158,7 +158,15 @@ mod tests {
         let (retain, delete) = (volume("Retain", None), volume("Delete", None));
         let ours = volume("Retain", Some(("shop", "data")));
         let theirs = volume("Retain", Some(("bank", "data")));
-        let cases: [(&str, &Value, Option<&Value>, Option<&Value>, bool, Binding); 8] = [
+        type Case<'a> = (
+            &'a str,
+            &'a Value,
+            Option<&'a Value>,
+            Option<&'a Value>,
+            bool,
+            Binding,
+        );
+        let cases: [Case<'_>; 8] = [
             (
                 "a copy",
                 &claim,

@@ -34,7 +34,9 @@ fn claim(_: &str, name: &str) -> Option<ClaimFacts> {
     })
 }
 
-fn run(pods: &[PodVolumes], mode: &Mode) -> (Vec<(String, String)>, Vec<(Level, String)>) {
+type Chosen = (Vec<(String, String)>, Vec<(Level, String)>);
+
+fn run(pods: &[PodVolumes], mode: &Mode) -> Chosen {
     let selection = select(pods, mode, true, &claim, &|node| node == "n1");
     let volumes = selection
         .volumes
