@@ -19,6 +19,8 @@ use serde_json::{Value, json};
 const MINUTE: Duration = Duration::from_secs(60);
 const WORKLOADS: &str = include_str!("../demo/workloads.yaml");
 const SHOP: &str = "nginx-example";
+/// The volume's own directory: its time changes when the mark of the finished restore is taken away.
+const ROOT: &[&str] = &[""];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn backups_are_complete_and_survive_kills() -> Result<()> {
@@ -357,9 +359,9 @@ async fn everything_comes_back(env: &Env) -> Result<()> {
             .await?
             .join("kept"),
     )?;
-    again.same_as(&logs)?;
+    logs.same_as(&again)?;
     let again = Tree::read(&env.volume_dir(SHOP, "db-0", "data").await?)?;
-    again.same_as(&data)?;
+    data.without(ROOT).same_as(&again.without(ROOT))?;
     let volumes: Vec<PodVolumeBackup> = env.volumes_of("last").await?;
     ensure!(
         volumes
