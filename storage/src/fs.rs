@@ -5,6 +5,8 @@
 //! Temporary files are never listed; those that a killed writer left are removed by a later listing
 //! of their directory when they are a day old.
 
+mod listing;
+
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};
 use std::ops::Range;
@@ -14,13 +16,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
-use jiff::Timestamp;
 use tempfile::NamedTempFile;
 
+use self::listing::{Entry, TEMPORARY, entries, holds_object, is_gone, object};
 use crate::{Error, Listing, ObjectMeta, ObjectStore, Result, key};
-
-const TEMPORARY: &str = ".jackline-tmp-";
-const ABANDONED: Duration = Duration::from_secs(24 * 3600);
 
 /// A store in the directory `root`. The directory is made by the first write.
 #[derive(Debug, Clone)]
@@ -169,93 +168,6 @@ fn make_directories(directory: &Path) -> io::Result<()> {
         _ => {}
     }
     sync_directory(parent)
-}
-
-enum Entry {
-    Directory(String),
-    Object(ObjectMeta),
-}
-
-impl Entry {
-    /// What the entry sorts by: a directory as the prefix of its keys.
-    fn order(&self) -> &str {
-        match self {
-            Entry::Directory(prefix) => prefix,
-            Entry::Object(meta) => &meta.key,
-        }
-    }
-}
-
-/// Entries of the directory `prefix` (empty or with a trailing slash) in the order of their keys.
-fn entries(root: &Path, prefix: &str) -> io::Result<Vec<Entry>> {
-    let listing = match fs::read_dir(root.join(prefix)) {
-        Err(error) if is_gone(&error) => return Ok(Vec::new()),
-        other => other?,
-    };
-    let mut found = Vec::new();
-    for entry in listing {
-        let entry = entry?;
-        // A name that is no key cannot have been written by this store.
-        let Ok(name) = entry.file_name().into_string() else {
-            continue;
-        };
-        // Follows links, as opening does.
-        let meta = match fs::metadata(entry.path()) {
-            Err(error) if is_gone(&error) => continue,
-            other => other?,
-        };
-        if name.starts_with(TEMPORARY) {
-            remove_if_abandoned(&entry.path(), &meta);
-        } else if meta.is_dir() {
-            found.push(Entry::Directory(format!("{prefix}{name}/")));
-        } else if meta.is_file() {
-            found.push(Entry::Object(object(format!("{prefix}{name}"), &meta)));
-        }
-    }
-    found.sort_unstable_by(|a, b| a.order().cmp(b.order()));
-    Ok(found)
-}
-
-/// Whether there is any object at or below the entry.
-fn holds_object(root: &Path, entry: &Entry) -> io::Result<bool> {
-    match entry {
-        Entry::Object(_) => Ok(true),
-        Entry::Directory(prefix) => {
-            for below in entries(root, prefix)? {
-                if holds_object(root, &below)? {
-                    return Ok(true);
-                }
-            }
-            Ok(false)
-        }
-    }
-}
-
-fn remove_if_abandoned(path: &Path, meta: &fs::Metadata) {
-    let age = meta.modified().ok().and_then(|time| time.elapsed().ok());
-    if meta.is_file() && age.is_some_and(|age| age > ABANDONED) {
-        // A store that may only be read keeps them; they are invisible anyway.
-        let _ = fs::remove_file(path);
-    }
-}
-
-fn is_gone(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
-    )
-}
-
-fn object(key: String, meta: &fs::Metadata) -> ObjectMeta {
-    let modified = meta
-        .modified()
-        .ok()
-        .and_then(|time| Timestamp::try_from(time).ok());
-    ObjectMeta {
-        key,
-        size: meta.len(),
-        modified,
-    }
 }
 
 /// Runs file work off the async threads.
@@ -487,7 +399,7 @@ mod tests {
             fs::write(path, "half").unwrap();
         }
         let file = File::options().write(true).open(&old).unwrap();
-        file.set_modified(std::time::SystemTime::now() - 2 * ABANDONED)
+        file.set_modified(std::time::SystemTime::now() - 2 * listing::ABANDONED)
             .unwrap();
         let listed: Vec<_> = store
             .list("")
