@@ -50,6 +50,7 @@ async fn find_cluster(kit: &Kit) -> Option<String> {
 
 /// Every controller of the product, in one place. Each hooks into the stores, makes its queue and gives its loop to the kit.
 fn register(context: &Arc<Context>, kit: &Kit, lease: &Lease) -> anyhow::Result<()> {
+    jackline_storage::metrics::register(kit.metrics.registry())?;
     let metrics = crate::policies::start(context, kit, lease)?;
     if context.args.engine == Engine::Velero {
         tracing::info!("a Velero in namespace {} moves the data", context.namespace);
