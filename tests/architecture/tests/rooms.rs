@@ -1,5 +1,7 @@
 //! The table in ARCHITECTURE.md is the rule; Cargo's own metadata is the fact.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::process::Command;
