@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use jackline_crds::names::FIELD_MANAGER;
 use kube::{
-    Api, Client,
+    Api, Client, Resource,
     api::{Patch, PatchParams, PostParams},
-    core::{ApiResource, DynamicObject},
+    core::{ApiResource, DynamicObject, Request},
 };
 use serde_json::Value;
 
@@ -14,20 +14,23 @@ use serde_json::Value;
 const ATTEMPTS: u32 = 5;
 
 /// Objects of one kind in one namespace (or outside of namespaces).
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Objects {
+    client: Client,
     api: Api<DynamicObject>,
+    path: String,
 }
 
 impl Objects {
     /// `namespace` for kinds that have one.
     pub fn new(client: &Client, resource: &ApiResource, namespace: Option<&str>) -> Self {
+        let path = DynamicObject::url_path(resource, namespace);
         let client = client.clone();
         let api = match namespace {
-            Some(namespace) => Api::namespaced_with(client, namespace, resource),
-            None => Api::all_with(client, resource),
+            Some(namespace) => Api::namespaced_with(client.clone(), namespace, resource),
+            None => Api::all_with(client.clone(), resource),
         };
-        Self { api }
+        Self { client, api, path }
     }
 
     /// The object as it is; `None` if it is not there.
@@ -46,13 +49,18 @@ impl Objects {
     /// # Errors
     /// When the API server refuses it.
     pub async fn create(&self, object: &Value) -> Result<Option<Value>, kube::Error> {
-        let dynamic: DynamicObject =
-            serde_json::from_value(object.clone()).map_err(kube::Error::SerdeError)?;
+        let body = escaped(object);
         let params = PostParams {
             field_manager: Some(FIELD_MANAGER.to_owned()),
             ..PostParams::default()
         };
-        match patiently(|| self.api.create(&params, &dynamic)).await {
+        let send = || async {
+            let request = Request::new(&self.path)
+                .create(&params, body.clone().into_bytes())
+                .map_err(kube::Error::BuildRequest)?;
+            self.client.request::<DynamicObject>(request).await
+        };
+        match patiently(send).await {
             Ok(made) => serde_json::to_value(made)
                 .map(Some)
                 .map_err(kube::Error::SerdeError),
@@ -82,6 +90,22 @@ impl Objects {
             .await
             .map(|_| ())
     }
+}
+
+/// JSON with the escapes that Go's encoder makes. Where an object holds raw JSON (the data of a ControllerRevision), the API server
+/// keeps our bytes, and the next Go client that writes the object back would change them: data that must never change.
+fn escaped(object: &Value) -> String {
+    // These characters occur inside of strings only.
+    let mut text = String::new();
+    for character in object.to_string().chars() {
+        match character {
+            '<' | '>' | '&' | '\u{2028}' | '\u{2029}' => {
+                text.push_str(&format!("\\u{:04x}", u32::from(character)));
+            }
+            other => text.push(other),
+        }
+    }
+    text
 }
 
 fn params() -> PatchParams {
@@ -121,5 +145,21 @@ pub fn is_passing(error: &kube::Error) -> bool {
         }
         kube::Error::SerdeError(_) => false,
         _ => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn raw_data_is_sent_as_go_would_send_it() {
+        let object = serde_json::json!({"data": {"command": "echo a > b && c < \u{2028}"}});
+        let text = escaped(&object);
+        assert_eq!(
+            text,
+            r#"{"data":{"command":"echo a \u003e b \u0026\u0026 c \u003c \u2028"}}"#
+        );
+        assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), object);
     }
 }
