@@ -123,8 +123,9 @@ fn facts(context: &Context, world: &World, backup: &Backup) -> BackupFacts {
         BackupPhase::Failed | BackupPhase::FailedValidation => Outcome::Failed,
         _ => Outcome::Unfinished,
     };
-    let reads =
-        |restore: &Restore| restore.spec.backup_name.as_deref() == Some(&*name) && !restore.phase().is_terminal();
+    let reads = |restore: &Restore| {
+        restore.spec.backup_name.as_deref() == Some(&*name) && !restore.phase().is_terminal()
+    };
     let points = world.points_of(&name);
     let recorded = backup
         .annotations()

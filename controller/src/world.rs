@@ -112,7 +112,8 @@ impl World {
         take: impl Fn(&mut State, Key, Option<K>) + Send + 'static,
     ) {
         let world = self.clone();
-        kit.watch_raw::<K>(WatchSpec::new(name), move |event| {
+        // Who wrote an annotation decides whether it may be changed.
+        kit.watch_raw::<K>(WatchSpec::new(name).managed_fields(), move |event| {
             let mut listing = false;
             let dirty = {
                 let mut state = world.state.lock();

@@ -44,6 +44,7 @@ pub struct WatchSpec {
     fields: Option<String>,
     page: u32,
     optional: bool,
+    managed_fields: bool,
 }
 
 impl WatchSpec {
@@ -56,6 +57,7 @@ impl WatchSpec {
             fields: None,
             page: 250,
             optional: false,
+            managed_fields: false,
         }
     }
 
@@ -89,6 +91,13 @@ impl WatchSpec {
     #[must_use]
     pub fn page_size(mut self, page: u32) -> Self {
         self.page = page;
+        self
+    }
+
+    /// Objects keep `metadata.managedFields`, for a hook that wants to know who owns a field; left out otherwise, for memory's sake.
+    #[must_use]
+    pub fn managed_fields(mut self) -> Self {
+        self.managed_fields = true;
         self
     }
 
@@ -353,7 +362,9 @@ where
         match (self.split)(object) {
             Ok(mut object) => {
                 self.invalid.remove(&key);
-                object.meta_mut().managed_fields = None;
+                if !self.spec.managed_fields {
+                    object.meta_mut().managed_fields = None;
+                }
                 self.sink.event(wrap(object));
             }
             Err(undecodable) => {
