@@ -128,7 +128,13 @@ func main() {
 		}
 		return strings.Join(parts, ",")
 	}
-	anywhere := append([]string{"", ""}, zones...)
+	anywhere := []string{"", ""}
+	for _, zone := range zones {
+		// Its clock changes of coming years differ between versions of the time zone database.
+		if zone != "Africa/Casablanca" {
+			anywhere = append(anywhere, zone)
+		}
+	}
 	for i := 0; i < 1500; i++ {
 		spec := strings.Join([]string{field(0, 59), field(0, 23), field(1, 31), field(1, 12), field(0, 6)}, " ")
 		if zone := anywhere[random.Intn(len(anywhere))]; zone != "" {
