@@ -30,6 +30,8 @@ use state::{Dirty, Kind, State};
 
 /// Coverage and policy status follow what happens by this much, so that a rollout is one write and not a hundred.
 const SETTLE: Duration = Duration::from_secs(2);
+/// Objects per page of a list of the whole cluster.
+const PAGE: u32 = 64;
 /// How often absent agents are looked at.
 const TICK: Duration = Duration::from_secs(30);
 
@@ -112,8 +114,9 @@ impl World {
         take: impl Fn(&mut State, Key, Option<K>) + Send + 'static,
     ) {
         let world = self.clone();
-        // Who wrote an annotation decides whether it may be changed.
-        kit.watch_raw::<K>(WatchSpec::new(name).managed_fields(), move |event| {
+        // Who wrote an annotation decides whether it may be changed. Managed fields are large: small pages keep the first list small.
+        let spec = WatchSpec::new(name).managed_fields().page_size(PAGE);
+        kit.watch_raw::<K>(spec, move |event| {
             let mut listing = false;
             let dirty = {
                 let mut state = world.state.lock();
