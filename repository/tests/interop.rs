@@ -187,7 +187,8 @@ async fn unchanged_files_are_not_read() {
     let fourth = backup_request(&repository, request).await;
     // Three names of one file.
     assert_eq!((fourth.files_changed, fourth.files_new), (3, 0));
-    assert!(fourth.bytes_added < 3_000_000, "{}", fourth.bytes_added);
+    // At most what follows the last cut; where that lies depends on the repository's random polynomial.
+    assert!(fourth.bytes_added < 8_000_000, "{}", fourth.bytes_added);
 
     // restic takes ours as a parent too.
     let restic = Restic::new(&repo);

@@ -307,16 +307,18 @@ async fn a_lost_lock_ends_the_operation() {
     let watch = repo.join("locks");
     let robber = std::thread::spawn(move || {
         loop {
+            // A lock that is still being written has another name.
+            let finished = |entry: &fs::DirEntry| entry.file_name().len() == 64;
             let Some(entry) = fs::read_dir(&watch)
                 .ok()
-                .and_then(|mut entries| entries.next())
+                .and_then(|entries| entries.flatten().find(finished))
             else {
                 std::thread::sleep(Duration::from_millis(1));
                 continue;
             };
             // After it was taken for good, before the index is written.
             std::thread::sleep(Duration::from_millis(100));
-            fs::remove_file(entry.unwrap().path()).unwrap();
+            fs::remove_file(entry.path()).unwrap();
             return;
         }
     });
