@@ -30,19 +30,23 @@ pub(crate) fn write(volume: &Path, restore_uid: &str) -> io::Result<()> {
     remove(volume)?;
     let dir = volume.join(RESTORE_DONE_DIR);
     std::fs::DirBuilder::new().mode(0o755).create(&dir)?;
+    let part = dir.join(format!("{restore_uid}.part"));
     let file = OpenOptions::new()
         .write(true)
         .create_new(true)
         .mode(0o644)
         .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed())
-        .open(dir.join(restore_uid))?;
+        .open(&part)?;
     // Readable for restore-wait under any user, whatever our umask is.
     file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
     std::fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
     file.sync_all()?;
-    std::fs::File::open(&dir)?.sync_all()?;
+    let handle = std::fs::File::open(&dir)?;
     root.set_times(times)?;
-    root.sync_all()
+    root.sync_all()?;
+    // From here on restore-wait may remove the directory at any moment: nothing below looks at it by its path.
+    std::fs::rename(&part, dir.join(restore_uid))?;
+    handle.sync_all()
 }
 
 /// Times of the volume's root: the marker comes and goes without a trace.
@@ -105,6 +109,36 @@ mod tests {
             .map(|e| e.unwrap().file_name())
             .collect();
         assert_eq!(left, ["data"]);
+        assert_eq!(dir.path().metadata().unwrap().modified().unwrap(), then);
+    }
+
+    #[test]
+    fn a_waiter_that_removes_it_at_once_does_no_harm() {
+        let dir = tempfile::tempdir().unwrap();
+        let then = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000_000);
+        let old = FileTimes::new().set_accessed(then).set_modified(then);
+        std::fs::File::open(dir.path())
+            .unwrap()
+            .set_times(old)
+            .unwrap();
+        let done_dir = dir.path().join(RESTORE_DONE_DIR);
+        std::thread::scope(|scope| {
+            let agent = scope.spawn(|| {
+                for _ in 0..500 {
+                    write(dir.path(), "r1")?;
+                    while done_dir.exists() {
+                        std::hint::spin_loop();
+                    }
+                }
+                Ok::<_, io::Error>(())
+            });
+            while !agent.is_finished() {
+                if exists(dir.path(), "r1") {
+                    remove(dir.path()).unwrap();
+                }
+            }
+            agent.join().unwrap().unwrap();
+        });
         assert_eq!(dir.path().metadata().unwrap().modified().unwrap(), then);
     }
 

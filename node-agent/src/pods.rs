@@ -1,6 +1,8 @@
 //! What the agent reads from a pod.
 
-use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod, Volume};
+use k8s_openapi::api::core::v1::{
+    ContainerState, PersistentVolume, PersistentVolumeClaim, Pod, Volume,
+};
 use kube::{Api, Client, ResourceExt};
 
 use jackline_crds::names;
@@ -119,6 +121,24 @@ pub(crate) async fn wanted(client: &Client, pod: &Pod, name: &str) -> Result<Wan
 
 /// When the pod's restore-wait container began to run, if it runs now and waits for this restore.
 pub(crate) fn waits_since(pod: &Pod, restore_uid: &str) -> Option<jiff::Timestamp> {
+    let running = waiter(pod, restore_uid)?.running.as_ref()?;
+    Some(
+        running
+            .started_at
+            .as_ref()
+            .map_or(jiff::Timestamp::UNIX_EPOCH, |time| time.0),
+    )
+}
+
+/// Whether the pod's restore-wait container has gone on: it saw the done-file of every volume that it waited for.
+pub(crate) fn has_waited(pod: &Pod, restore_uid: &str) -> bool {
+    waiter(pod, restore_uid)
+        .and_then(|state| state.terminated.as_ref())
+        .is_some_and(|end| end.exit_code == 0)
+}
+
+/// State of the restore-wait container for this restore.
+fn waiter<'a>(pod: &'a Pod, restore_uid: &str) -> Option<&'a ContainerState> {
     let is_wait = |name: &str| name == names::RESTORE_WAIT || name == RESTIC_WAIT;
     let container = pod
         .spec
@@ -135,13 +155,7 @@ pub(crate) fn waits_since(pod: &Pod, restore_uid: &str) -> Option<jiff::Timestam
     let status = statuses
         .iter()
         .find(|status| status.name == container.name)?;
-    let running = status.state.as_ref()?.running.as_ref()?;
-    Some(
-        running
-            .started_at
-            .as_ref()
-            .map_or(jiff::Timestamp::UNIX_EPOCH, |time| time.0),
-    )
+    status.state.as_ref()
 }
 
 #[cfg(test)]
@@ -179,6 +193,12 @@ mod tests {
         assert!(waits_since(&pod(json!({"waiting": {}})), "r1").is_none());
         let over = pod(json!({"terminated": {"exitCode": 0}}));
         assert!(waits_since(&over, "r1").is_none());
+        assert!(has_waited(&over, "r1") && !has_waited(&over, "other"));
+        assert!(!has_waited(&running, "r1"));
+        assert!(!has_waited(
+            &pod(json!({"terminated": {"exitCode": 143}})),
+            "r1"
+        ));
     }
 
     #[test]

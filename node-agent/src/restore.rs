@@ -123,7 +123,21 @@ impl Restores {
             // Another node's, or not scheduled yet.
             _ => return Ok(Next::OnChange),
         };
-        if pods::waits_since(&pod, &restore_uid(&object)).is_none() {
+        let uid = restore_uid(&object);
+        if self.was_ours(&object) && pods::has_waited(&pod, &uid) {
+            // Killed between the done-file and the status: the data is complete, and now it is the pod's.
+            let Some((object, record)) = self.fresh(key).await? else {
+                return Ok(Next::Done);
+            };
+            let shown = record.status().progress.map_or(0, |p| p.total_bytes);
+            let bytes = shown.max(object.spec.snapshot_size);
+            let summary = RestoreSummary {
+                bytes: u64::try_from(bytes).unwrap_or_default(),
+                ..RestoreSummary::default()
+            };
+            return self.end(key, &object, &record, Ok(summary)).await;
+        }
+        if pods::waits_since(&pod, &uid).is_none() {
             return Ok(Next::OnChange);
         }
         let _slot = context
