@@ -72,7 +72,7 @@ where
 pub async fn until<T>(
     what: &str,
     limit: Duration,
-    ask: impl AsyncFn() -> Result<Option<T>>,
+    mut ask: impl AsyncFnMut() -> Result<Option<T>>,
 ) -> Result<T> {
     let started = Instant::now();
     let mut last = None;

@@ -1,5 +1,6 @@
 //! The single acts of the story.
 
+use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
@@ -16,20 +17,18 @@ pub(crate) const NAMESPACE: &str = "nginx-example";
 pub(crate) const POLICY: &str = "everything";
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Sends requests to the nginx Service, from the node's network.
+/// Sends requests to the nginx Service, from the database's pod.
 pub(crate) fn requests(env: &Env, count: u32) -> Result<()> {
     let jsonpath = "jsonpath={.spec.clusterIP}";
     let address = env
         .cluster
         .kubectl(["-n", NAMESPACE, "get", "service", "nginx", "-o", jsonpath])?;
     let each = format!(
-        "for i in $(seq {count}); do busybox wget -q -O /dev/null http://{address}/page/$i || exit 1; done"
+        "for i in $(seq {count}); do wget -q -O /dev/null http://{address}/?page=$i || exit 1; done"
     );
-    let done = env.cluster.enter(["sh", "-c", &each]).status()?;
-    ensure!(
-        done.success(),
-        "nginx did not answer all of {count} requests"
-    );
+    env.cluster
+        .kubectl(["-n", NAMESPACE, "exec", "db-0", "--", "sh", "-c", &each])
+        .with_context(|| format!("nginx did not answer all of {count} requests"))?;
     Ok(())
 }
 
@@ -185,8 +184,34 @@ fn read(directory: &Path) -> Result<Tree> {
     Ok(tree)
 }
 
+/// The coverage table, once it knows the policy.
+pub(crate) async fn coverage(env: &Env) -> Result<String> {
+    let args = ["coverage", "-n", NAMESPACE];
+    until("coverage names the policy", PATIENCE, async || {
+        let table = jackline(env, &args)?;
+        Ok((table.matches(POLICY).count() == 2).then_some(table))
+    })
+    .await
+}
+
+/// Waits until three backups have come to their end after `since`. Retention may take each of them away again.
+pub(crate) async fn three_ticks(env: &Env, since: jiff::Timestamp) -> Result<()> {
+    let mut seen = BTreeSet::new();
+    until("three more ticks", 2 * PATIENCE, async || {
+        for backup in backups(env).await? {
+            let status = backup.status.as_ref();
+            let ended = status.and_then(|status| status.completion_timestamp.as_ref());
+            if ended.is_some_and(|at| at.0 > since) {
+                seen.insert(name(&backup));
+            }
+        }
+        Ok((seen.len() >= 3).then_some(()))
+    })
+    .await
+}
+
 /// Runs `jackline` beside this program, with the cluster's kubeconfig.
-pub(crate) fn jackline(env: &Env, args: &[&str]) -> Result<String> {
+fn jackline(env: &Env, args: &[&str]) -> Result<String> {
     let program = std::env::current_exe()?.with_file_name("jackline");
     ensure!(
         program.metadata().is_ok_and(|m| m.mode() & 0o111 != 0),

@@ -94,7 +94,7 @@ pub(crate) async fn tell(dir: &Path, keep: bool) -> Result<()> {
         .map(|(pod, volumes)| format!("{pod}: {volumes}"))
         .collect();
     teller.shows(&lines.join("\n"));
-    teller.shows(&act::jackline(&env, &["coverage", "-n", NAMESPACE])?);
+    teller.shows(&act::coverage(&env).await?);
 
     let (first, volumes) = act::next_good(&env, before_policy).await?;
     teller.says(&format!(
@@ -165,21 +165,7 @@ pub(crate) async fn tell(dir: &Path, keep: bool) -> Result<()> {
     .await?;
     teller.says("disaster: namespace nginx-example is gone");
 
-    until(
-        "three more ticks over the empty cluster",
-        Duration::from_secs(120),
-        async || {
-            let ticks = act::backups(&env).await?.into_iter().filter(|backup| {
-                let done = backup
-                    .status
-                    .as_ref()
-                    .and_then(|status| status.completion_timestamp.as_ref());
-                done.is_some_and(|at| at.0 > disaster)
-            });
-            Ok((ticks.count() >= 3).then_some(()))
-        },
-    )
-    .await?;
+    act::three_ticks(&env, disaster).await?;
     let source = newest_with_data(&env).await?;
     ensure!(
         source >= last_good,
@@ -316,17 +302,13 @@ async fn metric_lines(env: &Env) -> Result<Vec<String>> {
         .into_iter()
         .find_map(|lease| lease.spec?.holder_identity)
         .context("nobody leads")?;
-    let pods = env.ready_pods("velero", "component=velero").await?;
-    let leader = pods
-        .iter()
-        .find(|pod| holder.starts_with(pod.as_str()))
-        .cloned()
-        .unwrap_or(holder);
+    // The holder is the pod's name and a random part.
+    let leader = holder.split('_').next().unwrap_or(&holder);
     let names = [
         "velero_backup_success_total",
         "velero_backup_last_status",
         "velero_restore_success_total",
         "jackline_coverage_volumes",
     ];
-    act::metrics(env, &leader, &names)
+    act::metrics(env, leader, &names)
 }
