@@ -2,7 +2,7 @@
 CLUSTER ?= target/cluster
 built = $${CARGO_TARGET_DIR:-target}/debug
 
-.PHONY: demo test lint bench bench-scale generate cluster-up cluster-down bootstrap programs
+.PHONY: demo test lint bench bench-objects bench-scale generate cluster-up cluster-down bootstrap programs
 
 demo: programs ## the whole story on a real cluster (KEEP=1 leaves it up)
 	$(built)/demo $(if $(KEEP),--keep) --dir $(CLUSTER)
@@ -13,8 +13,11 @@ test: bootstrap ## everything that CI runs
 lint: bootstrap ## formatting and clippy, warnings denied
 	tests/run lint
 
-bench: bootstrap ## side by side with Debian's restic
+bench: bootstrap ## side by side with Debian's restic, and beside Velero's times
 	tests/run bench
+
+bench-objects: bootstrap ## backups and restores on a cluster, beside Velero's times
+	tests/run bench-objects
 
 bench-scale: bootstrap ## 10,000 pods on 2,500 claims
 	tests/run bench-scale

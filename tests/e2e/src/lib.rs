@@ -1,7 +1,8 @@
-//! What the end-to-end tests and the demo share: a cluster with Jackline deployed, waiting, file trees, restic.
+//! What the end-to-end tests, the demo and the benchmark share: a cluster with Jackline deployed, waiting, file trees, restic.
 
 pub mod deploy;
 mod env;
+pub mod fixture;
 mod restic;
 mod tree;
 mod wait;

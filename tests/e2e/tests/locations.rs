@@ -1,7 +1,6 @@
 //! A location that cannot be used says why, harms nothing else, and recovers by itself; an existing repository is never given another
 //! key.
 
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -9,7 +8,7 @@ use jackline_crds::velero::{
     Backup, BackupPhase, BackupRepository, BackupSpec, BackupStorageLocation, DeleteBackupRequest,
     LocationPhase, RepositoryPhase, Restore, RestoreSpec,
 };
-use jackline_e2e::{Env, until, wait_for, wait_gone};
+use jackline_e2e::{Env, fixture, until, wait_for, wait_gone};
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{DeleteParams, PostParams};
 use serde_json::{Value, json};
@@ -242,7 +241,7 @@ async fn objects(env: &Env, bucket: &str) -> Result<Vec<(String, u64)>> {
 }
 
 async fn existing_repositories_keep_their_key(env: &Env) -> Result<()> {
-    let bucket = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/velero-1.14/bucket");
+    let bucket = fixture::directory().join("bucket");
     env.cluster.s3().make_bucket("old").await?;
     env.cluster.s3().upload_tree("old", &bucket).await?;
     let before = objects(env, "old").await?;

@@ -1,29 +1,23 @@
 //! A bucket that a real Velero wrote is restored byte for byte, and backed up on top of; what must not be restored is not.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use jackline_crds::names::label;
 use jackline_crds::velero::{
-    Backup, BackupSpec, BackupStorageLocation, PodVolumePhase, PodVolumeRestore, Restore,
-    RestorePhase, RestoreSpec,
+    Backup, BackupSpec, PodVolumePhase, PodVolumeRestore, Restore, RestorePhase, RestoreSpec,
 };
-use jackline_e2e::{BUCKET, Env, Tree, until, wait_for};
+use jackline_e2e::{BUCKET, Env, Tree, fixture, until, wait_for};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::core::v1::{Namespace, PersistentVolumeClaim, Pod, Service};
 use k8s_openapi::api::rbac::v1::ClusterRoleBinding;
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, ListParams, PostParams};
 use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 
 const MINUTE: Duration = Duration::from_secs(60);
-
-fn fixture() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/velero-1.14")
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_velero_wrote_comes_back() -> Result<()> {
@@ -41,21 +35,9 @@ async fn what_velero_wrote_comes_back() -> Result<()> {
 
 /// Jackline gets Velero's bucket and password: the backups appear.
 async fn take_over(env: &Env) -> Result<()> {
-    wait_for(
-        &env.api::<BackupStorageLocation>(),
-        "default",
-        MINUTE,
-        available,
-    )
-    .await?;
-    set_password(env, "static-passw0rd")?;
-    env.cluster
-        .s3()
-        .upload_tree(BUCKET, &fixture().join("bucket"))
-        .await?;
-    sync_often(env).await?;
+    fixture::adopt(env).await?;
     for name in ["first", "second"] {
-        let backup = wait_for(&env.api::<Backup>(), name, MINUTE, |_| true).await?;
+        let backup = env.api::<Backup>().get(name).await?;
         ensure!(backup.spec.storage_location.as_deref() == Some("default"));
         let volumes = until("its volumes appear", MINUTE, async || {
             let volumes = env.volumes_of(name).await?;
@@ -68,34 +50,6 @@ async fn take_over(env: &Env) -> Result<()> {
             ensure!(volume.phase() == PodVolumePhase::Completed);
         }
     }
-    Ok(())
-}
-
-fn available(location: &BackupStorageLocation) -> bool {
-    use jackline_crds::velero::LocationPhase;
-    location.status.as_ref().and_then(|status| status.phase) == Some(LocationPhase::Available)
-}
-
-fn set_password(env: &Env, password: &str) -> Result<()> {
-    let patch = json!({"stringData": {"repository-password": password}}).to_string();
-    env.cluster.kubectl([
-        "-n",
-        "velero",
-        "patch",
-        "secret",
-        "velero-repo-credentials",
-        "-p",
-        &patch,
-    ])?;
-    Ok(())
-}
-
-async fn sync_often(env: &Env) -> Result<()> {
-    let patch = json!({"spec": {"backupSyncPeriod": "2s"}});
-    let locations = env.api::<BackupStorageLocation>();
-    locations
-        .patch("default", &PatchParams::default(), &Patch::Merge(patch))
-        .await?;
     Ok(())
 }
 
@@ -142,7 +96,7 @@ async fn volumes_of(env: &Env, restore: &str) -> Result<Vec<PodVolumeRestore>> {
 
 fn listing(name: &str) -> Result<Value> {
     Ok(serde_json::from_slice(&std::fs::read(
-        fixture().join(format!("{name}.json")),
+        fixture::directory().join(format!("{name}.json")),
     )?)?)
 }
 
