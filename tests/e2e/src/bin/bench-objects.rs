@@ -12,7 +12,7 @@ use clap::Parser;
 use futures::{StreamExt, TryStreamExt, stream};
 use jackline_crds::velero::{Backup, Restore};
 use jackline_e2e::deploy::Settings;
-use jackline_e2e::{Env, fixture, wait_gone};
+use jackline_e2e::{Env, fixture, until, wait_gone};
 use jackline_test_cluster::Options;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
 use kube::Api;
@@ -87,6 +87,14 @@ async fn run(args: Args) -> Result<()> {
         volumes_back
             .seconds
             .push(restore(&env, &name, json!({"backupName": "second"})).await?);
+        for (namespace, labels, count) in [("nginx-example", "app=nginx", 2), ("shop", "app=db", 1)]
+        {
+            until("the restored pods are ready", LIMIT, async || {
+                let ready = env.ready_pods(namespace, labels).await?;
+                Ok((ready.len() == count).then_some(()))
+            })
+            .await?;
+        }
         volumes
             .seconds
             .push(backup(&env, &name, &["nginx-example", "shop"]).await?);
