@@ -9,6 +9,7 @@ pub mod collect;
 pub mod context;
 pub mod coverage;
 pub mod deletion;
+mod finalizer;
 pub mod location;
 pub mod maintenance;
 pub mod policies;

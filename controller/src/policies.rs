@@ -11,11 +11,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jackline_crds::jackline::PolicyStatus;
-use jackline_crds::names::FIELD_MANAGER;
+use jackline_crds::names::{FIELD_MANAGER, finalizer as name};
 use jackline_crds::velero::{Backup, BackupPhase, LocationPhase};
 use jackline_policy::condition::{Reason, Status};
 use jackline_policy::schedule::{self, Base, Verdict};
-use jackline_policy::spec::{Mode, PolicyKind};
+use jackline_policy::spec::{DeletionPolicy, Mode, PolicyKind};
 use jackline_policy::{Policy, PolicyId, naming};
 use jackline_runtime::status::{Guard, StatusAt, write_status};
 use jackline_runtime::{Event, EventKind, Failure, Key, Kit, LeaderToken, Lease, Next, RunOptions};
@@ -25,11 +25,11 @@ use kube::{Api, ResourceExt};
 
 use crate::context::Context;
 use crate::coverage::short_name;
-use crate::retention;
 use crate::world::World;
+use crate::{finalizer, retention};
 pub use backup::policy_of;
 use metrics::{PolicyMetrics, Shown};
-use object::PolicyObject;
+pub(crate) use object::PolicyObject;
 use report::Report;
 
 /// Starts everything that policies need: the index, annotations, schedules, retention, coverage. Schedules of velero.io report their interval
@@ -76,6 +76,9 @@ fn register(
         async move { policies.pass(&id, &token).await }
     });
 }
+
+/// How often a policy that goes looks whether a backup that is at work or read by a restore can go too.
+const AT_WORK: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
 struct Policies {
@@ -140,7 +143,7 @@ impl Policies {
         token: &LeaderToken,
     ) -> Result<Next, Failure> {
         if object.meta().deletion_timestamp.is_some() {
-            return Ok(Next::OnChange);
+            return self.farewell(api, object, token).await;
         }
         let now = Timestamp::now();
         let previous = object.status().cloned().unwrap_or_default();
@@ -164,6 +167,7 @@ impl Policies {
                     .await;
             }
         };
+        finalizer::set(api, object, name::POLICY, takes_along(&policy), token).await?;
         let location = self.world.read(|state| state.location(&policy));
         let refusal = self.refusal(&policy, &location);
         let timing = match &refusal {
@@ -210,6 +214,27 @@ impl Policies {
             next.map_or(Next::OnChange, Next::At),
         )
         .await
+    }
+
+    /// A policy that goes takes its backups along where it says so.
+    async fn farewell<K: PolicyObject>(
+        &self,
+        api: &Api<K>,
+        object: &K,
+        token: &LeaderToken,
+    ) -> Result<Next, Failure> {
+        let held = object.meta().finalizers.as_deref().unwrap_or_default();
+        if !held.iter().any(|entry| entry == name::POLICY) {
+            return Ok(Next::OnChange);
+        }
+        // What is not valid any more says nothing, and its backups stay.
+        if let Some(policy) = object.policy().ok().filter(takes_along)
+            && !retention::take_along(&self.context, &self.world, &policy, token).await?
+        {
+            return Ok(Next::After(AT_WORK));
+        }
+        finalizer::set(api, object, name::POLICY, false, token).await?;
+        Ok(Next::OnChange)
     }
 
     async fn write<K: PolicyObject>(
@@ -401,6 +426,10 @@ impl Policies {
             note,
         });
     }
+}
+
+fn takes_along(policy: &Policy) -> bool {
+    policy.spec.deletion_policy == DeletionPolicy::Delete && policy.spec.mode == Mode::Enforce
 }
 
 /// Ready as it follows from what stands in the way.

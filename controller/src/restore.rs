@@ -388,25 +388,9 @@ impl Controller<'_> {
             // A namespace or a person waits; files without their restore do no harm.
             tracing::warn!(restore = restore.name_any(), error = %failure, "files of the restore stay in the bucket");
         }
-        self.token.check()?;
-        let rest: Vec<&String> = finalizers
-            .iter()
-            .filter(|f| *f != finalizer::RESTORE)
-            .collect();
-        let patch = serde_json::json!({"metadata": {
-            "uid": restore.metadata.uid,
-            "resourceVersion": restore.metadata.resource_version,
-            "finalizers": rest,
-        }});
         let api = self.context.api::<Restore>();
-        match api
-            .patch(&restore.name_any(), &params(), &Patch::Merge(patch))
-            .await
-        {
-            Ok(_) => Ok(Next::Done),
-            Err(kube::Error::Api(status)) if status.code == 404 => Ok(Next::Done),
-            Err(error) => Err(error.into()),
-        }
+        crate::finalizer::set(&api, restore, finalizer::RESTORE, false, self.token).await?;
+        Ok(Next::Done)
     }
 
     async fn remove_files(&self, restore: &Restore) -> Result<(), Failure> {

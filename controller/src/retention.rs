@@ -10,7 +10,7 @@ use jackline_crds::velero::{
     Backup, BackupPhase, BackupRepository, DeleteBackupRequest, DeleteBackupRequestSpec,
     PodVolumeBackup, Restore,
 };
-use jackline_policy::retention::{BackupFacts, Existence, Outcome, Plan, plan};
+use jackline_policy::retention::{BackupFacts, Existence, Outcome, Plan, farewell, plan};
 use jackline_policy::spec::{Mode, Retention};
 use jackline_policy::{Policy, naming};
 use jackline_runtime::{Failure, LeaderToken};
@@ -53,17 +53,10 @@ pub async fn apply(
     let Some(retention) = &policy.spec.retention else {
         return Ok(Kept::default());
     };
-    let backups = context
-        .stores
-        .backups
-        .filter(|backup| policy_of(backup).as_ref() == Some(&policy.id));
+    let (backups, facts) = backups_of(context, world, policy);
     if backups.is_empty() {
         return Ok(Kept::default());
     }
-    let facts: Vec<BackupFacts> = backups
-        .iter()
-        .map(|backup| facts(context, world, backup))
-        .collect();
     let points: Vec<Point> = backups
         .iter()
         .flat_map(|backup| world.points_of(&backup.name_any()))
@@ -103,6 +96,48 @@ pub async fn apply(
             .map(|held| held_message(held.backups.len(), held.limit)),
         next: plan.next,
     })
+}
+
+/// Asks for the deletion of what goes with a policy. `false`: some of it is still at work or being read.
+///
+/// # Errors
+/// As [`apply`].
+pub async fn take_along(
+    context: &Context,
+    world: &World,
+    policy: &Policy,
+    token: &LeaderToken,
+) -> Result<bool, Failure> {
+    let (backups, facts) = backups_of(context, world, policy);
+    let exist = world.read(|state| state.lineages());
+    let floor = policy.spec.retention.as_ref();
+    let farewell = farewell(
+        floor.map_or(Retention::MINIMUM_GOOD, |retention| retention.minimum_good),
+        &facts,
+        |volume| exist.contains(volume),
+    );
+    for backup in &backups {
+        if farewell.delete.contains(&backup.name_any()) {
+            request(context, backup, policy, token).await?;
+        }
+    }
+    Ok(farewell.later.is_empty())
+}
+
+fn backups_of(
+    context: &Context,
+    world: &World,
+    policy: &Policy,
+) -> (Vec<Arc<Backup>>, Vec<BackupFacts>) {
+    let backups = context
+        .stores
+        .backups
+        .filter(|backup| policy_of(backup).as_ref() == Some(&policy.id));
+    let facts = backups
+        .iter()
+        .map(|backup| facts(context, world, backup))
+        .collect();
+    (backups, facts)
 }
 
 fn held_message(backups: usize, limit: usize) -> String {
@@ -197,7 +232,7 @@ async fn request(
         .await
     {
         Ok(_) => {
-            tracing::info!(policy = %policy.id, backup = name, "no rule keeps the backup: its deletion is requested")
+            tracing::info!(policy = %policy.id, backup = name, "nothing keeps the backup: its deletion is requested")
         }
         Err(kube::Error::Api(status)) if status.is_already_exists() => {}
         Err(error) => return Err(error.into()),

@@ -24,6 +24,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::context::{Context, Governed, GovernedVolume};
+use crate::policies::PolicyObject;
 use lean::{LeanClaim, LeanNamespace, LeanPod, LeanVolume};
 use points::{Point, Points};
 use state::{Dirty, Kind, State};
@@ -144,24 +145,12 @@ impl World {
         let world = self.clone();
         self.cluster_policies.on_change(move |change| {
             let id = PolicyId::cluster(&change.key.name);
-            world.set_policy(
-                id,
-                change
-                    .after
-                    .as_ref()
-                    .and_then(|object| object.policy().ok()),
-            );
+            world.set_policy(id, in_force(change.after.as_deref()));
         });
         let world = self.clone();
         self.policies.on_change(move |change| {
             let id = PolicyId::namespaced(change.key.ns(), &change.key.name);
-            world.set_policy(
-                id,
-                change
-                    .after
-                    .as_ref()
-                    .and_then(|object| object.policy().ok()),
-            );
+            world.set_policy(id, in_force(change.after.as_deref()));
         });
     }
 
@@ -364,6 +353,12 @@ impl Governed for Arc<World> {
         }
         .boxed()
     }
+}
+
+/// A policy that is valid and stays.
+fn in_force<K: PolicyObject>(object: Option<&K>) -> Option<Policy> {
+    let object = object.filter(|object| object.meta().deletion_timestamp.is_none())?;
+    object.policy().ok()
 }
 
 /// The location of policies and backups that name none: the one marked as default (the newest of several), else the flag's.

@@ -151,6 +151,44 @@ pub fn plan(
     plan
 }
 
+/// What goes with a policy that is deleted together with its backups.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Farewell {
+    /// Backups to delete now, oldest first.
+    pub delete: Vec<String>,
+    /// Backups that may go once they have ended or are no longer read.
+    pub later: Vec<String>,
+}
+
+/// Everything goes but the newest `minimum_good` points of each volume that exists. Asked for by name, so nothing has to confirm it.
+pub fn farewell(
+    minimum_good: u32,
+    backups: &[BackupFacts],
+    exists: impl Fn(&str) -> bool,
+) -> Farewell {
+    let floor = usize::try_from(minimum_good).unwrap_or(usize::MAX);
+    let needed: BTreeSet<&str> = points_by_volume(backups)
+        .into_iter()
+        .filter(|(volume, _)| exists(volume))
+        .flat_map(|(_, points)| points.into_iter().take(floor))
+        .map(|(_, name)| name)
+        .collect();
+    let mut going: Vec<&BackupFacts> = backups
+        .iter()
+        .filter(|b| b.ours && b.complete && b.outcome != Outcome::Deleting)
+        .filter(|b| !needed.contains(b.name.as_str()))
+        .collect();
+    going.sort_by(|a, b| (a.time, &a.name).cmp(&(b.time, &b.name)));
+    let (later, now): (Vec<_>, Vec<_>) = going
+        .into_iter()
+        .partition(|b| b.in_use || b.outcome == Outcome::Unfinished);
+    let names = |of: Vec<&BackupFacts>| of.into_iter().map(|b| b.name.clone()).collect();
+    Farewell {
+        delete: names(now),
+        later: names(later),
+    }
+}
+
 /// max(10, 20 %) of the policy's backups.
 fn most_at_once(total: usize) -> usize {
     (total / 5).max(10)

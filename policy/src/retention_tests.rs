@@ -417,3 +417,29 @@ proptest! {
         prop_assert!(decide(&more).is_subset(&decide(&retention)));
     }
 }
+
+#[test]
+fn with_its_policy_everything_goes_but_the_last_points_of_what_exists() {
+    let mut backups = days(6, &["a"]);
+    backups[1].points = ["gone".to_owned()].into();
+    backups[2].in_use = true;
+    backups[3].ours = false;
+    backups.push(BackupFacts {
+        outcome: Outcome::Unfinished,
+        ..backup("2026-11-07T02:00:00Z", &["a"])
+    });
+    backups.push(BackupFacts {
+        outcome: Outcome::Deleting,
+        ..backup("2026-11-08T02:00:00Z", &["a"])
+    });
+    let said = farewell(1, &backups, |volume| volume == "a");
+    let names = |days: &[i8]| -> Vec<String> {
+        days.iter()
+            .map(|day| format!("b-2026-11-{day:02}T02:00:00Z"))
+            .collect()
+    };
+    assert_eq!(said.delete, names(&[1, 2, 5]));
+    assert_eq!(said.later, names(&[3, 7]));
+    let said = farewell(0, &backups, |_| true);
+    assert_eq!(said.delete, names(&[1, 2, 5, 6]));
+}

@@ -99,7 +99,8 @@ pub struct PolicySpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<super::retention::DurationText>")]
     pub rpo: Option<String>,
-    /// What becomes of the backups when the policy goes. Absent: Retain.
+    /// What becomes of the backups when the policy goes. Absent: Retain. Delete: they go with it, all but the last `minimumGood` points of each
+    /// volume that still exists.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub deletion_policy: Option<DeletionPolicy>,
 }

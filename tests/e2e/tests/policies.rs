@@ -37,6 +37,7 @@ async fn policies_govern_and_what_is_gone_stays_restorable() -> Result<()> {
         ];
         env.cluster.kubectl(web)?;
     }
+    write(&env, "team-b").await?;
     let data = write(&env, "shop").await?;
     policies(&env)?;
     for namespace in ["team-a", "team-b", "shop"] {
@@ -71,10 +72,11 @@ fn policies(env: &Env) -> Result<()> {
             "spec": spec,
         })
     };
+    let along = json!({"deletionPolicy": "Delete"});
     let cluster = json!({"namespaces": {"include": ["shop"]}});
     for document in [
         policy("BackupPolicy", Some("team-a"), "nightly", spec(json!({}))),
-        policy("BackupPolicy", Some("team-b"), "nightly", spec(json!({}))),
+        policy("BackupPolicy", Some("team-b"), "nightly", spec(along)),
         policy("ClusterBackupPolicy", None, "everything", spec(cluster)),
     ] {
         env.cluster.apply(&document.to_string())?;
@@ -172,6 +174,11 @@ async fn another_pod_carries_on(env: &Env) -> Result<()> {
 
 async fn released_when_the_policy_goes(env: &Env) -> Result<()> {
     let policies = env.api_in::<BackupPolicy>("team-b");
+    until("team-b has two backups", MINUTE, async || {
+        let backups = completed(env, "team-b-nightly-").await?;
+        Ok((backups.len() >= 2).then_some(()))
+    })
+    .await?;
     policies.delete("nightly", &DeleteParams::default()).await?;
     until(
         "the pods of team-b carry no annotation",
@@ -180,7 +187,14 @@ async fn released_when_the_policy_goes(env: &Env) -> Result<()> {
     )
     .await?;
     one_carrier(env, "team-a").await?;
-    Ok(())
+    // Its backups go with it, down to the last of a volume that is still there.
+    wait_gone(&policies, "nightly", MINUTE).await?;
+    until("one backup of team-b is left", MINUTE, async || {
+        let backups = completed(env, "team-b-nightly-").await?;
+        let held: usize = backups.iter().map(|(_, volumes)| volumes.len()).sum();
+        Ok((backups.len() == 1 && held == 1).then_some(()))
+    })
+    .await
 }
 
 /// Fills the shared volume and returns what it holds.
