@@ -1,14 +1,15 @@
 //! Prunes repositories: a Job with the agent's image, so that heavy work never shares the leader's memory.
 //!
 //! When: at `maintenanceFrequency` after the last time, once snapshots were forgotten (the annotation `forgotten-at` says since when);
-//! without anything forgotten once a week. One Job per repository at a time, and none while volumes of its namespace are being
-//! backed up. Job names follow from the due time, so that a pass which runs twice makes one Job.
+//! without anything forgotten once a week; and when a check is due, which comes with it. One Job per repository at a time, and none
+//! while volumes of its namespace are being backed up. Job names follow from the due time, so that a pass which runs twice makes one Job.
 
 mod job;
 
 use std::{sync::Arc, time::Duration};
 
 use jackline_crds::{
+    GoDuration,
     names::{FIELD_MANAGER, annotation, label},
     velero::{
         BackupRepository, MaintenanceResult, MaintenanceStatus, RepositoryPhase, UploaderType,
@@ -162,11 +163,48 @@ struct Facts {
     every: Duration,
 }
 
+/// The check that a repository's annotations ask for.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Check {
+    due: Timestamp,
+    /// Percent of the data that is read.
+    read_data: f64,
+}
+
+fn check(repository: &BackupRepository, facts: Facts) -> Option<Check> {
+    let annotations = repository.annotations();
+    let every: GoDuration = annotations
+        .get(annotation::CHECK_FREQUENCY)?
+        .parse()
+        .ok()
+        .filter(|every: &GoDuration| !every.is_zero())?;
+    let last = annotations
+        .get(annotation::CHECKED_AT)
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(facts.created);
+    let share = annotations.get(annotation::CHECK_READ_DATA);
+    let regular = after(last, every.to_std());
+    Some(Check {
+        due: match facts.failed {
+            Some(failed) => regular.max(after(failed, every.to_std().min(RETRY))),
+            None => regular,
+        },
+        read_data: share
+            .and_then(|text| text.parse().ok())
+            .filter(|share: &f64| share.is_finite())
+            .unwrap_or_default()
+            .clamp(0.0, 100.0),
+    })
+}
+
+fn after(time: Timestamp, wait: Duration) -> Timestamp {
+    time.checked_add(wait).unwrap_or(Timestamp::MAX)
+}
+
 /// When the next maintenance is due.
 fn due(facts: Facts) -> Timestamp {
     let weekly = MAINTENANCE.to_std();
     let base = facts.last.unwrap_or(facts.created);
-    let after = |time: Timestamp, wait: Duration| time.checked_add(wait).unwrap_or(Timestamp::MAX);
     let regular = match facts.forgotten {
         Some(forgotten) => after(base, facts.every).max(forgotten),
         None => after(base, facts.every.max(weekly)),
@@ -272,7 +310,10 @@ async fn start(
     if repository.phase() != RepositoryPhase::Ready || !usable {
         return Ok(Next::After(Duration::from_secs(60)));
     }
-    let due = due(facts(repository));
+    let facts = facts(repository);
+    let check = check(repository, facts);
+    let pruning = due(facts);
+    let due = check.map_or(pruning, |check| check.due.min(pruning));
     let now = Timestamp::now();
     if due > now {
         return Ok(Next::At(due));
@@ -287,7 +328,8 @@ async fn start(
     if busy.is_some() && !late {
         return Ok(Next::After(BUSY));
     }
-    let job = job::desired(context, repository, due).await?;
+    let read_data = check.filter(|check| check.due <= now).map(|c| c.read_data);
+    let job = job::desired(context, repository, due, read_data).await?;
     token.check()?;
     match context
         .api::<Job>()
@@ -350,7 +392,10 @@ async fn record(
         // What was forgotten while the Job ran waits for the next one.
         let forgotten = facts(repository).forgotten;
         if forgotten.is_some_and(|forgotten| forgotten <= outcome.start) {
-            metadata = serde_json::json!({"annotations": {(annotation::FORGOTTEN_AT): null}});
+            metadata["annotations"][annotation::FORGOTTEN_AT] = serde_json::Value::Null;
+        }
+        if job.annotations().contains_key(annotation::CHECKED_AT) {
+            metadata["annotations"][annotation::CHECKED_AT] = outcome.start.to_string().into();
         }
     }
     token.check()?;
@@ -370,6 +415,47 @@ async fn record(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_check_is_due_after_the_last_good_one() {
+        let repository = |annotations: serde_json::Value| -> BackupRepository {
+            serde_json::from_value(serde_json::json!({
+                "metadata": {"name": "r", "annotations": annotations},
+                "spec": {"volumeNamespace": "n", "backupStorageLocation": "default", "maintenanceFrequency": "168h0m0s"},
+            }))
+            .unwrap()
+        };
+        let at = |minutes: i64| Timestamp::from_second(1_700_000_000 + minutes * 60).unwrap();
+        let facts = Facts {
+            created: at(0),
+            last: None,
+            failed: None,
+            forgotten: None,
+            every: Duration::from_secs(60),
+        };
+        assert_eq!(check(&repository(serde_json::json!({})), facts), None);
+        let daily = repository(serde_json::json!({
+            "jackline.dev/check-frequency": "24h0m0s", "jackline.dev/check-read-data": "250",
+        }));
+        let due = |minutes, read_data| {
+            Some(Check {
+                due: at(minutes),
+                read_data,
+            })
+        };
+        assert_eq!(check(&daily, facts), due(24 * 60, 100.0));
+        let done = repository(serde_json::json!({
+            "jackline.dev/check-frequency": "1m0s", "jackline.dev/checked-at": at(10).to_string(),
+        }));
+        assert_eq!(check(&done, facts), due(11, 0.0));
+        let failed = Facts {
+            failed: Some(at(30)),
+            ..facts
+        };
+        assert_eq!(check(&done, failed), due(31, 0.0));
+        let broken = repository(serde_json::json!({"jackline.dev/check-frequency": "often"}));
+        assert_eq!(check(&broken, facts), None);
+    }
 
     #[test]
     fn when_maintenance_is_due() {

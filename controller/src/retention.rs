@@ -1,8 +1,9 @@
 //! Carries out a policy's retention: deletions through DeleteBackupRequests, the record of volumes that are gone, and how often their
-//! repositories are pruned. What may go is decided by `jackline_policy::retention`.
+//! repositories are pruned and checked. What may go is decided by `jackline_policy::retention`.
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use jackline_crds::GoDuration;
 use jackline_crds::names::{FIELD_MANAGER, annotation, label, label_value};
@@ -22,8 +23,8 @@ use serde_json::json;
 
 use crate::context::Context;
 use crate::policies::policy_of;
-use crate::world::World;
 use crate::world::points::Point;
+use crate::world::{Upkeep, World};
 
 /// What became of a policy's retention.
 #[derive(Debug, Default)]
@@ -49,7 +50,7 @@ pub async fn apply(
     if policy.spec.mode == Mode::Preview {
         return Ok(Kept::default());
     }
-    prune_often_enough(context, world, policy, token).await?;
+    look_after(context, world, policy, token).await?;
     let Some(retention) = &policy.spec.retention else {
         return Ok(Kept::default());
     };
@@ -296,14 +297,15 @@ async fn note(
     }
 }
 
-/// Of several policies the most frequent one sets how often a repository is pruned.
-async fn prune_often_enough(
+/// Writes on the policy's repositories how often they are pruned and checked.
+async fn look_after(
     context: &Context,
     world: &World,
     policy: &Policy,
     token: &LeaderToken,
 ) -> Result<(), Failure> {
-    if policy.spec.repository.prune.is_none() {
+    let asked = &policy.spec.repository;
+    if asked.prune.is_none() && asked.check.is_none() {
         return Ok(());
     }
     let location = world.read(|state| state.location(policy));
@@ -313,15 +315,11 @@ async fn prune_often_enough(
         .filter(|repository| repository.spec.backup_storage_location == location);
     for repository in repositories {
         let namespace = &repository.spec.volume_namespace;
-        let Some(interval) = world.read(|state| state.prune_interval(namespace, &location)) else {
+        let upkeep = world.read(|state| state.upkeep(namespace, &location));
+        let Some(patch) = upkeep_patch(&repository, &upkeep) else {
             continue;
         };
-        let wanted = GoDuration::from_secs(i64::try_from(interval.as_secs()).unwrap_or(i64::MAX));
-        if repository.spec.maintenance_frequency == wanted {
-            continue;
-        }
         token.check()?;
-        let patch = json!({"metadata": {"uid": repository.uid()}, "spec": {"maintenanceFrequency": wanted}});
         let params = PatchParams {
             field_manager: Some(FIELD_MANAGER.to_owned()),
             ..PatchParams::default()
@@ -338,4 +336,65 @@ async fn prune_often_enough(
         }
     }
     Ok(())
+}
+
+/// What has to change on a repository. What no policy asks for stays as it is.
+fn upkeep_patch(repository: &BackupRepository, upkeep: &Upkeep) -> Option<serde_json::Value> {
+    let go =
+        |every: Duration| GoDuration::from_secs(i64::try_from(every.as_secs()).unwrap_or(i64::MAX));
+    let mut patch = json!({"metadata": {"uid": repository.uid()}});
+    let mut differs = false;
+    if let Some(every) = upkeep.prune.map(go)
+        && repository.spec.maintenance_frequency != every
+    {
+        differs = true;
+        patch["spec"] = json!({"maintenanceFrequency": every});
+    }
+    if let Some(every) = upkeep.check.map(go) {
+        let percent = f64::from(upkeep.read_data) / 100.0;
+        let wanted = [
+            (annotation::CHECK_FREQUENCY, every.to_string()),
+            (annotation::CHECK_READ_DATA, percent.to_string()),
+        ];
+        for (key, value) in wanted {
+            if repository.annotations().get(key) != Some(&value) {
+                differs = true;
+                patch["metadata"]["annotations"][key] = json!(value);
+            }
+        }
+    }
+    differs.then_some(patch)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_repository_is_written_only_where_it_differs() {
+        let mut repository: BackupRepository = serde_json::from_value(json!({
+            "metadata": {"name": "r", "uid": "u"},
+            "spec": {"volumeNamespace": "n", "backupStorageLocation": "default", "maintenanceFrequency": "168h0m0s"},
+        }))
+        .unwrap();
+        let hour = Duration::from_secs(3600);
+        assert_eq!(upkeep_patch(&repository, &Upkeep::default()), None);
+        let both = Upkeep {
+            prune: Some(hour),
+            check: Some(24 * hour),
+            read_data: 250,
+        };
+        let said = upkeep_patch(&repository, &both);
+        let annotations = json!({"jackline.dev/check-frequency": "24h0m0s", "jackline.dev/check-read-data": "2.5"});
+        assert_eq!(
+            said,
+            Some(json!({
+                "metadata": {"uid": "u", "annotations": annotations},
+                "spec": {"maintenanceFrequency": "1h0m0s"},
+            }))
+        );
+        repository.spec.maintenance_frequency = GoDuration::from_secs(3600);
+        repository.metadata.annotations = serde_json::from_value(annotations).unwrap();
+        assert_eq!(upkeep_patch(&repository, &both), None);
+    }
 }

@@ -28,6 +28,7 @@ use crate::policies::PolicyObject;
 use lean::{LeanClaim, LeanNamespace, LeanPod, LeanVolume};
 use points::{Point, Points};
 use state::{Dirty, Kind, State};
+pub use view::Upkeep;
 
 /// Coverage and policy status follow what happens by this much, so that a rollout is one write and not a hundred.
 const SETTLE: Duration = Duration::from_secs(2);

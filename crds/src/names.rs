@@ -116,6 +116,12 @@ pub mod annotation {
     pub const GOVERNED_VOLUMES: &str = "jackline.dev/governed-volumes";
     /// On a BackupRepository: since when snapshots have been forgotten whose data was not pruned yet, RFC 3339.
     pub const FORGOTTEN_AT: &str = "jackline.dev/forgotten-at";
+    /// On a BackupRepository: how often it is checked, as a Go duration.
+    pub const CHECK_FREQUENCY: &str = "jackline.dev/check-frequency";
+    /// On the same: how much of its data every check reads, in percent.
+    pub const CHECK_READ_DATA: &str = "jackline.dev/check-read-data";
+    /// On the same: when the last check that found nothing wrong began, RFC 3339. On its Jobs: that they check.
+    pub const CHECKED_AT: &str = "jackline.dev/checked-at";
     /// On a PodVolumeRestore of a shared claim: every pod that waited for the data has gone on.
     pub const WAITERS_LEFT: &str = "jackline.dev/waiters-left";
     /// On a policy: confirms a held mass deletion. The value is the present time, RFC 3339; it counts for a day.

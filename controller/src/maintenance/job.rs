@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use jackline_crds::{
-    names::{NODE_AGENT, label, label_value},
+    names::{NODE_AGENT, annotation, label, label_value},
     velero::{BackupRepository, MaintenanceResult},
 };
 use jackline_runtime::Failure;
@@ -115,11 +115,12 @@ pub fn repository_label(repository: &str) -> String {
 
 const CONTAINER: &str = "velero-repo-maintenance-container";
 
-/// The Job for a repository whose maintenance was due at `due`.
+/// The Job for a repository whose maintenance was due at `due`; `read_data`: it also checks, and reads so many percent of the data.
 pub async fn desired(
     context: &Context,
     repository: &BackupRepository,
     due: Timestamp,
+    read_data: Option<f64>,
 ) -> Result<Job, Failure> {
     let agents = context.api::<DaemonSet>().get_opt(NODE_AGENT).await?;
     let template = agents
@@ -162,23 +163,14 @@ pub async fn desired(
                 .command
                 .unwrap_or_else(|| vec!["jackline-node-agent".to_owned()]),
         ),
-        args: Some(
-            [
-                "maintain",
-                "--repository",
-                &name,
-                "--namespace",
-                &context.namespace,
-            ]
-            .map(str::to_owned)
-            .to_vec(),
-        ),
+        args: Some(arguments(&name, &context.namespace, read_data)),
         env: model.env,
         env_from: model.env_from,
         volume_mounts: Some(mounts),
         termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
         ..Container::default()
     };
+    let checks = read_data.map(|_| (annotation::CHECKED_AT.to_owned(), due.to_string()));
     let labels = BTreeMap::from([(label::REPOSITORY_NAME.to_owned(), repository_label(&name))]);
     let owner = OwnerReference {
         api_version: "velero.io/v1".to_owned(),
@@ -193,6 +185,7 @@ pub async fn desired(
             name: Some(job_name(&name, due)),
             namespace: Some(context.namespace.clone()),
             labels: Some(labels.clone()),
+            annotations: Some(checks.into_iter().collect()),
             owner_references: Some(vec![owner]),
             ..ObjectMeta::default()
         },
@@ -219,6 +212,24 @@ pub async fn desired(
         }),
         ..Job::default()
     })
+}
+
+fn arguments(repository: &str, namespace: &str, read_data: Option<f64>) -> Vec<String> {
+    let all = [
+        "maintain",
+        "--repository",
+        repository,
+        "--namespace",
+        namespace,
+    ];
+    let mut arguments = all.map(str::to_owned).to_vec();
+    if let Some(percent) = read_data {
+        arguments.push("--check".to_owned());
+        if percent > 0.0 {
+            arguments.push(format!("--read-data={percent}"));
+        }
+    }
+    arguments
 }
 
 /// Velero's form of name; the prefix gives way where the whole would be too long for a Job.

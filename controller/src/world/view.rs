@@ -2,9 +2,11 @@
 //! namespace is doing.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use jackline_policy::annotate::{self, Desired, Styles, VolumeState};
 use jackline_policy::coverage::{Carrier, Intent, Reason};
+use jackline_policy::cron::Cron;
 use jackline_policy::facts::{
     ClaimFacts, ClaimView, Exempt, NamespaceFacts, PodFacts, PodPhase, PodVolume, VolumeType,
 };
@@ -24,6 +26,15 @@ pub struct PodPlan {
     pub apply: Option<Desired>,
     /// Volumes that a policy wants from this pod and a person's annotation leaves out.
     pub conflicts: Vec<String>,
+}
+
+/// How often a repository is pruned and checked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Upkeep {
+    pub prune: Option<Duration>,
+    pub check: Option<Duration>,
+    /// How much of the data a check reads, in hundredths of a percent.
+    pub read_data: u32,
 }
 
 /// A volume, seen for its verdict.
@@ -210,8 +221,8 @@ impl State {
             .map(|other| other.id.clone())
     }
 
-    /// The shortest prune interval that policies ask for, for the repository of a namespace at a location.
-    pub fn prune_interval(&self, namespace: &str, location: &str) -> Option<std::time::Duration> {
+    /// How the repository of a namespace at a location is to be looked after: of several policies, the most demanding decides.
+    pub fn upkeep(&self, namespace: &str, location: &str) -> Upkeep {
         // A namespace that is gone has a repository still.
         let gone = NamespaceFacts {
             name: namespace.into(),
@@ -225,9 +236,19 @@ impl State {
                 && *self.location_of(policy) == *location
                 && select::selects_namespace(policy, facts)
         });
-        policies
-            .filter_map(|policy| policy.spec.repository.prune.as_ref()?.longest_interval())
-            .min()
+        let mut upkeep = Upkeep::default();
+        for repository in policies.map(|policy| &policy.spec.repository) {
+            let shorter = |of: Option<Duration>, cron: Option<&Cron>| {
+                let wanted = cron.and_then(Cron::longest_interval);
+                of.into_iter().chain(wanted).min()
+            };
+            upkeep.prune = shorter(upkeep.prune, repository.prune.as_ref());
+            upkeep.check = shorter(upkeep.check, repository.check.as_ref());
+            upkeep.read_data = upkeep
+                .read_data
+                .max(repository.check_read_data.unwrap_or(0));
+        }
+        upkeep
     }
 
     /// The volumes that exist, under the names by which their recovery points are known.

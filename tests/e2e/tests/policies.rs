@@ -9,9 +9,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use jackline_crds::jackline::{BackupCoverage, BackupPolicy};
-use jackline_crds::names;
-use jackline_crds::velero::{Backup, BackupPhase, PodVolumeBackup, Restore, RestoreSpec};
+use jackline_crds::names::{self, annotation, label};
+use jackline_crds::velero::{
+    Backup, BackupPhase, BackupRepository, PodVolumeBackup, Restore, RestoreSpec,
+};
 use jackline_e2e::{Env, Tree, until, wait_for, wait_gone};
+use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::api::{DeleteParams, ListParams, PostParams};
 use kube::{Api, ResourceExt};
@@ -46,6 +49,7 @@ async fn policies_govern_and_what_is_gone_stays_restorable() -> Result<()> {
     each_policy_backs_up_its_own(&env).await?;
     another_pod_carries_on(&env).await?;
     released_when_the_policy_goes(&env).await?;
+    checked_as_often_as_asked(&env).await?;
     gone_and_still_restorable(&env, &data).await?;
     env.cluster.down()
 }
@@ -73,7 +77,10 @@ fn policies(env: &Env) -> Result<()> {
         })
     };
     let along = json!({"deletionPolicy": "Delete"});
-    let cluster = json!({"namespaces": {"include": ["shop"]}});
+    let cluster = json!({
+        "namespaces": {"include": ["shop"]},
+        "repository": {"prune": schedule, "check": schedule, "checkReadData": "50%"},
+    });
     for document in [
         policy("BackupPolicy", Some("team-a"), "nightly", spec(json!({}))),
         policy("BackupPolicy", Some("team-b"), "nightly", spec(along)),
@@ -195,6 +202,42 @@ async fn released_when_the_policy_goes(env: &Env) -> Result<()> {
         Ok((backups.len() == 1 && held == 1).then_some(()))
     })
     .await
+}
+
+/// A Job has read a share of the repository, and found nothing wrong.
+async fn checked_as_often_as_asked(env: &Env) -> Result<()> {
+    let repositories = env.api::<BackupRepository>();
+    let checked = |repository: &BackupRepository| {
+        let at = repository.annotations().get(annotation::CHECKED_AT);
+        repository.spec.volume_namespace == "shop" && at.is_some()
+    };
+    let repository = until(
+        "the repository of shop is checked",
+        2 * MINUTE,
+        async || {
+            let all = repositories.list(&ListParams::default()).await?;
+            Ok(all.items.into_iter().find(checked))
+        },
+    )
+    .await?;
+    let selector = format!("{}={}", label::REPOSITORY_NAME, repository.name_any());
+    let jobs = env
+        .api::<Job>()
+        .list(&ListParams::default().labels(&selector))
+        .await?;
+    let arguments = |job: &Job| {
+        let spec = job
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.template.spec.as_ref());
+        let container = spec.and_then(|spec| spec.containers.first());
+        container
+            .and_then(|container| container.args.clone())
+            .unwrap_or_default()
+    };
+    let read = |job: &Job| arguments(job).contains(&"--read-data=50".to_owned());
+    ensure!(jobs.items.iter().any(read), "no Job read half of the data");
+    Ok(())
 }
 
 /// Fills the shared volume and returns what it holds.
