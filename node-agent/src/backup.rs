@@ -8,18 +8,14 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use jackline_crds::{
-    names::{AGENT_FIELD_MANAGER, SNAPSHOT_HOST},
-    velero::{DataProgress, PodVolumeBackup, PodVolumeBackupStatus, PodVolumePhase, UploaderType},
+    names::SNAPSHOT_HOST,
+    velero::{PodVolumeBackup, PodVolumeBackupStatus, PodVolumePhase, UploaderType},
 };
 use jackline_repository::{BackupRequest, BackupSummary, Repository, SnapshotId};
-use jackline_runtime::{
-    Failure, Key, Next,
-    status::{Guard, StatusAt, write_status},
-};
+use jackline_runtime::{Failure, Key, Next};
 use jiff::Timestamp;
 use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::Time};
 use kube::Api;
-use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::{
@@ -29,6 +25,7 @@ use crate::{
     paths::Found,
     pods,
     progress::{self, Meter},
+    record::Record,
     stop::{Patience, Stop, persist},
 };
 
@@ -45,35 +42,6 @@ pub(crate) struct Backups {
 struct Done {
     snapshot_id: String,
     summary: BackupSummary,
-}
-
-/// The object as last written, and its status.
-struct Record {
-    api: Api<PodVolumeBackup>,
-    object: Mutex<PodVolumeBackup>,
-}
-
-impl Record {
-    fn status(&self) -> PodVolumeBackupStatus {
-        self.object.lock().status.clone().unwrap_or_default()
-    }
-
-    async fn write(&self, status: &PodVolumeBackupStatus) -> Result<(), Failure> {
-        let observed = self.object.lock().clone();
-        let written = write_status(
-            &self.api,
-            &observed,
-            status,
-            StatusAt::Main,
-            Guard::SameObject,
-            AGENT_FIELD_MANAGER,
-        )
-        .await?;
-        if let Some(object) = written {
-            *self.object.lock() = object;
-        }
-        Ok(())
-    }
 }
 
 impl Backups {
@@ -105,10 +73,7 @@ impl Backups {
         else {
             return Ok(Next::Done);
         };
-        let record = Record {
-            api,
-            object: Mutex::new(object.clone()),
-        };
+        let record = Record::new(api, object.clone());
         let running = context.metrics.begin(Operation::Backup);
         let result = self.attempt(&object, &record).await;
         drop(running);
@@ -179,7 +144,11 @@ impl Backups {
         }
     }
 
-    async fn attempt(&self, object: &PodVolumeBackup, record: &Record) -> Result<Done, Stop> {
+    async fn attempt(
+        &self,
+        object: &PodVolumeBackup,
+        record: &Record<PodVolumeBackup>,
+    ) -> Result<Done, Stop> {
         let context = &self.context;
         let spec = &object.spec;
         if spec.cancel {
@@ -286,7 +255,7 @@ impl Backups {
     async fn read(
         &self,
         object: &PodVolumeBackup,
-        record: &Record,
+        record: &Record<PodVolumeBackup>,
         repository: &Repository,
         found: &Found,
         parent: Option<SnapshotId>,
@@ -303,7 +272,7 @@ impl Backups {
         let work = progress::reporting(
             &meter,
             repository.backup(request, &meter, &cancel),
-            |progress| write_progress(record, progress),
+            |progress| record.show(|status| status.progress = Some(progress)),
         );
         let key = Key::of(object);
         let canceled = context.backups.wait_for(|backups| match backups.get(&key) {
@@ -358,14 +327,6 @@ impl Backups {
             "{} was unmounted or replaced while it was read",
             found.path.display()
         )))
-    }
-}
-
-async fn write_progress(record: &Record, progress: DataProgress) {
-    let mut status = record.status();
-    status.progress = Some(progress);
-    if let Err(error) = record.write(&status).await {
-        tracing::debug!(%error, "progress not written");
     }
 }
 

@@ -20,6 +20,7 @@ mod parent;
 mod paths;
 mod pods;
 mod progress;
+mod record;
 mod repos;
 mod restore;
 mod stop;

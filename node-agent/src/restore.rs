@@ -10,19 +10,14 @@
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use jackline_crds::{
-    names::{AGENT_FIELD_MANAGER, annotation, label},
-    velero::{
-        DataProgress, PodVolumePhase, PodVolumeRestore, PodVolumeRestoreStatus, UploaderType,
-    },
+    names::{annotation, label},
+    velero::{PodVolumePhase, PodVolumeRestore, PodVolumeRestoreStatus, UploaderType},
 };
 use jackline_repository::{RestoreOptions, RestoreSummary};
-use jackline_runtime::{
-    Failure, Key, Next,
-    status::{Guard, StatusAt, write_status},
-};
+use jackline_runtime::{Failure, Key, Next};
 use jiff::Timestamp;
 use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::Time};
-use kube::{Api, ResourceExt};
+use kube::ResourceExt;
 use parking_lot::Mutex;
 
 use crate::{
@@ -32,6 +27,7 @@ use crate::{
     paths::Found,
     pods,
     progress::{self, Meter},
+    record::Record,
     stop::{Patience, Stop, persist},
 };
 
@@ -45,34 +41,6 @@ pub(crate) struct Restores {
     patience: Patience,
     /// UIDs of completed restores whose done-file was removed.
     settled: Mutex<HashSet<String>>,
-}
-
-struct Record {
-    api: Api<PodVolumeRestore>,
-    object: Mutex<PodVolumeRestore>,
-}
-
-impl Record {
-    fn status(&self) -> PodVolumeRestoreStatus {
-        self.object.lock().status.clone().unwrap_or_default()
-    }
-
-    async fn write(&self, status: &PodVolumeRestoreStatus) -> Result<(), Failure> {
-        let observed = self.object.lock().clone();
-        let written = write_status(
-            &self.api,
-            &observed,
-            status,
-            StatusAt::Main,
-            Guard::SameObject,
-            AGENT_FIELD_MANAGER,
-        )
-        .await?;
-        if let Some(object) = written {
-            *self.object.lock() = object;
-        }
-        Ok(())
-    }
 }
 
 /// UID of the Restore that an object belongs to: the name of the done-file.
@@ -156,15 +124,15 @@ impl Restores {
 
     /// The object as the API server has it, unless it has ended. The store may be behind our own last write, and a volume whose pod
     /// runs must never be restored again.
-    async fn fresh(&self, key: &Key) -> Result<Option<(PodVolumeRestore, Record)>, Failure> {
+    async fn fresh(
+        &self,
+        key: &Key,
+    ) -> Result<Option<(PodVolumeRestore, Record<PodVolumeRestore>)>, Failure> {
         let api = self.context.api::<PodVolumeRestore>();
         let object = api.get_opt(&key.name).await?;
         let object = object.filter(|object| !object.phase().is_terminal());
         Ok(object.map(|object| {
-            let record = Record {
-                api,
-                object: Mutex::new(object.clone()),
-            };
+            let record = Record::new(api, object.clone());
             (object, record)
         }))
     }
@@ -182,7 +150,7 @@ impl Restores {
         &self,
         key: &Key,
         object: &PodVolumeRestore,
-        record: &Record,
+        record: &Record<PodVolumeRestore>,
         result: Result<RestoreSummary, Stop>,
     ) -> Result<Next, Failure> {
         let context = &self.context;
@@ -253,7 +221,7 @@ impl Restores {
     async fn attempt(
         &self,
         object: &PodVolumeRestore,
-        record: &Record,
+        record: &Record<PodVolumeRestore>,
         pod: &Pod,
     ) -> Result<RestoreSummary, Stop> {
         let context = &self.context;
@@ -302,7 +270,7 @@ impl Restores {
     async fn write(
         &self,
         object: &PodVolumeRestore,
-        record: &Record,
+        record: &Record<PodVolumeRestore>,
         repository: &jackline_repository::Repository,
         snapshot: &jackline_repository::SnapshotId,
         found: &Found,
@@ -322,7 +290,7 @@ impl Restores {
         let work = progress::reporting(
             &meter,
             repository.restore(snapshot, &found.path, options, &meter, &cancel),
-            |progress| write_progress(record, progress),
+            |progress| record.show(|status| status.progress = Some(progress)),
         );
         let key = Key::of(object);
         let canceled = context
@@ -454,14 +422,6 @@ impl Restores {
                     && pods::waits_since(pod, &restore).is_some_and(|since| since >= completed.0)
             })
             .is_some()
-    }
-}
-
-async fn write_progress(record: &Record, progress: DataProgress) {
-    let mut status = record.status();
-    status.progress = Some(progress);
-    if let Err(error) = record.write(&status).await {
-        tracing::debug!(%error, "progress not written");
     }
 }
 

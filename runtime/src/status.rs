@@ -80,27 +80,8 @@ where
     K: Resource + Serialize + DeserializeOwned + Clone + Debug,
     S: Serialize,
 {
-    let name = observed.name_any();
-    let encode = |source| StatusError::Encode {
-        name: name.clone(),
-        source,
-    };
-    let before = serde_json::to_value(observed).map_err(encode)?;
-    let before = before.get("status").cloned().unwrap_or(Value::Null);
-    let after = serde_json::to_value(desired).map_err(encode)?;
-    let Some(difference) = difference(&before, &after) else {
-        return Ok(None);
-    };
-    patch(
-        api,
-        observed,
-        Some(difference),
-        Map::new(),
-        at,
-        guard,
-        manager,
-    )
-    .await
+    let none = Value::Object(Map::new());
+    write(api, observed, desired, &none, at, guard, manager).await
 }
 
 /// Makes `status` the status and adds `metadata` (labels, annotations) in the same write; for kinds with their status in the main
@@ -117,24 +98,10 @@ where
     K: Resource + Serialize + DeserializeOwned + Clone + Debug,
     S: Serialize,
 {
-    let name = observed.name_any();
-    let encode = |source| StatusError::Encode {
-        name: name.clone(),
-        source,
-    };
-    let before = serde_json::to_value(observed).map_err(encode)?;
-    let old = before.get("status").cloned().unwrap_or(Value::Null);
-    let new = serde_json::to_value(desired).map_err(encode)?;
-    let status = difference(&old, &new);
-    let changed = !contains(before.get("metadata").unwrap_or(&Value::Null), metadata);
-    if status.is_none() && !changed {
-        return Ok(None);
-    }
-    let metadata = metadata.as_object().cloned().unwrap_or_default();
-    patch(
+    write(
         api,
         observed,
-        status,
+        desired,
         metadata,
         StatusAt::Main,
         guard,
@@ -143,19 +110,32 @@ where
     .await
 }
 
-async fn patch<K>(
+async fn write<K, S>(
     api: &Api<K>,
     observed: &K,
-    status: Option<Value>,
-    mut metadata: Map<String, Value>,
+    desired: &S,
+    metadata: &Value,
     at: StatusAt,
     guard: Guard,
     manager: &str,
 ) -> Result<Option<K>, StatusError>
 where
     K: Resource + Serialize + DeserializeOwned + Clone + Debug,
+    S: Serialize,
 {
     let name = observed.name_any();
+    let encode = |source| StatusError::Encode {
+        name: name.clone(),
+        source,
+    };
+    let before = serde_json::to_value(observed).map_err(encode)?;
+    let after = serde_json::to_value(desired).map_err(encode)?;
+    let status = difference(before.get("status").unwrap_or(&Value::Null), &after);
+    let changed = !contains(before.get("metadata").unwrap_or(&Value::Null), metadata);
+    if status.is_none() && !changed {
+        return Ok(None);
+    }
+    let mut metadata = metadata.as_object().cloned().unwrap_or_default();
     if let Some(uid) = observed.uid() {
         metadata.insert("uid".to_owned(), Value::String(uid));
     }

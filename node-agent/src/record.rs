@@ -1,0 +1,61 @@
+//! An object of this node as it was last written, and its status.
+
+use std::fmt::Debug;
+
+use jackline_crds::names::AGENT_FIELD_MANAGER;
+use jackline_runtime::{
+    Failure,
+    status::{Guard, StatusAt, write_status},
+};
+use kube::{Api, Resource, core::object::HasStatus};
+use parking_lot::Mutex;
+use serde::{Serialize, de::DeserializeOwned};
+
+pub(crate) struct Record<K> {
+    api: Api<K>,
+    object: Mutex<K>,
+}
+
+impl<K> Record<K>
+where
+    K: Resource + HasStatus + Serialize + DeserializeOwned + Clone + Debug,
+    K::Status: Serialize + Clone + Default,
+{
+    pub fn new(api: Api<K>, object: K) -> Self {
+        Self {
+            api,
+            object: Mutex::new(object),
+        }
+    }
+
+    pub fn status(&self) -> K::Status {
+        self.object.lock().status().cloned().unwrap_or_default()
+    }
+
+    /// Writes what differs, onto this very object.
+    pub async fn write(&self, status: &K::Status) -> Result<(), Failure> {
+        let observed = self.object.lock().clone();
+        let written = write_status(
+            &self.api,
+            &observed,
+            status,
+            StatusAt::Main,
+            Guard::SameObject,
+            AGENT_FIELD_MANAGER,
+        )
+        .await?;
+        if let Some(object) = written {
+            *self.object.lock() = object;
+        }
+        Ok(())
+    }
+
+    /// Writes progress: the work goes on whether or not it arrives.
+    pub async fn show(&self, progress: impl FnOnce(&mut K::Status)) {
+        let mut status = self.status();
+        progress(&mut status);
+        if let Err(error) = self.write(&status).await {
+            tracing::debug!(%error, "progress not written");
+        }
+    }
+}
