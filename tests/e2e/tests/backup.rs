@@ -329,7 +329,7 @@ async fn the_other_replica_takes_over(env: &Env) -> Result<()> {
     );
     ensure!(passed < Duration::from_secs(20), "{passed:?}");
     env.backup_completed("after-kill", 3 * MINUTE).await?;
-    Ok(())
+    env.restic(SHOP).await?.check()
 }
 
 async fn everything_comes_back(env: &Env) -> Result<()> {

@@ -367,10 +367,11 @@ async fn restored_into_other_namespaces(env: &Env) -> Result<()> {
     same_as_listing(env, ("shop-then", "db-0", "data"), "first", "db").await?;
     let nginx = env.ready_pods("nginx-then", "app=nginx").await?;
     let pod = nginx.first().context("no nginx pod is ready")?;
-    same_as_listing(env, ("nginx-then", pod, "nginx-logs"), "first", "logs").await
+    same_as_listing(env, ("nginx-then", pod, "nginx-logs"), "first", "logs").await?;
+    env.restic("shop").await?.check()
 }
 
-/// What runs is left alone, and that is said.
+/// What runs is left alone, and that is said; so are hooks, which nothing runs.
 async fn restored_again_over_what_runs(env: &Env) -> Result<()> {
     let pods = env.api_in::<Pod>("shop");
     let before = pods.get("db-0").await?.uid();
@@ -379,10 +380,19 @@ async fn restored_again_over_what_runs(env: &Env) -> Result<()> {
     let again = restore(
         env,
         "again",
-        json!({"backupName": "first", "includedNamespaces": ["shop"]}),
+        json!({
+            "backupName": "first", "includedNamespaces": ["shop"],
+            "hooks": {"resources": [{"name": "thaw", "postHooks": [{"exec": {"command": ["true"]}}]}]},
+        }),
     )
     .await?;
     let said = finished(env, &again, RestorePhase::Completed).await?;
+    ensure!(
+        said["warnings"]["velero"]
+            .to_string()
+            .contains("1 in spec.hooks were not run"),
+        "{said}"
+    );
     ensure!(
         said["warnings"]["namespaces"]["shop"]
             .to_string()
