@@ -143,6 +143,54 @@ pub(crate) enum RepositoryCommand {
     },
     /// Remove the locks of processes that no longer exist
     Unlock,
+    #[command(subcommand)]
+    Key(KeyCommand),
+}
+
+/// Manages the keys: each opens the repository with a password of its own.
+///
+/// Passwords are read from files, never from the command line. An exported key is a key file as restic
+/// keeps it in the repository: the master key, sealed with a password. Kept elsewhere it opens the
+/// repository when all its keys are lost; whoever has the file still needs the password.
+#[derive(Debug, Subcommand)]
+pub(crate) enum KeyCommand {
+    /// List the keys
+    List,
+    /// Add a key with another password
+    Add {
+        #[command(flatten)]
+        new: NewPassword,
+    },
+    /// Remove a key; not the one in use
+    Remove {
+        /// The key's id, or its beginning
+        id: String,
+    },
+    /// Replace the key in use by one with another password
+    Passwd {
+        #[command(flatten)]
+        new: NewPassword,
+    },
+    /// Write the master key, sealed with a password, to a new file that only its owner can read
+    Export {
+        /// The file; it must not exist
+        file: PathBuf,
+        /// A file that holds the password to seal it with [default: the repository's]
+        #[arg(long, value_name = "FILE")]
+        new_password_file: Option<PathBuf>,
+    },
+    /// Add an exported key to the repository it is from; --password-file holds the password it was exported with
+    Import {
+        /// What export wrote
+        file: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct NewPassword {
+    /// A file that holds the new password
+    #[arg(long, value_name = "FILE")]
+    pub(crate) new_password_file: PathBuf,
 }
 
 /// Backs up files and directories.

@@ -2,6 +2,7 @@
 
 mod access;
 mod backup;
+mod keys;
 mod snapshots;
 
 use std::process::ExitCode;
@@ -93,6 +94,7 @@ pub(crate) async fn run(args: RepositoryArgs) -> Result<ExitCode, Exit> {
             .await
         }
         RepositoryCommand::Unlock => unlock(&session).await,
+        RepositoryCommand::Key(command) => keys::run(&session, command).await,
     }
 }
 

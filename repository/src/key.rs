@@ -1,5 +1,7 @@
 //! Key files: the master key, sealed by a key derived from a password. In plain JSON, named by their hash.
 
+use std::time::{Duration, Instant};
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use jiff::Timestamp;
@@ -9,14 +11,14 @@ use zeroize::Zeroizing;
 use crate::crypto::{Key, OVERHEAD, random};
 use crate::error::{Error, Result};
 use crate::lock::LockHolder;
-use crate::options::Password;
+use crate::options::{KeyCost, Password};
 use crate::tree::time;
 
-/// Cost of the keys we make. restic calibrates N=2^15, r=8 and p by the machine's speed; a generated password of 256
-/// bits needs no more than p=1.
+/// Memory cost of the keys we make: what restic's calibration arrives at.
 const N: u32 = 1 << 15;
 const R: u32 = 8;
-const P: u32 = 1;
+/// What one guess costs one processor when the lanes are calibrated, as in restic.
+const CALIBRATED: Duration = Duration::from_millis(500);
 const SALT: usize = 64;
 
 /// The most memory a lane of a foreign key file may make us use: 128·N·r bytes. restic's calibration stays below 60 MB.
@@ -28,11 +30,11 @@ const MAX_LANES: u32 = 1024;
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct KeyFile {
     #[serde(with = "time")]
-    created: Timestamp,
+    pub(crate) created: Timestamp,
     #[serde(default)]
-    username: String,
+    pub(crate) username: String,
     #[serde(default)]
-    hostname: String,
+    pub(crate) hostname: String,
     kdf: String,
     #[serde(rename = "N")]
     n: u32,
@@ -44,10 +46,20 @@ pub(crate) struct KeyFile {
 
 impl KeyFile {
     /// Seals `master` for `password` and returns the file's content.
-    pub(crate) fn make(master: &Key, password: &Password, holder: &LockHolder) -> Result<Vec<u8>> {
+    /// Costs the key's work: call it off the runtime.
+    pub(crate) fn make(
+        master: &Key,
+        password: &Password,
+        cost: KeyCost,
+        holder: &LockHolder,
+    ) -> Result<Vec<u8>> {
         let mut salt = [0; SALT];
         random(&mut salt)?;
-        let user = derive(password, &salt, N, R, P).map_err(Error::Internal)?;
+        let lanes = match cost {
+            KeyCost::Calibrated => calibrated_lanes()?,
+            KeyCost::Generated => 1,
+        };
+        let user = derive(password, &salt, N, R, lanes).map_err(Error::Internal)?;
         let file = Self {
             created: Timestamp::now(),
             username: holder.username.clone(),
@@ -55,7 +67,7 @@ impl KeyFile {
             kdf: "scrypt".into(),
             n: N,
             r: R,
-            p: P,
+            p: lanes,
             salt: BASE64.encode(salt),
             data: BASE64.encode(user.seal_slice(&master.to_json()?)?),
         };
@@ -94,6 +106,22 @@ impl KeyFile {
     }
 }
 
+/// So many lanes that a guess takes [`CALIBRATED`]. The fastest of three measurements counts: a busy machine must not
+/// make weak keys.
+fn calibrated_lanes() -> Result<u32> {
+    let password = Password::new("calibration");
+    let mut fastest = Duration::MAX;
+    for _ in 0..3 {
+        let begun = Instant::now();
+        derive(&password, b"salt", N, R, 1).map_err(Error::Internal)?;
+        fastest = fastest.min(begun.elapsed());
+    }
+    let lanes = CALIBRATED.as_micros().div_ceil(fastest.as_micros().max(1));
+    Ok(u32::try_from(lanes)
+        .unwrap_or(MAX_LANES)
+        .clamp(1, MAX_LANES))
+}
+
 /// scrypt with limits, because its parameters come from a file that anybody may have written.
 fn derive(password: &Password, salt: &[u8], n: u32, r: u32, p: u32) -> Result<Key, String> {
     let memory = u64::from(n) * u64::from(r) * 128;
@@ -119,7 +147,8 @@ mod tests {
     fn opens_with_its_password_only() {
         let master = Key::random().unwrap();
         let password = Password::new("secret");
-        let content = KeyFile::make(&master, &password, &LockHolder::this_process()).unwrap();
+        let holder = LockHolder::this_process();
+        let content = KeyFile::make(&master, &password, KeyCost::Generated, &holder).unwrap();
         let file = KeyFile::parse("keys/x", &content).unwrap();
         assert!(file.n >= 1 << 15 && file.r >= 8 && file.p >= 1);
         let opened = file.open("keys/x", &password).unwrap().unwrap();

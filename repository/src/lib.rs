@@ -25,6 +25,7 @@ mod files;
 mod id;
 mod index;
 mod key;
+mod keys;
 mod lock;
 mod mark;
 mod names;
@@ -43,8 +44,9 @@ mod uploader;
 
 pub use error::{Error, Result};
 pub use id::{Id, InvalidId, SnapshotId};
+pub use keys::KeyInfo;
 pub use lock::{FOREIGN_STALE, Instance, LockHolder, LockJudge, RestRule, rest_rule};
-pub use options::{OpenOptions, Password, Version};
+pub use options::{KeyCost, OpenOptions, Password, Version};
 pub use progress::{NoProgress, Progress};
 pub use report::{
     BackupRequest, BackupSummary, CheckOptions, CheckReport, FileProblem, ForgetSummary, Overwrite,

@@ -29,6 +29,27 @@ impl fmt::Debug for Password {
     }
 }
 
+/// What it costs to guess the password of a new key, and so to open the repository with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum KeyCost {
+    /// For passwords that people chose: about half a second of one processor, as restic calibrates it.
+    #[default]
+    Calibrated,
+    /// For generated passwords of 256 bits, which nobody guesses: N=2^15, r=8, p=1, about 60 ms.
+    Generated,
+}
+
+impl KeyCost {
+    /// The cost that suits a password: [`KeyCost::Generated`] for 64 and more hexadecimal digits, which nobody chooses.
+    pub fn for_password(password: &Password) -> Self {
+        let bytes = password.as_bytes();
+        match bytes.len() >= 64 && bytes.iter().all(u8::is_ascii_hexdigit) {
+            true => Self::Generated,
+            false => Self::Calibrated,
+        }
+    }
+}
+
 /// Who opens a repository, and how patient they are.
 #[derive(Debug, Clone)]
 pub struct OpenOptions {
@@ -38,19 +59,29 @@ pub struct OpenOptions {
     pub holder: LockHolder,
     /// Decides whether the holder of somebody else's lock is dead.
     pub judge: Arc<dyn LockJudge>,
+    /// What it costs to guess the passwords of keys that are made.
+    pub key_cost: KeyCost,
     /// How long an operation waits for a conflicting lock to go away before it fails with `Error::Locked`.
     pub lock_wait: Duration,
 }
 
 impl OpenOptions {
-    /// This process as the holder, restic's own rule for dead locks, and no waiting.
+    /// This process as the holder, restic's own rule for dead locks, the key cost that suits the password, and no waiting.
     pub fn new(password: Password) -> Self {
         Self {
+            key_cost: KeyCost::for_password(&password),
             password,
             holder: LockHolder::this_process(),
             judge: Arc::new(RestRule),
             lock_wait: Duration::ZERO,
         }
+    }
+
+    /// The same with another cost of new keys.
+    #[must_use]
+    pub fn with_key_cost(mut self, cost: KeyCost) -> Self {
+        self.key_cost = cost;
+        self
     }
 
     /// The same with another patience.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::StreamExt;
 use jackline_storage::ObjectStore;
+use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
@@ -13,9 +14,9 @@ use crate::crypto::Key;
 use crate::error::{Error, Result};
 use crate::files::{self, CONFIG, FileKind, Files};
 use crate::id::{Id, SnapshotId};
-use crate::key::KeyFile;
+use crate::keys;
 use crate::lock::{self, LockGuard, Mode};
-use crate::options::{OpenOptions, Password, Version};
+use crate::options::{OpenOptions, Version};
 use crate::progress::Progress;
 use crate::report::{
     BackupRequest, BackupSummary, CheckOptions, CheckReport, ForgetSummary, PruneOptions,
@@ -29,12 +30,14 @@ const CONCURRENCY: usize = 8;
 
 /// An open repository. Cheap to clone; holds the master key in memory and no lock between
 /// operations, so one process opens a repository once and keeps it (opening derives a key from the
-/// password: about 0.1 s of processor time).
+/// password: 0.06 to 0.5 s of processor time, see [`crate::KeyCost`]).
 #[derive(Debug, Clone)]
 pub struct Repository {
     pub(crate) files: Files,
     pub(crate) config: Config,
     pub(crate) options: OpenOptions,
+    /// The key file that opened it.
+    pub(crate) key_in_use: Arc<Mutex<Id>>,
 }
 
 impl Repository {
@@ -63,15 +66,9 @@ impl Repository {
         }
         let master = Key::random()?;
         let config = Config::new(version)?;
-        let key_file = {
-            let (master, password, holder) = (
-                master.clone(),
-                options.password.clone(),
-                options.holder.clone(),
-            );
-            off_runtime(move || KeyFile::make(&master, &password, &holder)).await?
-        };
-        let key_path = FileKind::Key.path(&Id::of(&key_file));
+        let key_file = keys::make(&master, &options.password, options).await?;
+        let key_id = Id::of(&key_file);
+        let key_path = FileKind::Key.path(&key_id);
         let sealed = master.seal_slice(&config.to_json()?)?;
         store.put(&key_path, Bytes::from(key_file)).await?;
         // The config decides who made the repository: whoever comes second takes the own key away.
@@ -79,7 +76,7 @@ impl Repository {
             store.delete(&key_path).await?;
             return Err(exists(CONFIG.into()));
         }
-        Ok(Self::assemble(store, master, config, options))
+        Ok(Self::assemble(store, (key_id, master), config, options))
     }
 
     /// Opens a repository. `Error::NotFound` where there is neither config nor key,
@@ -103,8 +100,8 @@ impl Repository {
         if keys.is_empty() {
             return Err(Error::corrupt("keys/", "there is a config, but no key"));
         }
-        let key = find_key(&*store, &keys, &options.password).await?;
-        let Some(key) = key else {
+        let found = keys::find(&*store, &keys, &options.password).await?;
+        let Some((id, key)) = found else {
             return Err(Error::WrongPassword { location });
         };
         let mut sealed = Vec::from(sealed);
@@ -112,12 +109,12 @@ impl Repository {
             .open(&mut sealed)
             .map_err(|_| Error::corrupt(CONFIG, "it cannot be authenticated"))?;
         let config = Config::parse(json, &location)?;
-        Ok(Self::assemble(store, key, config, options))
+        Ok(Self::assemble(store, (id, key), config, options))
     }
 
-    fn assemble(
+    pub(crate) fn assemble(
         store: Arc<dyn ObjectStore>,
-        key: Key,
+        (id, key): (Id, Key),
         config: Config,
         options: &OpenOptions,
     ) -> Self {
@@ -130,6 +127,7 @@ impl Repository {
             files,
             config,
             options: options.clone(),
+            key_in_use: Arc::new(Mutex::new(id)),
         }
     }
 
@@ -281,40 +279,8 @@ impl Repository {
     }
 }
 
-/// The master key that the password opens, if any key file has it.
-async fn find_key(
-    store: &dyn ObjectStore,
-    keys: &[(Id, jackline_storage::ObjectMeta)],
-    password: &Password,
-) -> Result<Option<Key>> {
-    let mut damaged = None;
-    for (id, _) in keys {
-        let path = FileKind::Key.path(id);
-        let content = match store.get(&path).await {
-            Err(error) if error.is_not_found() => continue,
-            content => content?,
-        };
-        let password = password.clone();
-        let id = *id;
-        let opened = off_runtime(move || {
-            if Id::of(&content) != id {
-                return Err(Error::corrupt(path, "its content does not match its name"));
-            }
-            KeyFile::parse(&path, &content)?.open(&path, &password)
-        });
-        match opened.await {
-            Ok(Some(key)) => return Ok(Some(key)),
-            Ok(None) => {}
-            // Another key may still open.
-            Err(error @ Error::Corrupt { .. }) => damaged = Some(error),
-            Err(error) => return Err(error),
-        }
-    }
-    damaged.map_or(Ok(None), Err)
-}
-
 /// Runs what takes long without waiting for anything.
-async fn off_runtime<T: Send + 'static>(
+pub(crate) async fn off_runtime<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
     match tokio::task::spawn_blocking(work).await {

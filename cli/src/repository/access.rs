@@ -55,13 +55,7 @@ pub(super) fn options(args: &RepositoryArgs) -> Result<OpenOptions, Exit> {
 
 fn password(args: &RepositoryArgs) -> Result<Password, Exit> {
     let password = match (&args.password_file, std::env::var("RESTIC_PASSWORD")) {
-        (Some(file), _) => {
-            let bytes = read(file)?;
-            let text = String::from_utf8(bytes)
-                .map_err(|_| Exit::failed(format!("{}: not UTF-8", file.display())))?;
-            // As restic: a byte order mark and white space around it are not part of the password.
-            text.trim_start_matches('\u{feff}').trim().to_owned()
-        }
+        (Some(file), _) => return password_in(file),
         (None, Ok(password)) => password,
         (None, Err(_)) => {
             return Err(Exit::failed(
@@ -69,13 +63,25 @@ fn password(args: &RepositoryArgs) -> Result<Password, Exit> {
             ));
         }
     };
+    not_empty(&password)
+}
+
+/// The password in a file.
+pub(super) fn password_in(file: &Path) -> Result<Password, Exit> {
+    let text = String::from_utf8(read(file)?)
+        .map_err(|_| Exit::failed(format!("{}: not UTF-8", file.display())))?;
+    // As restic: a byte order mark and white space around it are not part of the password.
+    not_empty(text.trim_start_matches('\u{feff}').trim())
+}
+
+fn not_empty(password: &str) -> Result<Password, Exit> {
     if password.is_empty() {
         return Err(Exit::failed("the password is empty"));
     }
     Ok(Password::new(password))
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, Exit> {
+pub(super) fn read(path: &Path) -> Result<Vec<u8>, Exit> {
     std::fs::read(path).map_err(|error| Exit::failed(format!("{}: {error}", path.display())))
 }
 

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
 
-use jackline_repository::{OpenOptions, Password, Repository};
+use jackline_repository::{KeyCost, OpenOptions, Password, Repository};
 use jackline_storage::fs::LocalStore;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps};
 
@@ -36,7 +36,7 @@ pub fn store(path: &Path) -> Arc<LocalStore> {
 }
 
 pub fn options() -> OpenOptions {
-    OpenOptions::new(Password::new(PASSWORD))
+    OpenOptions::new(Password::new(PASSWORD)).with_key_cost(KeyCost::Generated)
 }
 
 pub async fn open(path: &Path) -> Repository {
