@@ -109,6 +109,7 @@ fn every_product_package_has_a_row_in_the_architecture() {
             "e2e",
             "bench",
             "bench-scale",
+            "faults",
         ];
         assert!(
             rules.contains_key(room) || testing.contains(&room),

@@ -53,6 +53,14 @@ impl Daemon {
         self
     }
 
+    pub(crate) fn environments<'a>(
+        self,
+        variables: impl IntoIterator<Item = (&'a str, &'a str)>,
+    ) -> Self {
+        let set = |daemon: Self, (name, value)| daemon.environment(name, value);
+        variables.into_iter().fold(self, set)
+    }
+
     pub(crate) fn stdin(mut self, input: OwnedFd) -> Self {
         self.stdin = Stdio::from(input);
         self

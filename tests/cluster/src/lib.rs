@@ -21,6 +21,7 @@ mod cluster;
 mod command;
 mod daemon;
 mod images;
+mod minio;
 mod mounts;
 mod network;
 mod node;
@@ -36,6 +37,7 @@ mod up;
 
 pub use cluster::Cluster;
 pub use images::{AGENT_IMAGE, BUSYBOX_IMAGE, CONTROLLER_IMAGE, NGINX_IMAGE, Programs};
+pub use minio::Minio;
 pub use network::NODE_ADDRESS;
 pub use oci::ImageSpec;
 pub use s3::{Object, S3};

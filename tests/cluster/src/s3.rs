@@ -214,9 +214,16 @@ pub(crate) fn start(place: &Place, daemons: &Daemons, tool: &Path) -> Result<()>
                 format!("--address={NODE_ADDRESS}:{PORT}"),
                 "--console-address=127.0.0.1:9001".into(),
             ])
-            .environment("MINIO_ROOT_USER", ACCESS_KEY)
-            .environment("MINIO_ROOT_PASSWORD", SECRET_KEY)
-            .environment("MINIO_BROWSER", "off")
-            .environment("MINIO_UPDATE", "off"),
+            .environments(server_environment()),
     )
+}
+
+/// How the server is told its keys, and to keep to itself.
+pub(crate) fn server_environment() -> [(&'static str, &'static str); 4] {
+    [
+        ("MINIO_ROOT_USER", ACCESS_KEY),
+        ("MINIO_ROOT_PASSWORD", SECRET_KEY),
+        ("MINIO_BROWSER", "off"),
+        ("MINIO_UPDATE", "off"),
+    ]
 }

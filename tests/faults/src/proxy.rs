@@ -1,0 +1,196 @@
+//! The proxy: a listener on loopback, the count of requests, and the plan.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::{JoinHandle, JoinSet};
+
+use crate::forward::{self, Body};
+use crate::{Fault, Plan, When};
+
+/// Ends with its connections when dropped.
+#[derive(Debug)]
+pub struct Proxy {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    listener: JoinHandle<()>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    server: SocketAddr,
+    plan: Option<Plan>,
+    victim: watch::Sender<Option<Pid>>,
+    /// Method and path of every request, in the order of arrival.
+    requests: Mutex<Vec<String>>,
+    struck: Mutex<Option<String>>,
+    /// Requests that the server may still work on.
+    pending: watch::Sender<usize>,
+}
+
+impl Proxy {
+    /// Listens on a free port of 127.0.0.1 in front of `server`. Without a plan it only counts.
+    ///
+    /// # Errors
+    /// When no port can be had.
+    pub async fn start(server: SocketAddr, plan: Option<Plan>) -> io::Result<Self> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        let address = listener.local_addr()?;
+        let shared = Arc::new(Shared {
+            server,
+            plan,
+            victim: watch::Sender::new(None),
+            requests: Mutex::default(),
+            struck: Mutex::default(),
+            pending: watch::Sender::new(0),
+        });
+        let listener = tokio::spawn(listen(listener, Arc::clone(&shared)));
+        Ok(Self {
+            address,
+            shared,
+            listener,
+        })
+    }
+
+    /// The URL for clients, without a trailing slash.
+    pub fn endpoint(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Names the process that [`Fault::Kill`] kills. Until then a request that is to be struck waits.
+    pub fn aim(&self, pid: u32) {
+        let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+        self.shared.victim.send_replace(pid);
+    }
+
+    /// Method and path of every request so far.
+    pub fn requests(&self) -> Vec<String> {
+        self.shared.requests.lock().clone()
+    }
+
+    /// Method and path of the first request that was struck; `None` if none was.
+    pub fn struck(&self) -> Option<String> {
+        self.shared.struck.lock().clone()
+    }
+
+    /// Waits until nothing that was sent to the server is without an answer, so that no request of a dead client takes
+    /// effect later.
+    pub async fn settled(&self) {
+        let mut pending = self.shared.pending.subscribe();
+        // The sender lives as long as `self`.
+        let _ = pending.wait_for(|count| *count == 0).await;
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.listener.abort();
+    }
+}
+
+async fn listen(listener: TcpListener, shared: Arc<Shared>) {
+    let mut connections = JoinSet::new();
+    while let Ok((stream, _)) = listener.accept().await {
+        connections.spawn(serve(stream, Arc::clone(&shared)));
+        while connections.try_join_next().is_some() {}
+    }
+}
+
+async fn serve(stream: TcpStream, shared: Arc<Shared>) {
+    let _ = stream.set_nodelay(true);
+    let service = service_fn(move |request| Arc::clone(&shared).handle(request));
+    // A connection that a fault, or the client's death, ends is no error.
+    let _ = hyper::server::conn::http1::Builder::new()
+        .auto_date_header(false)
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
+}
+
+/// Ends the connection without a word.
+fn hang_up<T>() -> io::Result<T> {
+    Err(io::Error::other("dropped by the fault proxy"))
+}
+
+impl Shared {
+    async fn handle(self: Arc<Self>, request: Request<Incoming>) -> io::Result<Response<Body>> {
+        let line = format!("{} {}", request.method(), request.uri());
+        let number = {
+            let mut requests = self.requests.lock();
+            requests.push(line.clone());
+            requests.len() as u64
+        };
+        let plan = self.plan.filter(|plan| plan.strikes(number));
+        if plan.is_some() {
+            self.struck.lock().get_or_insert(line);
+        }
+        let before = plan.filter(|plan| plan.when == When::Before);
+        let after = plan.filter(|plan| plan.when == When::After);
+
+        match before.map(|plan| plan.fault) {
+            Some(Fault::Kill) => return self.kill().await,
+            Some(Fault::Drop) => return hang_up(),
+            Some(Fault::Delay(time)) => tokio::time::sleep(time).await,
+            Some(Fault::Truncate | Fault::Unavailable) | None => {}
+        }
+        let (head, body) = request.into_parts();
+        let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
+        match before.map(|plan| plan.fault) {
+            Some(Fault::Unavailable) => return Ok(forward::unavailable()),
+            Some(Fault::Truncate) => {
+                let _ = self
+                    .pass(Request::from_parts(head, forward::half(&body)))
+                    .await;
+                return hang_up();
+            }
+            _ => {}
+        }
+        let answer = self
+            .pass(Request::from_parts(head, forward::whole(body)))
+            .await?;
+        let (head, body) = answer.into_parts();
+        match after.map(|plan| plan.fault) {
+            Some(Fault::Kill) => self.kill().await,
+            Some(Fault::Drop) => hang_up(),
+            Some(Fault::Truncate) if body.is_empty() => hang_up(),
+            Some(Fault::Truncate) => Ok(Response::from_parts(head, forward::half(&body))),
+            Some(Fault::Unavailable) => Ok(forward::unavailable()),
+            Some(Fault::Delay(time)) => {
+                tokio::time::sleep(time).await;
+                Ok(Response::from_parts(head, forward::whole(body)))
+            }
+            None => Ok(Response::from_parts(head, forward::whole(body))),
+        }
+    }
+
+    /// Asks the server, in a task of its own: what reached the server takes effect whether the client lives or not.
+    async fn pass(self: &Arc<Self>, request: Request<Body>) -> io::Result<Response<bytes::Bytes>> {
+        self.pending.send_modify(|count| *count += 1);
+        let shared = Arc::clone(self);
+        let sent = tokio::spawn(async move {
+            let answer = forward::send(shared.server, request).await;
+            shared.pending.send_modify(|count| *count -= 1);
+            answer
+        });
+        sent.await.map_err(io::Error::other)?
+    }
+
+    async fn kill(&self) -> io::Result<Response<Body>> {
+        let mut victim = self.victim.subscribe();
+        if let Ok(pid) = victim.wait_for(Option::is_some).await
+            && let Some(pid) = *pid
+        {
+            kill_process(pid, Signal::KILL)?;
+        }
+        hang_up()
+    }
+}
