@@ -35,12 +35,15 @@ pub(crate) async fn run(
     }
     let guard = match options.no_lock {
         true => None,
-        false => Some(lock::acquire(&repository.files, &repository.options, Mode::Shared).await?),
+        false => {
+            Some(lock::acquire(&repository.files, &repository.options, Mode::Shared, cancel).await?)
+        }
     };
     let begun = Instant::now();
-    let result = check(repository, options, progress, cancel).await;
+    let work = check(repository, options, progress, cancel);
+    let result = drive::unless_cancelled(cancel, work).await;
     if let Some(guard) = guard {
-        guard.release().await;
+        guard.release(cancel).await;
     }
     let mut report = result?;
     report.duration_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -16,6 +17,8 @@ use crate::progress::Progress;
 use crate::uploader::{IN_FLIGHT, Uploader};
 
 const TICK: Duration = Duration::from_millis(250);
+/// How long a cancelled operation may take to end in order.
+const GRACE: Duration = Duration::from_millis(400);
 /// More threads would only need more memory: two already fill a fast link.
 const MAX_THREADS: usize = 4;
 
@@ -80,6 +83,30 @@ impl<'a> Pump<'a> {
         }
         self.told = [done[0], done[1], total[0], total[1]];
     }
+}
+
+/// Runs an operation. Cancelled, it may end in order for a moment; then it is dropped where it stands.
+pub(crate) async fn unless_cancelled<T>(
+    cancel: &CancellationToken,
+    operation: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    tokio::select! {
+        biased;
+        result = operation => result,
+        () = async { cancel.cancelled().await; tokio::time::sleep(GRACE).await } => {
+            Err(Error::Cancelled)
+        }
+    }
+}
+
+/// Waits, on a thread of its own, for something of the store, but not after `stop`.
+pub(crate) fn wait<T>(
+    runtime: &Handle,
+    stop: &CancellationToken,
+    work: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    let stopped = || Err(Error::Cancelled);
+    runtime.block_on(async { stop.run_until_cancelled(work).await.unwrap_or_else(stopped) })
 }
 
 /// Runs `work` on a thread of its own while `pump` tells of it.

@@ -92,14 +92,6 @@ impl Files {
         Ok((Id::of(&sealed), Bytes::from(sealed)))
     }
 
-    /// Seals and writes a file.
-    pub(crate) async fn save(&self, kind: FileKind, plain: &[u8]) -> Result<(Id, u64)> {
-        let (id, sealed) = self.seal(plain)?;
-        let size = sealed.len() as u64;
-        self.store.put(&kind.path(&id), sealed).await?;
-        Ok((id, size))
-    }
-
     pub(crate) async fn delete(&self, kind: FileKind, id: &Id) -> Result<()> {
         Ok(self.store.delete(&kind.path(id)).await?)
     }

@@ -12,6 +12,7 @@
 //! - Memory is bounded: no file and no set of packs is ever held as a whole.
 //! - Nothing here knows of Kubernetes. Sizes are bytes.
 
+mod adopt;
 mod backup;
 mod blobs;
 mod check;
@@ -41,6 +42,10 @@ mod restore;
 mod snapshot;
 mod tree;
 mod uploader;
+
+#[cfg(test)]
+#[path = "../tests/support/faulty.rs"]
+mod faulty;
 
 pub use error::{Error, Result};
 pub use id::{Id, InvalidId, SnapshotId};

@@ -230,9 +230,10 @@ impl Repository {
         if ids.is_empty() {
             return Ok(ForgetSummary::default());
         }
-        let guard = lock::acquire(&self.files, &self.options, Mode::Shared).await?;
+        let never = CancellationToken::new();
+        let guard = lock::acquire(&self.files, &self.options, Mode::Shared, &never).await?;
         let result = self.forget_locked(ids, &guard).await;
-        guard.release().await;
+        guard.release(&never).await;
         result
     }
 
@@ -251,8 +252,9 @@ impl Repository {
         Ok(summary)
     }
 
-    /// Gives back the space of what no snapshot uses, under an exclusive lock. Interrupted anywhere
-    /// it leaves a sound repository, and the next prune goes on.
+    /// Gives back the space of what no snapshot uses: copies what is worth it beside running backups,
+    /// then deletes under an exclusive lock. Interrupted anywhere, or kept from that lock, it leaves
+    /// a sound repository, and the next prune goes on where it was.
     pub async fn prune(
         &self,
         options: PruneOptions,

@@ -1,6 +1,6 @@
 //! Storing finished packs, then the index that makes them known: never the other way round.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -9,13 +9,14 @@ use crate::error::{Error, Result};
 use crate::files::{FileKind, Files};
 use crate::id::Id;
 use crate::index;
-use crate::lock::LockGuard;
+use crate::lock::{self, LockGuard};
 use crate::pack::PackedBlob;
 use crate::packer::FinishedPack;
 
 /// Packs on their way to the store at the same time.
 pub(crate) const IN_FLIGHT: usize = 2;
-const WRITE_DEADLINE: Duration = Duration::from_secs(60);
+/// What a process that dies has stored for longer than this is known to the next one.
+const LIST_EVERY: Duration = Duration::from_secs(300);
 
 /// A pack as an index file lists it.
 type Listed = (Id, Vec<PackedBlob>);
@@ -27,6 +28,8 @@ pub(crate) struct Uploader<'a> {
     uploads: JoinSet<Result<Listed>>,
     /// Stored packs that no index file lists yet.
     unlisted: Vec<Listed>,
+    /// When the last index file was written.
+    listed: Instant,
     /// Index files written.
     pub(crate) written: Vec<Id>,
     /// Bytes written in all.
@@ -40,6 +43,7 @@ impl<'a> Uploader<'a> {
             guard,
             uploads: JoinSet::new(),
             unlisted: Vec::new(),
+            listed: Instant::now(),
             written: Vec::new(),
             bytes: 0,
         }
@@ -63,6 +67,7 @@ impl<'a> Uploader<'a> {
             .map(|(_, blobs)| blobs.len())
             .sum::<usize>()
             >= index::FULL
+            || self.listed.elapsed() >= LIST_EVERY
         {
             self.write_index().await?;
         }
@@ -77,11 +82,9 @@ impl<'a> Uploader<'a> {
     fn start(&mut self, pack: FinishedPack) -> Result<()> {
         self.guard.ensure()?;
         self.bytes += pack.bytes.len() as u64;
-        let store = self.files.store.clone();
+        let files = self.files.clone();
         self.uploads.spawn(async move {
-            store
-                .put(&FileKind::Pack.path(&pack.id), pack.bytes)
-                .await?;
+            lock::store(&files, FileKind::Pack, &pack.id, pack.bytes).await?;
             Ok((pack.id, pack.blobs))
         });
         Ok(())
@@ -102,28 +105,11 @@ impl<'a> Uploader<'a> {
             return Ok(());
         }
         let json = index::to_json(&self.unlisted)?;
-        let (id, size) = write(self.files, self.guard, FileKind::Index, &json).await?;
+        let (id, size) = lock::write(self.files, self.guard, FileKind::Index, &json).await?;
         self.unlisted.clear();
+        self.listed = Instant::now();
         self.written.push(id);
         self.bytes += size;
         Ok(())
-    }
-}
-
-/// Writes a file that others will rely on, if the lock is still ours.
-pub(crate) async fn write(
-    files: &Files,
-    guard: &LockGuard,
-    kind: FileKind,
-    json: &[u8],
-) -> Result<(Id, u64)> {
-    guard.confirm().await?;
-    match tokio::time::timeout(WRITE_DEADLINE, files.save(kind, json)).await {
-        Ok(saved) => saved,
-        Err(_) => Err(Error::Storage(jackline_storage::Error::Timeout {
-            location: files.store.location(),
-            key: kind.prefix().to_owned(),
-            after: WRITE_DEADLINE,
-        })),
     }
 }

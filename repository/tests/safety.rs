@@ -218,7 +218,7 @@ async fn locks_are_respected_both_ways() {
         .unwrap();
     let mut holder = options();
     holder.holder.pid = sleeper.id();
-    let sealed = fake_lock(&repo, &holder, true).await;
+    let sealed = exclusive_lock(&repo, &holder).await;
     let prune = repository
         .prune(PruneOptions::default(), &NoProgress, &never())
         .await;
@@ -257,7 +257,7 @@ async fn locks_are_respected_both_ways() {
     waiting.await.unwrap().unwrap();
 
     // A dead one is healed by the next run.
-    let sealed = fake_lock(&repo, &holder, true).await;
+    let sealed = exclusive_lock(&repo, &holder).await;
     sleeper.kill().unwrap();
     sleeper.wait().unwrap();
     assert!(sealed.exists());
@@ -266,35 +266,33 @@ async fn locks_are_respected_both_ways() {
     restic.check();
 }
 
-/// Leaves a lock of another holder, by taking one and hiding it while it is given back.
-async fn fake_lock(repo: &Path, holder: &OpenOptions, exclusive: bool) -> PathBuf {
+/// Leaves an exclusive lock of another holder: that of a prune which has something to delete, kept while it is given back.
+async fn exclusive_lock(repo: &Path, holder: &OpenOptions) -> PathBuf {
+    let unlisted = repo.join("data/00").join("0".repeat(64));
+    fs::create_dir_all(unlisted.parent().unwrap()).unwrap();
+    fs::write(&unlisted, b"no index lists this").unwrap();
     let other = Repository::open(store(repo), holder).await.unwrap();
     let watch = repo.join("locks");
     let hidden = repo.parent().unwrap().join("hidden");
     let running = tokio::spawn(async move {
-        if exclusive {
-            other
-                .prune(PruneOptions::default(), &NoProgress, &never())
-                .await
-                .map(|_| ())
-        } else {
-            other.forget(&[]).await.map(|_| ())
-        }
+        let pruned = other.prune(PruneOptions::default(), &NoProgress, &never());
+        pruned.await.map(drop)
     });
-    let path = loop {
-        let found = fs::read_dir(&watch)
-            .ok()
-            .and_then(|mut entries| entries.next())
-            .map(|e| e.unwrap().path());
-        match found {
-            Some(path) if path.file_name().unwrap().len() == 64 => break path,
-            _ => tokio::time::sleep(Duration::from_millis(1)).await,
+    // The first is shared.
+    let mut seen = Vec::new();
+    while seen.len() < 2 {
+        let entries = fs::read_dir(&watch).into_iter().flatten();
+        for path in entries.map(|entry| entry.unwrap().path()) {
+            if path.file_name().unwrap().len() == 64 && !seen.contains(&path) {
+                seen.push(path);
+            }
         }
-    };
-    fs::copy(&path, &hidden).unwrap();
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    fs::copy(&seen[1], &hidden).unwrap();
     running.await.unwrap().unwrap();
-    fs::copy(&hidden, &path).unwrap();
-    path
+    fs::copy(&hidden, &seen[1]).unwrap();
+    seen.swap_remove(1)
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -18,6 +18,7 @@ use rustix::io::Errno;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
+use crate::adopt;
 use crate::blobs::BlobReader;
 use crate::chunker::Chunker;
 use crate::drive::{self, Counters, Pump};
@@ -33,7 +34,6 @@ use crate::report::{BackupRequest, BackupSummary, FileProblem, Source};
 use crate::repository::Repository;
 use crate::snapshot::{Snapshot, SnapshotSummary};
 use crate::tree::time;
-use crate::uploader;
 
 /// So many problems are named; the rest are counted.
 const NAMED: usize = 100;
@@ -127,9 +127,10 @@ pub(crate) async fn run(
     progress: &dyn Progress,
     cancel: &CancellationToken,
 ) -> Result<BackupSummary> {
-    let guard = lock::acquire(&repository.files, &repository.options, Mode::Shared).await?;
-    let result = locked(repository, request, &guard, progress, cancel).await;
-    guard.release().await;
+    let guard = lock::acquire(&repository.files, &repository.options, Mode::Shared, cancel).await?;
+    let work = locked(repository, request, &guard, progress, cancel);
+    let result = drive::unless_cancelled(cancel, work).await;
+    guard.release(cancel).await;
     result
 }
 
@@ -144,7 +145,11 @@ async fn locked(
     let start = request.time.unwrap_or_else(Timestamp::now);
     let files = &repository.files;
     // After the lock: what is known from here on cannot be pruned.
-    let index = Arc::new(Index::load(files).await?.0);
+    let mut index = Index::load(files).await?.0;
+    if guard.healed() {
+        adopt::adopt(files, guard, &mut index).await?;
+    }
+    let index = Arc::new(index);
     let parent = load_parent(repository, request.parent).await?;
 
     let counters = Arc::new(Counters::default());
@@ -193,7 +198,7 @@ async fn locked(
     if cancel.is_cancelled() {
         return Err(Error::Cancelled);
     }
-    let (id, size) = uploader::write(files, guard, FileKind::Snapshot, &json).await?;
+    let (id, size) = lock::write(files, guard, FileKind::Snapshot, &json).await?;
     summary.snapshot = Some(id);
     summary.bytes_stored = stored + size;
     summary.duration_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);

@@ -75,9 +75,10 @@ pub(crate) async fn run(
     progress: &dyn Progress,
     cancel: &CancellationToken,
 ) -> Result<RestoreSummary> {
-    let guard = lock::acquire(&repository.files, &repository.options, Mode::Shared).await?;
-    let result = locked(repository, id, target, options, &guard, progress, cancel).await;
-    guard.release().await;
+    let guard = lock::acquire(&repository.files, &repository.options, Mode::Shared, cancel).await?;
+    let work = locked(repository, id, target, options, &guard, progress, cancel);
+    let result = drive::unless_cancelled(cancel, work).await;
+    guard.release(cancel).await;
     result
 }
 

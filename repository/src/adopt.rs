@@ -1,0 +1,87 @@
+//! Adopting what a process stored that died before it could list it in an index.
+
+use std::collections::HashMap;
+
+use futures::StreamExt;
+
+use crate::error::{Error, Result};
+use crate::files::{FileKind, Files};
+use crate::id::Id;
+use crate::index::{self, Index};
+use crate::lock::{self, LockGuard};
+use crate::pack::{self, LENGTH, PackedBlob};
+
+/// Pack headers read at once.
+const CONCURRENCY: usize = 8;
+/// Read from the end of a pack in the hope that its header is no longer.
+const TAIL: u64 = 16 << 10;
+
+/// Adds the packs that no index lists to `index`, and writes index files for them. Those of a living process may be among
+/// them: it lists them again, which is legal. A pack whose header cannot be read is left to prune. Returns how many packs
+/// were adopted.
+pub(crate) async fn adopt(files: &Files, guard: &LockGuard, index: &mut Index) -> Result<u64> {
+    let listed = files.list(FileKind::Pack).await?;
+    let sizes: HashMap<Id, u64> = listed
+        .into_iter()
+        .filter(|(id, _)| !index.has_pack(id))
+        .map(|(id, meta)| (id, meta.size))
+        .collect();
+    let mut headers = futures::stream::iter(sizes)
+        .map(|(id, size)| async move { (id, header(files, &id, size).await) })
+        .buffer_unordered(CONCURRENCY);
+    let mut adopted = Vec::new();
+    while let Some((id, blobs)) = headers.next().await {
+        match blobs {
+            Ok(blobs) => adopted.push((id, blobs)),
+            Err(error @ Error::Corrupt { .. }) => {
+                tracing::warn!(%error, "a pack that no index lists cannot be used");
+            }
+            Err(Error::Storage(error)) if error.is_not_found() => {}
+            Err(error) => return Err(error),
+        }
+    }
+    let count = adopted.len() as u64;
+    let mut rest = &adopted[..];
+    while !rest.is_empty() {
+        let mut blobs = 0;
+        let take = rest
+            .iter()
+            .take_while(|(_, pack)| {
+                let fits = blobs < index::FULL;
+                blobs += pack.len();
+                fits
+            })
+            .count();
+        let (file, after) = rest.split_at(take);
+        rest = after;
+        lock::write(files, guard, FileKind::Index, &index::to_json(file)?).await?;
+    }
+    for (id, blobs) in &adopted {
+        index.add_pack(*id, blobs);
+    }
+    if count > 0 {
+        tracing::info!(packs = count, "adopted what a dead process had stored");
+    }
+    Ok(count)
+}
+
+/// What a pack holds, by its own header.
+async fn header(files: &Files, id: &Id, size: u64) -> Result<Vec<PackedBlob>> {
+    let name = FileKind::Pack.path(id);
+    let from = size.saturating_sub(TAIL);
+    let mut tail = Vec::from(files.store.get_range(&name, from..size).await?);
+    let length = pack::sealed_header_len(&name, &tail, size)?;
+    let whole = length + LENGTH;
+    if whole > tail.len() {
+        let from = size.saturating_sub(whole as u64);
+        tail = Vec::from(files.store.get_range(&name, from..size).await?);
+    }
+    let start = tail.len() - whole;
+    let end = tail.len() - LENGTH;
+    let blobs = pack::parse_header(&name, &mut tail[start..end], size, &files.key)?;
+    let held: u64 = blobs.iter().map(|blob| u64::from(blob.length)).sum();
+    if held + whole as u64 != size {
+        return Err(Error::corrupt(name, "its header lists less than it holds"));
+    }
+    Ok(blobs)
+}

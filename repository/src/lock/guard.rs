@@ -1,0 +1,274 @@
+//! A lock that we hold: kept fresh, seen again, given back when nothing relies on it any more.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use futures::StreamExt;
+use jiff::Timestamp;
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::StoredLock;
+use crate::error::{Error, Result};
+use crate::files::{FileKind, Files};
+use crate::id::Id;
+
+pub(super) const REFRESH: Duration = Duration::from_secs(60);
+const REFRESH_RETRY: Duration = Duration::from_secs(10);
+/// Without a refresh for so long, we are not a holder any more.
+pub(super) const EXPIRY: Duration = Duration::from_secs(180);
+/// No write takes longer, so that none takes effect long after the lock that it was made under.
+pub(crate) const WRITE_DEADLINE: Duration = Duration::from_secs(60);
+/// Who was cancelled waits no longer than this for the lock to go; it goes beside them.
+const PATIENCE: Duration = Duration::from_millis(200);
+
+/// A lock that we hold. Dropped, it is given back by a task of its own.
+#[derive(Debug)]
+pub(crate) struct LockGuard {
+    state: Arc<State>,
+    keeper: Option<JoinHandle<()>>,
+    healed: u64,
+}
+
+#[derive(Debug)]
+struct State {
+    files: Files,
+    id: Mutex<Id>,
+    /// When the last refresh was begun that the store confirmed, by both clocks: one stands still while the machine sleeps.
+    refreshed: Mutex<(Instant, SystemTime)>,
+    lost: CancellationToken,
+    given_back: CancellationToken,
+    /// Writes that others rely on. The lock stays until they have ended.
+    writes: TaskTracker,
+}
+
+impl LockGuard {
+    /// `begun`: when the lock file `id` was written. `healed`: locks of the dead that were removed on the way.
+    pub(super) fn hold(
+        files: Files,
+        lock: StoredLock,
+        id: Id,
+        begun: (Instant, SystemTime),
+        healed: u64,
+    ) -> Self {
+        let state = Arc::new(State {
+            files,
+            id: Mutex::new(id),
+            refreshed: Mutex::new(begun),
+            lost: CancellationToken::new(),
+            given_back: CancellationToken::new(),
+            writes: TaskTracker::new(),
+        });
+        let keeper = Some(tokio::spawn(keep(Arc::clone(&state), lock)));
+        Self {
+            state,
+            keeper,
+            healed,
+        }
+    }
+
+    /// Cancelled when the lock is lost.
+    pub(crate) fn lost(&self) -> &CancellationToken {
+        &self.state.lost
+    }
+
+    /// Whether a holder died before us, who may have left something unfinished.
+    pub(crate) fn healed(&self) -> bool {
+        self.healed > 0
+    }
+
+    /// Fails unless the lock was refreshed lately. Call before each write.
+    pub(crate) fn ensure(&self) -> Result<()> {
+        self.state.ensure()
+    }
+
+    /// Looks at the lock file itself. Call before each write that makes others rely on something.
+    pub(crate) async fn confirm(&self) -> Result<()> {
+        self.state.ensure()?;
+        self.state.see().await
+    }
+
+    /// Gives the lock back. Failing to do so only leaves a lock that others heal.
+    pub(crate) async fn release(mut self, cancel: &CancellationToken) {
+        self.state.given_back.cancel();
+        let Some(keeper) = self.keeper.take() else {
+            return;
+        };
+        let impatient = async {
+            cancel.cancelled().await;
+            tokio::time::sleep(PATIENCE).await;
+        };
+        tokio::select! {
+            _ = keeper => {}
+            () = impatient => {}
+        }
+    }
+}
+
+impl Drop for LockGuard {
+    fn drop(&mut self) {
+        self.state.given_back.cancel();
+    }
+}
+
+impl State {
+    fn ensure(&self) -> Result<()> {
+        let (instant, wall) = *self.refreshed.lock();
+        let age = instant.elapsed().max(wall.elapsed().unwrap_or_default());
+        if self.lost.is_cancelled() || age > EXPIRY {
+            self.lost.cancel();
+            let reason = format!("last refreshed {}s ago", age.as_secs());
+            return Err(Error::LockLost { reason });
+        }
+        Ok(())
+    }
+
+    async fn see(&self) -> Result<()> {
+        let id = *self.id.lock();
+        let path = FileKind::Lock.path(&id);
+        let seen = within_deadline(&self.files, &path, async {
+            Ok(self.files.store.head(&path).await?)
+        });
+        // A refresh meanwhile took the file away that was looked for, after it wrote another.
+        if seen.await?.is_some() || *self.id.lock() != id {
+            return Ok(());
+        }
+        self.lost.cancel();
+        Err(Error::LockLost {
+            reason: "somebody removed it".into(),
+        })
+    }
+}
+
+/// Refreshes the lock until it is given back or lost, and takes it away in the end.
+async fn keep(state: Arc<State>, mut lock: StoredLock) {
+    // More than one only while it is unknown what became of a deletion.
+    let mut own = vec![*state.id.lock()];
+    let mut pause = REFRESH;
+    loop {
+        tokio::select! {
+            () = state.given_back.cancelled() => break,
+            () = tokio::time::sleep(pause), if !state.lost.is_cancelled() => {}
+        }
+        pause = match refresh(&state, &mut lock, &mut own).await {
+            Ok(()) => REFRESH,
+            Err(error) => {
+                tracing::warn!(%error, "cannot refresh the lock");
+                let _ = state.ensure();
+                REFRESH_RETRY
+            }
+        };
+    }
+    state.writes.close();
+    state.writes.wait().await;
+    for id in own {
+        if let Err(error) = state.files.delete(FileKind::Lock, &id).await {
+            tracing::warn!(%error, "cannot remove the own lock");
+        }
+    }
+}
+
+/// A new file, then the old one away.
+async fn refresh(state: &State, lock: &mut StoredLock, own: &mut Vec<Id>) -> Result<()> {
+    state.see().await?;
+    lock.time = Timestamp::now();
+    let begun = (Instant::now(), SystemTime::now());
+    let new = put(&state.files, lock).await?;
+    *state.id.lock() = new;
+    *state.refreshed.lock() = begun;
+    own.push(new);
+    while own.len() > 1 {
+        state.files.delete(FileKind::Lock, &own[0]).await?;
+        own.remove(0);
+    }
+    Ok(())
+}
+
+/// Writes a lock file. Where the store does not confirm it, it is taken back as far as that goes.
+pub(super) async fn put(files: &Files, lock: &StoredLock) -> Result<Id> {
+    let (id, sealed) = files.seal(&lock.to_json()?)?;
+    if let Err(error) = store(files, FileKind::Lock, &id, sealed).await {
+        let taken_back = files.delete(FileKind::Lock, &id);
+        let _ = tokio::time::timeout(WRITE_DEADLINE, taken_back).await;
+        return Err(error);
+    }
+    Ok(id)
+}
+
+/// Stores a file within the deadline for writes.
+pub(crate) async fn store(files: &Files, kind: FileKind, id: &Id, bytes: Bytes) -> Result<()> {
+    let path = kind.path(id);
+    let stored = async { Ok(files.store.put(&path, bytes).await?) };
+    within_deadline(files, &path, stored).await
+}
+
+async fn within_deadline<T>(
+    files: &Files,
+    path: &str,
+    work: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    let done = tokio::time::timeout(WRITE_DEADLINE, work).await;
+    done.unwrap_or_else(|_| {
+        Err(Error::Storage(jackline_storage::Error::Timeout {
+            location: files.store.location(),
+            key: path.to_owned(),
+            after: WRITE_DEADLINE,
+        }))
+    })
+}
+
+/// Writes a file that others will rely on, if the lock is still ours. Returns its name and size. A snapshot whose writer
+/// failed, or was cancelled and waits no longer, is taken back before the lock goes.
+pub(crate) async fn write(
+    files: &Files,
+    guard: &LockGuard,
+    kind: FileKind,
+    json: &[u8],
+) -> Result<(Id, u64)> {
+    let (id, sealed) = files.seal(json)?;
+    let size = sealed.len() as u64;
+    guard.confirm().await?;
+    let (tell, told) = oneshot::channel();
+    let (take, taken) = oneshot::channel();
+    let files = files.clone();
+    guard.state.writes.spawn(async move {
+        let stored = store(&files, kind, &id, sealed).await;
+        let failed = stored.is_err();
+        let abandoned = tell.send(stored).is_err() || taken.await.is_err();
+        if (failed || abandoned) && kind == FileKind::Snapshot {
+            let taken_back = files.delete(kind, &id);
+            let _ = tokio::time::timeout(WRITE_DEADLINE, taken_back).await;
+        }
+    });
+    let stored = told.await;
+    let _ = take.send(());
+    stored.map_err(|_| Error::Internal("a write ended without a word".into()))??;
+    Ok((id, size))
+}
+
+/// Deletes files, several at once, and stops at the first error. The lock is looked at before each round.
+pub(crate) async fn delete_all(
+    files: &Files,
+    guard: &LockGuard,
+    kind: FileKind,
+    ids: &[Id],
+) -> Result<()> {
+    for round in ids.chunks(64) {
+        guard.confirm().await?;
+        let mut deletions = futures::stream::iter(round.to_vec())
+            .map(|id| async move {
+                let path = kind.path(&id);
+                within_deadline(files, &path, files.delete(kind, &id)).await
+            })
+            .buffer_unordered(8);
+        while let Some(result) = deletions.next().await {
+            result?;
+        }
+    }
+    Ok(())
+}

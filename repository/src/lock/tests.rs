@@ -1,0 +1,302 @@
+//! The rules of a lock, each by the clock: time stands still but for what is slept.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use jackline_storage::ObjectStore;
+use jackline_storage::memory::MemoryStore;
+
+use super::guard::{EXPIRY, REFRESH, WRITE_DEADLINE};
+use super::*;
+use crate::crypto::Key;
+use crate::faulty::{Fate, Faulty};
+use crate::options::{Password, Version};
+
+struct Place {
+    store: Arc<Faulty>,
+    memory: Arc<MemoryStore>,
+    files: Files,
+    options: OpenOptions,
+    never: CancellationToken,
+}
+
+impl Place {
+    fn new() -> Self {
+        let memory = Arc::new(MemoryStore::new());
+        let store = Faulty::new(memory.clone());
+        let files = Files {
+            store: store.clone(),
+            key: Arc::new(Key::from_bytes(&[7; 64])),
+            version: Version::V2,
+        };
+        Self {
+            store,
+            memory,
+            files,
+            options: OpenOptions::new(Password::new("x")),
+            never: CancellationToken::new(),
+        }
+    }
+
+    async fn take(&self, mode: Mode) -> Result<LockGuard> {
+        acquire(&self.files, &self.options, mode, &self.never).await
+    }
+
+    async fn locks(&self) -> Vec<String> {
+        use futures::TryStreamExt;
+        let listed = self.memory.list("locks/");
+        listed.map_ok(|meta| meta.key).try_collect().await.unwrap()
+    }
+
+    async fn index(&self, guard: &LockGuard) -> Result<(Id, u64)> {
+        write(&self.files, guard, FileKind::Index, b"{}").await
+    }
+}
+
+async fn pass(seconds: u64) {
+    for _ in 0..seconds {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_is_looked_for_written_waited_for_and_looked_for_again() {
+    let place = Place::new();
+    let begun = Instant::now();
+    let guard = place.take(Mode::Exclusive).await.unwrap();
+    assert!(begun.elapsed() >= SETTLE);
+    let asked = place.store.asked("");
+    let kinds: Vec<_> = asked.iter().map(|line| &line[..8]).collect();
+    assert_eq!(kinds, ["list loc", "put lock", "list loc", "get lock"]);
+    // Others see it, and leave nothing of their own.
+    for mode in [Mode::Shared, Mode::Exclusive] {
+        assert!(matches!(place.take(mode).await, Err(Error::Locked { .. })));
+    }
+    assert_eq!(place.locks().await.len(), 1);
+    guard.release(&place.never).await;
+    assert!(place.locks().await.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_two_that_meet_neither_stays_when_they_conflict() {
+    let place = Place::new();
+    // Both look before either has written.
+    place.store.on(|_| Fate::Delay(Duration::from_millis(10)));
+    let (one, two) = tokio::join!(place.take(Mode::Exclusive), place.take(Mode::Shared));
+    assert!(one.is_err() && two.is_err(), "{one:?} {two:?}");
+    assert!(place.locks().await.is_empty());
+    let (one, two) = tokio::join!(place.take(Mode::Shared), place.take(Mode::Shared));
+    assert!(one.is_ok() && two.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_is_refreshed_every_minute_by_a_new_file_before_the_old_one_goes() {
+    let place = Place::new();
+    let guard = place.take(Mode::Shared).await.unwrap();
+    let first = place.locks().await;
+    place.store.asked("");
+    pass(REFRESH.as_secs() + 1).await;
+    let second = place.locks().await;
+    assert!(second.len() == 1 && second != first);
+    let asked = place.store.asked("");
+    assert_eq!(
+        asked,
+        [
+            format!("head {}", first[0]),
+            format!("put {}", second[0]),
+            format!("delete {}", first[0])
+        ]
+    );
+    pass(10 * REFRESH.as_secs()).await;
+    assert_eq!(place.locks().await.len(), 1);
+    assert_eq!(place.store.asked("put locks/").len(), 10);
+    guard.ensure().unwrap();
+    guard.release(&place.never).await;
+    assert!(place.locks().await.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_refresh_for_three_minutes_nothing_more_is_written() {
+    let place = Place::new();
+    let guard = place.take(Mode::Shared).await.unwrap();
+    place.index(&guard).await.unwrap();
+    place.store.on(|request| match request {
+        request if request.starts_with("put locks/") => Fate::Fail,
+        _ => Fate::Pass,
+    });
+    pass(EXPIRY.as_secs() - 5).await;
+    // The file is there, and seen: until now that is enough.
+    place.index(&guard).await.unwrap();
+    pass(10).await;
+    place.store.asked("");
+    let refused = place.index(&guard).await;
+    assert!(
+        matches!(refused, Err(Error::LockLost { .. })),
+        "{refused:?}"
+    );
+    assert!(place.store.asked("put index/").is_empty());
+    assert!(guard.ensure().is_err() && guard.lost().is_cancelled());
+    // Better times do not bring it back.
+    place.store.on(|_| Fate::Pass);
+    pass(REFRESH.as_secs()).await;
+    assert!(guard.ensure().is_err());
+    guard.release(&place.never).await;
+    assert!(place.locks().await.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_short_outage_is_outlived() {
+    let place = Place::new();
+    let guard = place.take(Mode::Shared).await.unwrap();
+    place.store.on(|_| Fate::Fail);
+    pass(EXPIRY.as_secs() - 20).await;
+    place.store.on(|_| Fate::Pass);
+    pass(EXPIRY.as_secs()).await;
+    guard.ensure().unwrap();
+    assert_eq!(place.locks().await.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_own_lock_is_seen_again_before_each_index_and_snapshot() {
+    let place = Place::new();
+    let guard = place.take(Mode::Shared).await.unwrap();
+    for kind in [FileKind::Index, FileKind::Snapshot] {
+        place.store.asked("");
+        write(&place.files, &guard, kind, b"{}").await.unwrap();
+        let asked = place.store.asked("");
+        assert!(
+            asked[0].starts_with("head locks/") && asked[1].starts_with("put "),
+            "{asked:?}"
+        );
+    }
+    let lock = place.locks().await;
+    place.memory.delete(&lock[0]).await.unwrap();
+    let refused = place.index(&guard).await;
+    assert!(
+        matches!(refused, Err(Error::LockLost { .. })),
+        "{refused:?}"
+    );
+    assert!(place.store.asked("put ").is_empty());
+    assert!(guard.lost().is_cancelled());
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_write_ends_within_a_minute() {
+    let place = Place::new();
+    let guard = place.take(Mode::Shared).await.unwrap();
+    place.store.on(|request| match request {
+        request if request.starts_with("put ") => Fate::Silence,
+        _ => Fate::Pass,
+    });
+    let begun = Instant::now();
+    let pack = Bytes::from_static(b"pack");
+    let stored = store(&place.files, FileKind::Pack, &Id::of(b"pack"), pack).await;
+    assert!(stored.is_err() && begun.elapsed() <= WRITE_DEADLINE + SETTLE);
+    for kind in [FileKind::Index, FileKind::Snapshot] {
+        let begun = Instant::now();
+        let written = write(&place.files, &guard, kind, b"{}").await;
+        assert!(
+            matches!(
+                written,
+                Err(Error::Storage(jackline_storage::Error::Timeout { .. }))
+            ),
+            "{written:?}"
+        );
+        assert!(begun.elapsed() <= WRITE_DEADLINE + SETTLE);
+    }
+    place.store.on(|_| Fate::Pass);
+    guard.release(&place.never).await;
+    // It took effect after all: a snapshot that was reported as failed is taken back.
+    let snapshots = place.files.list(FileKind::Snapshot).await.unwrap();
+    assert_eq!(snapshots.len(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_lock_stays_until_what_others_rely_on_is_written() {
+    let place = Place::new();
+    let guard = place.take(Mode::Shared).await.unwrap();
+    place.store.on(|request| match request {
+        request if request.starts_with("put ") => Fate::Delay(Duration::from_secs(30)),
+        _ => Fate::Pass,
+    });
+    let cancel = CancellationToken::new();
+    for kind in [FileKind::Index, FileKind::Snapshot] {
+        let abandoned = write(&place.files, &guard, kind, b"{}");
+        let late = tokio::time::timeout(Duration::from_secs(1), abandoned).await;
+        assert!(late.is_err());
+    }
+    cancel.cancel();
+    let begun = Instant::now();
+    guard.release(&cancel).await;
+    assert!(begun.elapsed() < Duration::from_secs(1));
+    assert_eq!(place.locks().await.len(), 1);
+    pass(31).await;
+    assert!(place.locks().await.is_empty());
+    // The index says nothing wrong. The snapshot was not to be.
+    assert_eq!(place.files.list(FileKind::Index).await.unwrap().len(), 1);
+    assert_eq!(place.files.list(FileKind::Snapshot).await.unwrap().len(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_stops_waiting_leaves_no_lock() {
+    for millis in [50, 150, 250, 350, 450, 550] {
+        let place = Place::new();
+        place.store.on(|_| Fate::Delay(Duration::from_millis(100)));
+        let cancel = CancellationToken::new();
+        let taking = acquire(&place.files, &place.options, Mode::Shared, &cancel);
+        let begun = Instant::now();
+        let (taken, ()) = tokio::join!(taking, async {
+            tokio::time::sleep(Duration::from_millis(millis)).await;
+            cancel.cancel();
+        });
+        assert!(matches!(taken, Err(Error::Cancelled)), "{taken:?}");
+        assert!(begun.elapsed() < Duration::from_millis(millis + 50));
+        pass(2).await;
+        assert!(place.locks().await.is_empty(), "after {millis} ms");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lock_given_back_while_it_is_refreshed_leaves_nothing() {
+    let place = Place::new();
+    let guard = place.take(Mode::Shared).await.unwrap();
+    place.store.on(|_| Fate::Delay(Duration::from_millis(500)));
+    // In the middle of each of the three requests.
+    for late in [250, 750, 1250] {
+        let other = place.take(Mode::Shared).await.unwrap();
+        tokio::time::sleep(REFRESH + Duration::from_millis(late)).await;
+        drop(other);
+    }
+    guard.release(&place.never).await;
+    pass(5).await;
+    assert!(place.locks().await.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_dead_are_healed_and_the_living_are_not() {
+    let place = Place::new();
+    let mut child = std::process::Command::new("true").spawn().unwrap();
+    let mut dead = place.options.clone();
+    dead.holder.pid = child.id();
+    child.wait().unwrap();
+    let left = acquire(&place.files, &dead, Mode::Exclusive, &place.never)
+        .await
+        .unwrap();
+    let healing = place.take(Mode::Exclusive).await.unwrap();
+    assert!(healing.healed());
+    assert_eq!(place.locks().await.len(), 1);
+    assert!(left.confirm().await.is_err(), "it finds out");
+    healing.release(&place.never).await;
+
+    let mut elsewhere = dead.clone();
+    elsewhere.holder.hostname = "another host".into();
+    let living = acquire(&place.files, &elsewhere, Mode::Exclusive, &place.never)
+        .await
+        .unwrap();
+    assert!(matches!(
+        place.take(Mode::Shared).await,
+        Err(Error::Locked { .. })
+    ));
+    living.release(&place.never).await;
+}
