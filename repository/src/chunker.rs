@@ -3,6 +3,10 @@
 //! With F the Rabin fingerprint of the 64 bytes before a position, the next cut after a start s is the first position
 //! in [s + 512 KiB, s + 8 MiB] with F ≡ 0 (mod 2²⁰), else s + 8 MiB, else the end. F depends on those 64 bytes only, so
 //! a range can be searched in several lanes at once: the chain of table look-ups per byte is what the search waits for.
+//! Four lanes run everywhere; where the processor can, 64 do.
+
+#[cfg(target_arch = "x86_64")]
+mod wide;
 
 use crate::polynomial::Polynomial;
 
@@ -11,7 +15,7 @@ pub(crate) const MAX: usize = 8 << 20;
 const WINDOW: usize = 64;
 const MASK: u64 = (1 << 20) - 1;
 /// Bytes searched at once: long enough for the lanes to pay, short enough not to search far behind a cut.
-const PIECE: usize = 128 << 10;
+const PIECE: usize = 256 << 10;
 const LANES: usize = 4;
 
 /// The look-up tables of one repository's polynomial.
@@ -21,6 +25,8 @@ pub(crate) struct Chunker {
     /// What cancels the eight bits that a shift moves above the degree.
     reduce: [u64; 256],
     shift: u32,
+    #[cfg(target_arch = "x86_64")]
+    wide: Option<wide::Wide>,
 }
 
 impl std::fmt::Debug for Chunker {
@@ -36,6 +42,8 @@ impl Chunker {
             out: [0; 256],
             reduce: [0; 256],
             shift: degree - 8,
+            #[cfg(target_arch = "x86_64")]
+            wide: wide::Wide::new(polynomial),
         };
         let bytes = (0_u64..).zip(tables.out.iter_mut().zip(&mut tables.reduce));
         for (byte, (out, reduce)) in bytes {
@@ -66,6 +74,19 @@ impl Chunker {
 
     /// The smallest candidate in (from, to]. `from` is at least a window away from the start of `data`.
     fn first_candidate(&self, data: &[u8], from: usize, to: usize) -> Option<usize> {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(wide) = &self.wide {
+            let lane = (to - from) / wide::STREAMS / WINDOW * WINDOW;
+            let rest = from + lane * wide::STREAMS;
+            return wide
+                .first_candidate(data, from, lane)
+                .or_else(|| self.in_lanes(data, rest, to));
+        }
+        self.in_lanes(data, from, to)
+    }
+
+    /// The same, on any processor.
+    fn in_lanes(&self, data: &[u8], from: usize, to: usize) -> Option<usize> {
         let lane = (to - from) / LANES;
         if lane == 0 {
             return self.search(data, from, to);
@@ -152,7 +173,10 @@ mod tests {
     }
 
     fn fast_cuts(data: &[u8], step: usize) -> Vec<usize> {
-        let chunker = Chunker::new(polynomial());
+        cuts_by(&Chunker::new(polynomial()), data, step)
+    }
+
+    fn cuts_by(chunker: &Chunker, data: &[u8], step: usize) -> Vec<usize> {
         let (mut start, mut filled, mut searched) = (0, 0, 0);
         let mut cuts = Vec::new();
         while start < data.len() {
@@ -196,6 +220,17 @@ mod tests {
         assert_eq!(fast_cuts(&exact, MIN), vec![MIN]);
     }
 
+    impl Chunker {
+        /// As on a processor that has nothing special.
+        fn anywhere(polynomial: Polynomial) -> Self {
+            Self {
+                #[cfg(target_arch = "x86_64")]
+                wide: None,
+                ..Self::new(polynomial)
+            }
+        }
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(6))]
         #[test]
@@ -212,6 +247,40 @@ mod tests {
         fn the_step_does_not_matter(seed in any::<u64>(), step in 1..3_000_000_usize) {
             let data = noise(seed, 12 << 20);
             prop_assert_eq!(fast_cuts(&data, step.max(10_000)), fast_cuts(&data, data.len()));
+        }
+
+        /// Noise, runs of one byte, and repetitions of every length, in one piece of data.
+        #[test]
+        fn every_processor_cuts_alike(parts in proptest::collection::vec((any::<u64>(), 1..3_000_000_usize, 0..5_usize, any::<u8>()), 1..8)) {
+            let mut data = Vec::new();
+            for (seed, len, kind, byte) in parts {
+                match kind {
+                    0 => data.resize(data.len() + len, byte),
+                    1 => data.resize(data.len() + len, 0),
+                    2 => {
+                        let period = noise(seed, seed as usize % 5000 + 1);
+                        data.extend(period.iter().cycle().take(len));
+                    }
+                    _ => data.extend(noise(seed, len)),
+                }
+            }
+            let everywhere = Chunker::anywhere(polynomial());
+            let here = Chunker::new(polynomial());
+            prop_assert_eq!(cuts_by(&here, &data, 700_001), cuts_by(&everywhere, &data, 256 << 10));
+        }
+
+        #[test]
+        fn every_candidate_is_found_by_every_processor(seed in any::<u64>(), len in 1_000_000..8_000_000_usize, from in 64..70_000_usize) {
+            let data = noise(seed, len);
+            let (here, everywhere) = (Chunker::new(polynomial()), Chunker::anywhere(polynomial()));
+            let all = |chunker: &Chunker| {
+                let mut from = from;
+                std::iter::from_fn(|| {
+                    from = chunker.first_candidate(&data, from, data.len())?;
+                    Some(from)
+                }).collect::<Vec<_>>()
+            };
+            prop_assert_eq!(all(&here), all(&everywhere));
         }
     }
 
