@@ -11,7 +11,14 @@ use crate::error::{Error, Result};
 /// What restic's default is close to.
 const LEVEL: i32 = 3;
 
+/// Data of at least this length is looked at before it is compressed.
+const LOOK_FROM: usize = 128 << 10;
+/// The look: so many samples of this length, from all over the data.
+const SAMPLES: usize = 16;
+const SAMPLE: usize = 4 << 10;
+
 thread_local! {
+    static LOOK: RefCell<(Vec<u8>, Vec<u8>)> = const { RefCell::new((Vec::new(), Vec::new())) };
     static PACK: RefCell<Option<Compressor<'static>>> = const { RefCell::new(None) };
     static UNPACK: RefCell<Option<Decompressor<'static>>> = const { RefCell::new(None) };
 }
@@ -34,6 +41,25 @@ pub(crate) fn pack_into(out: &mut Vec<u8>, plain: &[u8]) -> Result<()> {
         }
         Err(error) => Err(Error::Internal(format!("zstd: {error}"))),
     }
+}
+
+/// Whether compressing is worth a try: what is compressed, encrypted or noise would only cost its time. Short data is
+/// always tried.
+pub(crate) fn is_promising(plain: &[u8]) -> Result<bool> {
+    if plain.len() < LOOK_FROM {
+        return Ok(true);
+    }
+    LOOK.with_borrow_mut(|(samples, packed)| {
+        samples.clear();
+        packed.clear();
+        let step = (plain.len() - SAMPLE) / (SAMPLES - 1);
+        for at in 0..SAMPLES {
+            samples.extend_from_slice(&plain[at * step..at * step + SAMPLE]);
+        }
+        pack_into(packed, samples)?;
+        // One half-empty sample is enough of a promise.
+        Ok(packed.len() < samples.len() - samples.len() / 64)
+    })
 }
 
 /// Decompresses into exactly `length` bytes; `None` where it is anything else.
@@ -65,6 +91,23 @@ pub(crate) fn unpack_unknown(packed: &[u8], limit: usize) -> Option<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn noise_promises_nothing_and_a_part_of_text_does() {
+        let mut state = 1_u64;
+        let mut data: Vec<u8> = std::iter::repeat_with(|| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 32) as u8
+        })
+        .take(1 << 20)
+        .collect();
+        assert!(!is_promising(&data).unwrap());
+        assert!(is_promising(&data[..1000]).unwrap(), "short data is tried");
+        data[400 << 10..500 << 10].fill(b'a');
+        assert!(is_promising(&data).unwrap());
+    }
 
     #[test]
     fn round_trip() {

@@ -23,6 +23,7 @@ mod crypto;
 mod drive;
 mod error;
 mod files;
+mod hash;
 mod id;
 mod index;
 mod key;

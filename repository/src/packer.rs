@@ -11,14 +11,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
-use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::chunker::MAX;
 use crate::compress;
-use crate::crypto::{Key, NONCE};
+use crate::crypto::{Key, NONCE, OVERHEAD};
 use crate::error::{Error, Result};
+use crate::hash::Hash;
 use crate::id::Id;
 use crate::index::Index;
 use crate::options::Version;
@@ -31,7 +31,8 @@ const ROOM: usize = TARGET + 2 * SLACK;
 const POLL: Duration = Duration::from_millis(100);
 
 thread_local! {
-    static SEALED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    /// A compressed blob, before it is known whether that is any shorter.
+    static COMPRESSED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
 /// A pack that only has to be stored.
@@ -65,7 +66,16 @@ pub(crate) struct Added {
 struct OpenPack {
     buffer: Vec<u8>,
     blobs: Vec<PackedBlob>,
-    hash: Sha256,
+    /// Of the first `hashed` bytes. The rest is hashed beside the next blobs, which costs less than alone.
+    hash: Hash,
+    hashed: usize,
+}
+
+impl OpenPack {
+    fn hash_all(&mut self) {
+        self.hash.update(&self.buffer[self.hashed..]);
+        self.hashed = self.buffer.len();
+    }
 }
 
 #[derive(Debug, Default)]
@@ -75,6 +85,15 @@ struct Pool {
     free: Vec<Vec<u8>>,
     /// Buffers that exist, wherever they are.
     allocated: usize,
+}
+
+impl Pool {
+    fn open(&mut self, kind: BlobKind) -> &mut Vec<OpenPack> {
+        match kind {
+            BlobKind::Data => &mut self.data,
+            BlobKind::Tree => &mut self.tree,
+        }
+    }
 }
 
 /// Takes blobs from several threads.
@@ -117,7 +136,7 @@ impl Packer {
 
     /// Saves a blob unless the repository has it.
     pub(crate) fn save(&self, kind: BlobKind, plain: &[u8]) -> Result<Saved> {
-        let id = Id::of(plain);
+        let id = self.identify(kind, plain);
         let new = !self.index.contains(kind, &id) && self.claim(kind, &id);
         if new {
             self.add(kind, id, plain)?;
@@ -140,87 +159,95 @@ impl Packer {
             .insert((kind, *id))
     }
 
+    /// The blob's id. What a pack still has to hash is hashed beside it.
+    fn identify(&self, kind: BlobKind, plain: &[u8]) -> Id {
+        let Some(mut pack) = self.pool.0.lock().open(kind).pop() else {
+            return Id::of(plain);
+        };
+        let mut hash = Hash::default();
+        let waiting = &pack.buffer[pack.hashed..];
+        let now = waiting.len().min(plain.len());
+        hash.update_both(plain, &mut pack.hash, &waiting[..now]);
+        pack.hashed += now;
+        self.put_back(kind, pack);
+        hash.finish()
+    }
+
+    /// Compresses where that helps. Trees are always compressed: restic's prune repacks packs with trees that are not.
     fn add(&self, kind: BlobKind, id: Id, plain: &[u8]) -> Result<()> {
         let plain_len = u32::try_from(plain.len())
             .map_err(|_| Error::Invalid("a directory is too large for the format".into()))?;
-        SEALED.with_borrow_mut(|sealed| {
-            if sealed.capacity() == 0 {
-                sealed.reserve_exact(MAX + MAX / 128);
+        let v2 = self.version == Version::V2;
+        if !v2 || kind == BlobKind::Data && !compress::is_promising(plain)? {
+            return self.append(kind, id, plain, plain_len, 0);
+        }
+        COMPRESSED.with_borrow_mut(|compressed| {
+            compressed.clear();
+            if compressed.capacity() == 0 {
+                compressed.reserve_exact(MAX + MAX / 128);
             }
-            let uncompressed = self.encode(kind, plain, plain_len, sealed)?;
-            let length = u32::try_from(sealed.len())
-                .map_err(|_| Error::Invalid("a directory is too large for the format".into()))?;
-            let blob = PackedBlob {
-                kind,
-                id,
-                offset: 0,
-                length,
-                uncompressed,
-            };
-            self.append(blob, sealed)?;
-            let count = match kind {
-                BlobKind::Data => &self.added.data_blobs,
-                BlobKind::Tree => &self.added.tree_blobs,
-            };
-            count.fetch_add(1, Ordering::Relaxed);
-            self.added
-                .bytes
-                .fetch_add(plain.len() as u64, Ordering::Relaxed);
-            self.added
-                .packed
-                .fetch_add(sealed.len() as u64, Ordering::Relaxed);
-            Ok(())
+            compress::pack_into(compressed, plain)?;
+            if kind == BlobKind::Tree || compressed.len() < plain.len() {
+                self.append(kind, id, compressed, plain_len, plain_len)
+            } else {
+                self.append(kind, id, plain, plain_len, 0)
+            }
         })
     }
 
-    /// Compresses where that helps, and seals. Returns the entry's uncompressed length. Trees are always compressed:
-    /// restic's prune repacks packs with trees that are not.
-    fn encode(
+    /// Seals a blob in the pack that it comes into.
+    fn append(
         &self,
         kind: BlobKind,
-        plain: &[u8],
+        id: Id,
+        stored: &[u8],
         plain_len: u32,
-        sealed: &mut Vec<u8>,
-    ) -> Result<u32> {
-        sealed.clear();
-        sealed.resize(NONCE, 0);
-        let mut uncompressed = 0;
-        if self.version == Version::V2 {
-            compress::pack_into(sealed, plain)?;
-            if kind == BlobKind::Tree || sealed.len() - NONCE < plain.len() {
-                uncompressed = plain_len;
-            } else {
-                sealed.truncate(NONCE);
-            }
+        uncompressed: u32,
+    ) -> Result<()> {
+        let size = stored.len() + OVERHEAD;
+        let length = u32::try_from(size)
+            .map_err(|_| Error::Invalid("a directory is too large for the format".into()))?;
+        let mut pack = self.take(kind)?;
+        if !pack.buffer.is_empty() && pack.buffer.len() + size > TARGET + SLACK {
+            self.finish(pack)?;
+            pack = self.take(kind)?;
         }
-        if uncompressed == 0 {
-            sealed.extend_from_slice(plain);
+        let start = pack.buffer.len();
+        let offset =
+            u32::try_from(start).map_err(|_| Error::Internal("a pack is too large".into()))?;
+        pack.buffer.reserve(size);
+        pack.buffer.resize(start + NONCE, 0);
+        pack.buffer.extend_from_slice(stored);
+        self.key.seal(&mut pack.buffer, start)?;
+        pack.blobs.push(PackedBlob {
+            kind,
+            id,
+            offset,
+            length,
+            uncompressed,
+        });
+        if pack.buffer.len() >= TARGET || pack.blobs.len() >= MAX_BLOBS {
+            self.finish(pack)?;
+        } else {
+            self.put_back(kind, pack);
         }
-        self.key.seal(sealed, 0)?;
-        Ok(uncompressed)
+        let (added, count) = (
+            &self.added,
+            match kind {
+                BlobKind::Data => &self.added.data_blobs,
+                BlobKind::Tree => &self.added.tree_blobs,
+            },
+        );
+        count.fetch_add(1, Ordering::Relaxed);
+        added.bytes.fetch_add(plain_len.into(), Ordering::Relaxed);
+        added.packed.fetch_add(length.into(), Ordering::Relaxed);
+        Ok(())
     }
 
-    fn append(&self, mut blob: PackedBlob, sealed: &[u8]) -> Result<()> {
-        let mut pack = self.take(blob.kind)?;
-        if !pack.buffer.is_empty() && pack.buffer.len() + sealed.len() > TARGET + SLACK {
-            self.finish(pack)?;
-            pack = self.take(blob.kind)?;
-        }
-        blob.offset = u32::try_from(pack.buffer.len())
-            .map_err(|_| Error::Internal("a pack is too large".into()))?;
-        pack.buffer.extend_from_slice(sealed);
-        pack.hash.update(sealed);
-        pack.blobs.push(blob);
-        if pack.buffer.len() >= TARGET || pack.blobs.len() >= MAX_BLOBS {
-            return self.finish(pack);
-        }
+    fn put_back(&self, kind: BlobKind, pack: OpenPack) {
         let (pool, changed) = &*self.pool;
-        match blob.kind {
-            BlobKind::Data => pool.lock().data.push(pack),
-            BlobKind::Tree => pool.lock().tree.push(pack),
-        }
+        pool.lock().open(kind).push(pack);
         changed.notify_all();
-        Ok(())
     }
 
     /// An open pack, the one used last first, so that as few as possible are open; else an empty one.
@@ -228,11 +255,7 @@ impl Packer {
         let (pool, changed) = &*self.pool;
         let mut pool = pool.lock();
         loop {
-            let open = match kind {
-                BlobKind::Data => pool.data.pop(),
-                BlobKind::Tree => pool.tree.pop(),
-            };
-            if let Some(pack) = open {
+            if let Some(pack) = pool.open(kind).pop() {
                 return Ok(pack);
             }
             if let Some(buffer) = pool.free.pop() {
@@ -256,22 +279,16 @@ impl Packer {
         }
     }
 
-    fn finish(&self, pack: OpenPack) -> Result<()> {
-        let OpenPack {
-            mut buffer,
-            blobs,
-            mut hash,
-        } = pack;
-        let header = buffer.len();
-        pack::finish(&mut buffer, &blobs, &self.key)?;
-        hash.update(&buffer[header..]);
+    fn finish(&self, mut pack: OpenPack) -> Result<()> {
+        pack::finish(&mut pack.buffer, &pack.blobs, &self.key)?;
+        pack.hash_all();
         let owner = PooledBuffer {
-            buffer,
+            buffer: pack.buffer,
             pool: Arc::clone(&self.pool),
         };
         let finished = FinishedPack {
-            id: Id(hash.finalize().into()),
-            blobs,
+            id: pack.hash.finish(),
+            blobs: pack.blobs,
             bytes: Bytes::from_owner(owner),
         };
         // Full only while the store is slower than we are; closed when the operation is over.
@@ -318,7 +335,6 @@ impl Packer {
         // Both are below 2^25 bytes.
         let shift = into.buffer.len() as u32;
         into.buffer.extend_from_slice(&from.buffer);
-        into.hash.update(&from.buffer);
         into.blobs
             .extend(from.blobs.into_iter().map(|blob| PackedBlob {
                 offset: blob.offset + shift,
