@@ -1,7 +1,9 @@
 //! Backup: one thread walks the source, the others read and save files, trees are written as they become complete.
 
+mod buffer;
 mod dirs;
 mod file;
+mod large;
 mod source;
 mod walk;
 
@@ -106,9 +108,9 @@ impl Engine {
         self.warnings.lock().add(dir, name, message.to_owned());
     }
 
-    fn read(&self, file: &OwnedFd, buffer: &mut [u8]) -> Result<usize, Errno> {
+    fn read(&self, file: &OwnedFd, buffer: &mut [u8], at: u64) -> Result<usize, Errno> {
         let got = loop {
-            match rustix::io::read(file, &mut *buffer) {
+            match rustix::io::pread(file, &mut *buffer, at) {
                 Err(Errno::INTR) => {}
                 got => break got?,
             }

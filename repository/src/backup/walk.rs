@@ -11,8 +11,10 @@ use std::sync::atomic::Ordering;
 use crossbeam_channel::Sender;
 use rustix::io::Errno;
 
+use super::buffer::Buffer;
 use super::dirs::{OpenDir, complete, done};
-use super::file::{self, Buffer, FileJob};
+use super::file::{self, FileJob};
+use super::large::{LARGE, LargeFile};
 use super::{Engine, QUEUE, source};
 use crate::drive::threads;
 use crate::error::{Error, Result};
@@ -43,7 +45,11 @@ pub(super) fn run(engine: &Engine, source: &Source, parent: Option<Id>) -> Resul
                     if engine.stop.is_cancelled() {
                         continue;
                     }
-                    if let Err(error) = file::run(engine, &job, &mut buffer) {
+                    let result = match job {
+                        Job::One(job) => file::run(engine, &job, &mut buffer),
+                        Job::Shared(file) => file.run(engine, &mut buffer),
+                    };
+                    if let Err(error) = result {
                         fail(error);
                     }
                 }
@@ -70,9 +76,16 @@ pub(super) fn run(engine: &Engine, source: &Source, parent: Option<Id>) -> Resul
     }
 }
 
+/// A file to be read, by one thread or by all of them.
+#[derive(Debug)]
+enum Job {
+    One(FileJob),
+    Shared(Arc<LargeFile>),
+}
+
 struct Walker<'a> {
     engine: &'a Engine,
-    jobs: Sender<FileJob>,
+    jobs: Sender<Job>,
 }
 
 /// The entries of the parent's directory, in the order of their names, read beside the directory itself.
@@ -230,11 +243,12 @@ impl Walker<'_> {
     ) -> Result<()> {
         let engine = self.engine;
         engine.counters.expect(node.size, 1);
-        let was = was.filter(|was| was.kind == NodeKind::File);
+        let index = &engine.reader.index;
+        let mut was = was.filter(|was| was.kind == NodeKind::File);
         let changed = was.is_some();
+        let content = was.as_mut().and_then(|was| was.content.take());
+        let content = content.unwrap_or_default();
         if let Some(was) = was.filter(|was| unchanged(&node, was)) {
-            let content = was.content.unwrap_or_default();
-            let index = &engine.reader.index;
             if content.iter().all(|id| index.contains(BlobKind::Data, id)) {
                 // The same change time says that the extended attributes are the same too.
                 node.xattrs = was.xattrs;
@@ -262,6 +276,17 @@ impl Walker<'_> {
             name,
             changed,
         };
+        if node.size < LARGE {
+            return self.send(Job::One(job));
+        }
+        let file = Arc::new(LargeFile::new(job, &content, index));
+        for _ in 0..threads() {
+            self.send(Job::Shared(Arc::clone(&file)))?;
+        }
+        Ok(())
+    }
+
+    fn send(&self, job: Job) -> Result<()> {
         self.jobs.send(job).map_err(|_| Error::Cancelled)
     }
 
