@@ -86,6 +86,8 @@ pub(crate) fn remove(volume: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
 
     #[test]
@@ -121,12 +123,12 @@ mod tests {
             .unwrap()
             .set_times(old)
             .unwrap();
-        let done_dir = dir.path().join(RESTORE_DONE_DIR);
+        let removed = AtomicUsize::new(0);
         std::thread::scope(|scope| {
             let agent = scope.spawn(|| {
-                for _ in 0..500 {
+                for round in 1..=500 {
                     write(dir.path(), "r1")?;
-                    while done_dir.exists() {
+                    while removed.load(Ordering::Acquire) < round {
                         std::hint::spin_loop();
                     }
                 }
@@ -135,6 +137,7 @@ mod tests {
             while !agent.is_finished() {
                 if exists(dir.path(), "r1") {
                     remove(dir.path()).unwrap();
+                    removed.fetch_add(1, Ordering::Release);
                 }
             }
             agent.join().unwrap().unwrap();

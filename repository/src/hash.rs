@@ -134,9 +134,9 @@ mod beside {
             let before = (abef, cdgh);
             // The last 16 words of each message.
             let mut w = [[zero; 2]; 4];
-            for quarter in 0..4 {
-                w[quarter] = [load(first, quarter), load(second, quarter)];
-                rounds(quarter, &mut abef, &mut cdgh, w[quarter]);
+            for (quarter, w) in w.iter_mut().enumerate() {
+                *w = [load(first, quarter), load(second, quarter)];
+                rounds(quarter, &mut abef, &mut cdgh, *w);
             }
             for quarter in 4..16 {
                 let at = quarter % 4;

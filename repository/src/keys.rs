@@ -60,28 +60,28 @@ impl Repository {
 
     /// Adds a key with another password, under a shared lock; every other key stays valid.
     pub async fn add_key(&self, password: &Password) -> Result<Id> {
-        let guard = lock::acquire(&self.files, &self.options, Mode::Shared).await?;
-        let result = self.write_key(password, &guard).await;
-        guard.release().await;
-        result
+        lock::holding(&self.files, &self.options, Mode::Shared, async |guard| {
+            self.write_key(password, guard).await
+        })
+        .await
     }
 
     /// Removes the key whose id is, or starts with, `id`, under an exclusive lock. `Error::Invalid` for the key in use,
     /// and for the last one: a repository is never left without a key that somebody can open it with.
     pub async fn remove_key(&self, id: &str) -> Result<Id> {
-        let guard = lock::acquire(&self.files, &self.options, Mode::Exclusive).await?;
-        let result = self.remove_locked(id, &guard).await;
-        guard.release().await;
-        result
+        lock::holding(&self.files, &self.options, Mode::Exclusive, async |guard| {
+            self.remove_locked(id, guard).await
+        })
+        .await
     }
 
     /// Replaces the key in use by one with another password, under an exclusive lock. The old one goes only after the
     /// new one was read back and opened. Returns the new key's id.
     pub async fn change_password(&self, password: &Password) -> Result<Id> {
-        let guard = lock::acquire(&self.files, &self.options, Mode::Exclusive).await?;
-        let result = self.change_locked(password, &guard).await;
-        guard.release().await;
-        result
+        lock::holding(&self.files, &self.options, Mode::Exclusive, async |guard| {
+            self.change_locked(password, guard).await
+        })
+        .await
     }
 
     /// The master key in a file of its own, sealed with `password`: a key file as restic's, to be kept elsewhere.
@@ -118,10 +118,11 @@ impl Repository {
         let config = Config::parse(json, &location)?;
         let id = Id::of(exported);
         let repository = Self::assemble(store, (id, master), config, options);
-        let guard = lock::acquire(&repository.files, options, Mode::Shared).await?;
-        let stored = repository.store_key(exported.to_vec(), &guard).await;
-        guard.release().await;
-        stored.map(|_| repository)
+        lock::holding(&repository.files, options, Mode::Shared, async |guard| {
+            repository.store_key(exported.to_vec(), guard).await
+        })
+        .await?;
+        Ok(repository)
     }
 
     async fn write_key(&self, password: &Password, guard: &LockGuard) -> Result<Id> {

@@ -230,11 +230,10 @@ impl Repository {
         if ids.is_empty() {
             return Ok(ForgetSummary::default());
         }
-        let never = CancellationToken::new();
-        let guard = lock::acquire(&self.files, &self.options, Mode::Shared, &never).await?;
-        let result = self.forget_locked(ids, &guard).await;
-        guard.release(&never).await;
-        result
+        lock::holding(&self.files, &self.options, Mode::Shared, async |guard| {
+            self.forget_locked(ids, guard).await
+        })
+        .await
     }
 
     async fn forget_locked(&self, ids: &[SnapshotId], guard: &LockGuard) -> Result<ForgetSummary> {

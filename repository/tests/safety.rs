@@ -275,8 +275,10 @@ async fn exclusive_lock(repo: &Path, holder: &OpenOptions) -> PathBuf {
     let watch = repo.join("locks");
     let hidden = repo.parent().unwrap().join("hidden");
     let running = tokio::spawn(async move {
-        let pruned = other.prune(PruneOptions::default(), &NoProgress, &never());
-        pruned.await.map(drop)
+        other
+            .prune(PruneOptions::default(), &NoProgress, &never())
+            .await
+            .map(drop)
     });
     // The first is shared.
     let mut seen = Vec::new();

@@ -104,9 +104,9 @@ impl Wide {
         };
         let top = out(PLANES - 1);
         let mut next = [_mm512_setzero_si512(); PLANES];
-        for plane in 0..PLANES {
+        for (plane, next) in next.iter_mut().enumerate() {
             let reduced = apply(self.reduce[plane], top);
-            next[plane] = if plane == 0 {
+            *next = if plane == 0 {
                 reduced
             } else {
                 _mm512_xor_si512(reduced, out(plane - 1))

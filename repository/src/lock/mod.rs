@@ -58,6 +58,20 @@ pub(crate) async fn acquire(
     }
 }
 
+/// Does something short, which nobody cancels, while holding a lock.
+pub(crate) async fn holding<T>(
+    files: &Files,
+    options: &OpenOptions,
+    mode: Mode,
+    work: impl AsyncFnOnce(&LockGuard) -> Result<T>,
+) -> Result<T> {
+    let never = CancellationToken::new();
+    let guard = acquire(files, options, mode, &never).await?;
+    let result = work(&guard).await;
+    guard.release(&never).await;
+    result
+}
+
 async fn acquire_unless(
     files: Files,
     options: OpenOptions,
@@ -71,7 +85,8 @@ async fn acquire_unless(
             Err(Error::Locked { .. }) if Instant::now() + pause < deadline => {
                 // Half fixed, half random: two that met do not meet again.
                 let random = pause.mul_f64(0.5 + rand::random::<f64>() / 2.0);
-                unless(&stop, async { Ok(tokio::time::sleep(random).await) }).await?;
+                let slept = stop.run_until_cancelled(tokio::time::sleep(random)).await;
+                slept.ok_or(Error::Cancelled)?;
                 pause = (pause * 2).min(POLL_MAX);
             }
             result => return result,
