@@ -251,7 +251,8 @@ mod tests {
                 if zone == TimeZone::UTC {
                     prop_assert_eq!(&text, &jiff_format(time));
                 }
-                if seconds > -2_000_000_000 {
+                // Before 1920 Kathmandu's offset had seconds, which the format cannot say: Go leaves them out as well.
+                if zone == TimeZone::UTC || seconds > -1_577_000_000 {
                     prop_assert_eq!(parse(text.as_bytes()), Some(time));
                 }
             }
