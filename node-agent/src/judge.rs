@@ -50,7 +50,7 @@ pub(crate) enum PodState {
     Unknown,
     /// No pod of this UID in our namespace.
     Gone,
-    /// Succeeded or Failed: no container of it runs or will run.
+    /// Succeeded or Failed, and the kubelet says of every container that it has ended: none will run again.
     Over,
     /// There, with these container ids running and these known to have ended.
     There {
@@ -81,10 +81,12 @@ pub(crate) fn is_dead(
         PodState::Unknown => false,
         PodState::Gone => age > GONE,
         PodState::Over => true,
+        // In a cgroup namespace of its own a process cannot see its container's id: then only time tells.
+        PodState::There { .. } if theirs.container.is_empty() => {
+            age > jackline_repository::FOREIGN_STALE
+        }
         PodState::There { running, ended } => {
-            !theirs.container.is_empty()
-                && !running.contains(&theirs.container)
-                && ended.contains(&theirs.container)
+            !running.contains(&theirs.container) && ended.contains(&theirs.container)
         }
     }
 }
@@ -142,15 +144,24 @@ fn state(pod: Option<&Pod>) -> PodState {
     let Some(pod) = pod else {
         return PodState::Gone;
     };
-    if crate::pods::is_over(pod) {
-        return PodState::Over;
-    }
     let (mut running, mut ended) = (Vec::new(), Vec::new());
     let statuses = pod
         .status
         .as_ref()
-        .and_then(|status| status.container_statuses.as_ref());
-    for status in statuses.into_iter().flatten() {
+        .and_then(|status| status.container_statuses.as_deref())
+        .unwrap_or_default();
+    if crate::pods::is_over(pod) {
+        let has_ended = |status: &ContainerStatus| {
+            let state = status.state.as_ref();
+            state.is_some_and(|state| state.terminated.is_some())
+        };
+        // Others set a pod Failed as well, where its node is lost: what runs there, nobody knows.
+        return match !statuses.is_empty() && statuses.iter().all(has_ended) {
+            true => PodState::Over,
+            false => PodState::Gone,
+        };
+    }
+    for status in statuses {
         sort(status, &mut running, &mut ended);
     }
     PodState::There { running, ended }
@@ -205,6 +216,10 @@ mod tests {
             ended: ended.iter().map(ToString::to_string).collect(),
         };
         let minutes = |minutes: u64| Duration::from_secs(60 * minutes);
+        let unseen = Instance {
+            container: String::new(),
+            ..instance("k", "p2", "r2")
+        };
         for (what, theirs, age, pod, expected) in [
             (
                 "myself",
@@ -270,6 +285,20 @@ mod tests {
                 false,
             ),
             (
+                "restarted, container unseen, young",
+                unseen.clone(),
+                minutes(29),
+                there(&["c2"], &["c1"]),
+                false,
+            ),
+            (
+                "restarted, container unseen, old",
+                unseen,
+                minutes(31),
+                there(&["c2"], &["c1"]),
+                true,
+            ),
+            (
                 "foreign, young",
                 instance("other", "p2", "r2"),
                 minutes(29),
@@ -297,6 +326,30 @@ mod tests {
         };
         assert!(!is_dead(Some(&mine), &restic, minutes(29), &PodState::Gone));
         assert!(is_dead(Some(&mine), &restic, minutes(31), &PodState::Gone));
+    }
+
+    #[test]
+    fn a_pod_is_over_only_when_the_kubelet_says_so_of_its_containers() {
+        let pod = |status: serde_json::Value| -> Pod {
+            serde_json::from_value(serde_json::json!({"status": status})).unwrap()
+        };
+        let container = |state: &str| {
+            serde_json::json!({
+                "name": "c", "image": "", "imageID": "", "ready": false, "restartCount": 0,
+                "state": {state: {"exitCode": 0}},
+            })
+        };
+        let ended = serde_json::json!([container("terminated"), container("terminated")]);
+        let one_runs = serde_json::json!([container("terminated"), container("running")]);
+        for (containers, expected) in [
+            (ended, PodState::Over),
+            (one_runs, PodState::Gone),
+            (serde_json::json!([]), PodState::Gone),
+        ] {
+            let failed =
+                pod(serde_json::json!({"phase": "Failed", "containerStatuses": containers}));
+            assert_eq!(state(Some(&failed)), expected, "{containers}");
+        }
     }
 
     #[test]
