@@ -23,6 +23,13 @@ impl Restic {
         Self { environment }
     }
 
+    /// What points restic, or a program that takes the same, at the repository.
+    pub fn environment(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        self.environment
+            .iter()
+            .map(|(name, value)| (*name, value.as_str()))
+    }
+
     /// Runs restic and returns what it prints.
     ///
     /// # Errors
@@ -31,7 +38,7 @@ impl Restic {
         let output = Command::new("restic")
             .args(["--no-cache"])
             .args(args)
-            .envs(self.environment.iter().map(|(name, value)| (name, value)))
+            .envs(self.environment())
             .output()
             .context("start restic")?;
         let said = String::from_utf8_lossy(&output.stdout).into_owned();

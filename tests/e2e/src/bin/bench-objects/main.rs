@@ -1,7 +1,10 @@
 //! `make bench-objects`: how long the cluster side takes, beside what a real Velero 1.14 took for the same on the same kind of machine.
 //!
-//! Three small volumes restored from the bucket that Velero wrote and backed up again; 20,000 ConfigMaps of 1 KB backed up and restored.
+//! Three small volumes restored from the bucket that Velero wrote and backed up again; 20,000 ConfigMaps of 1 KB backed up and restored;
+//! a hundred small volumes beside the command line on the same directories; four volumes of many files at once.
 //! Times are wall time from the creation of the object to the sight of its last phase; medians over the rounds.
+
+mod volumes;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -12,7 +15,7 @@ use clap::Parser;
 use futures::{StreamExt, TryStreamExt, stream};
 use jackline_crds::velero::{Backup, Restore};
 use jackline_e2e::deploy::Settings;
-use jackline_e2e::{Env, fixture, until, wait_gone};
+use jackline_e2e::{Env, NAMESPACE, fixture, until, wait_gone};
 use jackline_test_cluster::Options;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
 use kube::Api;
@@ -36,27 +39,30 @@ struct Args {
     json: Option<PathBuf>,
 }
 
-/// What is measured, with the seconds that Velero 1.14 took.
+/// What is measured, beside the seconds that another takes for it.
 struct Case {
     title: &'static str,
-    velero: f64,
+    peer: &'static str,
+    peer_seconds: Vec<f64>,
     seconds: Vec<f64>,
 }
 
 impl Case {
+    /// Beside what Velero 1.14 took.
     fn new(title: &'static str, velero: f64) -> Self {
         Self {
             title,
-            velero,
+            peer: "Velero 1.14",
+            peer_seconds: vec![velero],
             seconds: Vec::new(),
         }
     }
+}
 
-    fn median(&self) -> f64 {
-        let mut sorted = self.seconds.clone();
-        sorted.sort_by(f64::total_cmp);
-        sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
-    }
+fn median(seconds: &[f64]) -> f64 {
+    let mut sorted = seconds.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 #[tokio::main]
@@ -111,8 +117,26 @@ async fn run(args: Args) -> Result<()> {
             .seconds
             .push(restore(&env, &name, mapped).await?);
     }
-    let peak = peak_memory(&env).await?;
-    report(&args, &[volumes_back, volumes, objects, objects_back], peak)?;
+    let controller = peak_memory(
+        &env,
+        "app.kubernetes.io/name=jackline-controller",
+        "controller",
+    );
+    let mut peaks = vec![("controller".to_owned(), controller.await?)];
+    let [seconds, peer_seconds] = volumes::hundred(&env, args.rounds).await?;
+    let hundred = Case {
+        title: "backup of 100 volumes, 100 KB",
+        peer: "command line",
+        peer_seconds,
+        seconds,
+    };
+    let (peak, what) = volumes::four_at_once(&env, args.small).await?;
+    peaks.push((format!("node agent, {what}"), peak));
+    report(
+        &args,
+        &[volumes_back, volumes, objects, objects_back, hundred],
+        &peaks,
+    )?;
     env.cluster.down()
 }
 
@@ -164,14 +188,13 @@ async fn make_config_maps(env: &Env, count: usize) -> Result<()> {
         .await
 }
 
-/// The most memory that a controller has had so far, in bytes.
-async fn peak_memory(env: &Env) -> Result<u64> {
-    let labels = "app.kubernetes.io/name=jackline-controller";
+/// The most memory that a container of Jackline's pods with these labels has had so far, in bytes.
+async fn peak_memory(env: &Env, labels: &str, container: &str) -> Result<u64> {
     let mut most = 0;
-    for pod in env.ready_pods("velero", labels).await? {
+    for pod in env.ready_pods(NAMESPACE, labels).await? {
         let pid = env
             .cluster
-            .container_pid("velero", &pod, "controller")
+            .container_pid(NAMESPACE, &pod, container)
             .await?;
         let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
         let line = status
@@ -181,27 +204,29 @@ async fn peak_memory(env: &Env) -> Result<u64> {
         let kib: u64 = line.trim().trim_end_matches("kB").trim().parse()?;
         most = most.max(kib << 10);
     }
-    ensure!(most > 0, "no controller runs");
+    ensure!(most > 0, "no {container} runs");
     Ok(most)
 }
 
-fn report(args: &Args, cases: &[Case], peak: u64) -> Result<()> {
+fn report(args: &Args, cases: &[Case], peaks: &[(String, u64)]) -> Result<()> {
     println!(
-        "\n{:<32} {:>10} {:>14} {:>7}",
-        "", "jackline", "Velero 1.14", "ratio"
+        "\n{:<32} {:>10} {:>9} {:<14} {:>7}",
+        "", "jackline", "beside", "", "ratio"
     );
     for case in cases {
+        let (ours, theirs) = (median(&case.seconds), median(&case.peer_seconds));
         println!(
-            "{:<32} {:>8.2} s {:>12.1} s {:>7.2}",
+            "{:<32} {ours:>8.2} s {theirs:>7.1} s {:<14} {:>7.2}",
             case.title,
-            case.median(),
-            case.velero,
-            case.median() / case.velero
+            case.peer,
+            ours / theirs
         );
     }
-    println!("controller's peak memory: {} MiB", peak >> 20);
+    for (what, peak) in peaks {
+        println!("peak memory of the {what}: {} MiB", peak >> 20);
+    }
     println!(
-        "Velero's figures were taken once on 2 cores (tests/fixtures/velero-1.14); ours are medians of {}.",
+        "Velero's figures were taken once on 2 cores (tests/fixtures/velero-1.14); all others are medians of {}.",
         args.rounds
     );
     let program = std::env::current_exe()?;
@@ -214,10 +239,11 @@ fn report(args: &Args, cases: &[Case], peak: u64) -> Result<()> {
         std::fs::create_dir_all(parent)?;
     }
     let document = json!({
-        "controllerPeakBytes": peak,
         "small": args.small,
+        "peakBytes": peaks.iter().map(|(what, peak)| json!({"what": what, "bytes": peak})).collect::<Vec<_>>(),
         "cases": cases.iter().map(|case| json!({
-            "title": case.title, "seconds": case.seconds, "median": case.median(), "veleroSeconds": case.velero,
+            "title": case.title, "seconds": case.seconds, "median": median(&case.seconds),
+            "peer": case.peer, "peerSeconds": case.peer_seconds,
         })).collect::<Vec<_>>(),
     });
     std::fs::write(&json, serde_json::to_vec_pretty(&document)?)?;
