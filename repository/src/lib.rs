@@ -23,6 +23,9 @@ mod crypto;
 mod drive;
 mod error;
 mod files;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod hash;
 mod id;
 mod index;

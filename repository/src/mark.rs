@@ -95,9 +95,9 @@ pub(crate) async fn mark(
 }
 
 #[derive(Debug, Default)]
-struct References {
-    data: Vec<Id>,
-    trees: Vec<Id>,
+pub(crate) struct References {
+    pub(crate) data: Vec<Id>,
+    pub(crate) trees: Vec<Id>,
 }
 
 async fn load(reader: &BlobReader, id: Id) -> (Id, Result<References>) {
@@ -113,7 +113,7 @@ async fn load(reader: &BlobReader, id: Id) -> (Id, Result<References>) {
 }
 
 /// The blobs that a tree names.
-fn references(id: &Id, json: &[u8]) -> Result<References> {
+pub(crate) fn references(id: &Id, json: &[u8]) -> Result<References> {
     #[derive(Deserialize)]
     struct Tree<'a> {
         #[serde(borrow)]
