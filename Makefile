@@ -2,7 +2,7 @@
 CLUSTER ?= target/cluster
 built = $${CARGO_TARGET_DIR:-target}/debug
 
-.PHONY: demo test lint bench bench-objects bench-scale fuzz generate cluster-up cluster-down bootstrap programs
+.PHONY: demo test lint bench bench-objects bench-scale crash fuzz generate cluster-up cluster-down bootstrap programs
 
 demo: programs ## the whole story on a real cluster (KEEP=1 leaves it up)
 	$(built)/demo $(if $(KEEP),--keep) --dir $(CLUSTER)
@@ -21,6 +21,9 @@ bench-objects: bootstrap ## backups and restores on a cluster, beside Velero's t
 
 bench-scale: bootstrap ## 10,000 pods on 2,500 claims
 	tests/run bench-scale
+
+crash: bootstrap ## the program killed at every request to its S3 server, some minutes
+	tests/run crash
 
 fuzz: bootstrap ## every parser of the repository format, a minute each (JACKLINE_FUZZ_SECONDS)
 	tests/run fuzz

@@ -82,7 +82,9 @@ pub fn snapshot(data: &[u8]) {
 /// A lock.
 pub fn lock(data: &[u8]) {
     if let Ok(lock) = StoredLock::parse(NAME, data) {
-        let written = lock.to_json().and_then(|json| StoredLock::parse(NAME, &json));
+        let written = lock
+            .to_json()
+            .and_then(|json| StoredLock::parse(NAME, &json));
         assert_eq!(written.map(|back| back.holder()).ok(), Some(lock.holder()));
     }
 }

@@ -15,8 +15,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jackline_repository::{
-    BackupRequest, CheckOptions, Error, NoProgress, OpenOptions, Overwrite, Password, PruneOptions,
-    Repository, RestoreOptions,
+    BackupRequest, Error, NoProgress, OpenOptions, Overwrite, Password, PruneOptions, Repository,
+    RestoreOptions,
 };
 use jackline_storage::memory::MemoryStore;
 use support::{Restic, assert_same_tree, init, noise, open, options, sample_tree, scratch, store};
@@ -73,88 +73,6 @@ async fn a_repository_is_made_once() {
         Repository::init(memory, &options()).await,
         Err(Error::AlreadyExists { .. })
     ));
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn one_flipped_bit_is_an_error_that_names_the_object() {
-    let dir = scratch();
-    let (source, repo) = (dir.path().join("source"), dir.path().join("repo"));
-    fs::create_dir_all(source.join("sub")).unwrap();
-    fs::write(source.join("sub/file"), noise(3, 200_000)).unwrap();
-    let id = backup(&init(&repo).await, &source).await;
-
-    for path in objects(&repo) {
-        let sound = fs::read(&path).unwrap();
-        let mut damaged = sound.clone();
-        let middle = damaged.len() / 2;
-        damaged[middle] ^= 4;
-        fs::write(&path, &damaged).unwrap();
-        let name = path
-            .strip_prefix(&repo)
-            .unwrap()
-            .to_str()
-            .unwrap()
-            .to_owned();
-
-        let check = CheckOptions {
-            read_data_percent: 100.0,
-            no_lock: true,
-        };
-        let error = match Repository::open(store(&repo), &options()).await {
-            Err(error) => error.to_string(),
-            Ok(repository) => {
-                let report = repository
-                    .check(check, &NoProgress, &never())
-                    .await
-                    .unwrap();
-                assert!(!report.is_ok(), "{name}");
-                let target = dir.path().join("target");
-                let restored = repository
-                    .restore(
-                        &id,
-                        &target,
-                        RestoreOptions::default(),
-                        &NoProgress,
-                        &never(),
-                    )
-                    .await;
-                match restored {
-                    Err(error) => assert!(error.to_string().contains("damaged"), "{name}: {error}"),
-                    Ok(summary) => {
-                        assert!(!summary.is_complete(), "{name}");
-                        assert!(
-                            summary.errors[0].message.contains("damaged"),
-                            "{:?}",
-                            summary.errors
-                        );
-                        assert!(!target.join("sub/file").exists(), "{name}: no wrong file");
-                    }
-                }
-                let _ = fs::remove_dir_all(&target);
-                report.errors.join("\n")
-            }
-        };
-        let shown = error.contains(&name) || error.contains("tree ");
-        assert!(
-            shown || name.starts_with("keys") && error.contains("keys/"),
-            "{name}: {error}"
-        );
-        fs::write(&path, &sound).unwrap();
-    }
-    Restic::new(&repo).check();
-}
-
-fn objects(dir: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(dir).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            found.extend(objects(&path))
-        } else {
-            found.push(path)
-        }
-    }
-    found
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,4 +1,5 @@
 //! A store between an operation and another store: it delays and fails as a test says, and writes down what was asked.
+#![allow(dead_code, reason = "each test binary uses its own part")]
 
 use std::fmt;
 use std::ops::Range;

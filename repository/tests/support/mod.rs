@@ -47,6 +47,22 @@ pub async fn init(path: &Path) -> Repository {
     Repository::init(store(path), &options()).await.unwrap()
 }
 
+/// An empty repository whose key costs next to nothing to open.
+pub async fn cheap_repository(store: &dyn jackline_storage::ObjectStore) {
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/restic-cheap-key");
+    let mut files = vec![fixture.join("config")];
+    for entry in fs::read_dir(fixture.join("keys")).unwrap() {
+        files.push(entry.unwrap().path());
+    }
+    for file in files {
+        let key = file.strip_prefix(&fixture).unwrap().to_str().unwrap();
+        store
+            .put(key, fs::read(&file).unwrap().into())
+            .await
+            .unwrap();
+    }
+}
+
 /// Debian's restic on a repository. It must be installed.
 pub struct Restic {
     repository: PathBuf,
