@@ -19,7 +19,7 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    Repository(RepositoryArgs),
+    Repository(Box<RepositoryArgs>),
     Coverage(CoverageArgs),
     /// Print the reference of all commands as Markdown
     #[command(hide = true)]
@@ -220,9 +220,13 @@ pub(crate) struct BackupArgs {
 /// Restores a snapshot into a directory.
 ///
 /// Owners are set when running as root. Nothing outside the directory is ever touched.
+///
+/// Patterns are those of restic: one that begins with / is matched from the root of what is restored,
+/// any other at every depth; *, ? and [a-z] stay within a name, ** is any number of directories; what
+/// lies below a match is matched too; ! before a pattern takes back what those before it matched.
 #[derive(Debug, Args)]
 pub(crate) struct RestoreArgs {
-    /// An id, the beginning of an id, or "latest"
+    /// An id, the beginning of an id, or "latest"; with :/path what is in that directory of the snapshot
     pub(crate) snapshot: String,
     /// The directory to restore into; made if missing
     #[arg(short, long, value_name = "DIR")]
@@ -230,6 +234,18 @@ pub(crate) struct RestoreArgs {
     /// What to do with a file that is there already
     #[arg(long, value_enum, default_value = "always")]
     pub(crate) overwrite: Overwrite,
+    /// Remove what is in the restored directories and not in the snapshot
+    #[arg(long)]
+    pub(crate) delete: bool,
+    /// Only what matches this pattern; may be given several times
+    #[arg(short, long, value_name = "PATTERN", conflicts_with = "exclude")]
+    pub(crate) include: Vec<String>,
+    /// Not what matches this pattern; may be given several times
+    #[arg(short, long, value_name = "PATTERN")]
+    pub(crate) exclude: Vec<String>,
+    /// Read every restored file back and compare it with the snapshot
+    #[arg(long)]
+    pub(crate) verify: bool,
     /// Write runs of zeros instead of leaving holes
     #[arg(long)]
     pub(crate) no_sparse: bool,
@@ -244,6 +260,10 @@ pub(crate) struct RestoreArgs {
 pub(crate) enum Overwrite {
     /// Replace it.
     Always,
+    /// Replace it unless it has the same size and modification time.
+    IfChanged,
+    /// Replace it if the snapshot's is newer.
+    IfNewer,
     /// Keep it.
     Never,
 }

@@ -45,7 +45,7 @@ fn main() -> ExitCode {
 
 async fn run(command: Command) -> Result<ExitCode, Exit> {
     match command {
-        Command::Repository(args) => repository::run(args).await,
+        Command::Repository(args) => repository::run(*args).await,
         Command::Coverage(args) => coverage::run(args).await,
         Command::Docs => docs::print(),
     }

@@ -4,8 +4,8 @@ use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use jackline_repository::Progress;
-use serde_json::Value;
+use jackline_repository::{FileProblem, Progress};
+use serde_json::{Value, json};
 
 /// Prints text. A reader that went away (`| head`) is no error.
 pub(crate) fn print(text: &str) -> std::io::Result<()> {
@@ -25,6 +25,21 @@ pub(crate) fn print_json(value: &Value) -> std::io::Result<()> {
 pub(crate) fn note(text: &str) {
     // Whoever closed standard error does not want it.
     let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// What went wrong with single files, one line for each, as restic says it.
+pub(crate) fn problems(problems: &[FileProblem], during: &str, json: bool) {
+    for FileProblem { path, message } in problems {
+        if json {
+            let line = json!({
+                "message_type": "error", "error": {"message": message},
+                "during": during, "item": path,
+            });
+            note(&line.to_string());
+        } else {
+            note(&format!("{path}: {message}"));
+        }
+    }
 }
 
 /// A bar on standard error, when that is a terminal and people are reading.

@@ -3,18 +3,17 @@
 mod access;
 mod backup;
 mod keys;
+mod restore;
 mod snapshots;
 
 use std::process::ExitCode;
 
-use jackline_repository::{
-    CheckOptions, OpenOptions, PruneOptions, Repository, RestoreOptions, Version,
-};
+use jackline_repository::{CheckOptions, OpenOptions, PruneOptions, Repository, Version};
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use crate::args::{Filter, Overwrite, RepositoryArgs, RepositoryCommand, RestoreArgs};
+use crate::args::{Filter, RepositoryArgs, RepositoryCommand};
 use crate::exit::Exit;
 use crate::output::{self, Bar};
 use crate::table;
@@ -58,7 +57,7 @@ pub(crate) async fn run(args: RepositoryArgs) -> Result<ExitCode, Exit> {
             snapshots::list(&session, &ids, &filter).await
         }
         RepositoryCommand::Backup(args) => backup::run(&session, args).await,
-        RepositoryCommand::Restore(args) => restore(&session, args).await,
+        RepositoryCommand::Restore(args) => restore::run(&session, args).await,
         RepositoryCommand::Forget {
             snapshots,
             prune: and_prune,
@@ -117,57 +116,6 @@ async fn init(session: &Session, version: u8) -> Result<ExitCode, Exit> {
         &text,
     )?;
     Ok(ExitCode::SUCCESS)
-}
-
-async fn restore(session: &Session, args: RestoreArgs) -> Result<ExitCode, Exit> {
-    let RestoreArgs {
-        snapshot,
-        target,
-        overwrite,
-        no_sparse,
-        devices,
-        filter,
-    } = args;
-    let repository = session.open().await?;
-    let id = if snapshot == "latest" {
-        snapshots::latest(&repository, &filter).await?
-    } else {
-        repository.resolve(&snapshot).await?
-    };
-    let overwrite = match overwrite {
-        Overwrite::Always => jackline_repository::Overwrite::Always,
-        Overwrite::Never => jackline_repository::Overwrite::Never,
-    };
-    let options = RestoreOptions {
-        sparse: !no_sparse,
-        devices,
-        overwrite,
-        ..Default::default()
-    };
-    let bar = Bar::new("restore", session.json);
-    let summary = repository
-        .restore(&id, &target, options, &bar, &session.cancel)
-        .await?;
-    drop(bar);
-    for problem in &summary.errors {
-        output::note(&format!("{}: {}", problem.path, problem.message));
-    }
-    let text = format!(
-        "restored {} files, {} directories, {} in {} to {}\n",
-        summary.files,
-        summary.dirs,
-        table::bytes(summary.bytes),
-        seconds(summary.duration_ms),
-        target.display()
-    );
-    session.print("summary", &summary, &text)?;
-    if summary.is_complete() {
-        return Ok(ExitCode::SUCCESS);
-    }
-    Err(Exit::incomplete(format!(
-        "{} entries could not be restored whole",
-        summary.error_count
-    )))
 }
 
 async fn forget(session: &Session, snapshots: &[String]) -> Result<(), Exit> {

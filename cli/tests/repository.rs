@@ -5,105 +5,14 @@
     reason = "a test fails by panicking"
 )]
 
+mod support;
+
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use tempfile::TempDir;
-
-/// A repository and a source beside it.
-struct Place {
-    directory: TempDir,
-}
-
-impl Place {
-    fn new() -> Place {
-        let place = Place {
-            directory: tempfile::tempdir().unwrap(),
-        };
-        fs::create_dir_all(place.path("source/sub")).unwrap();
-        fs::write(place.path("source/hello"), "hello\n").unwrap();
-        fs::write(place.path("source/sub/zeros"), vec![0; 3 << 20]).unwrap();
-        std::os::unix::fs::symlink("hello", place.path("source/link")).unwrap();
-        fs::set_permissions(
-            place.path("source/hello"),
-            fs::Permissions::from_mode(0o640),
-        )
-        .unwrap();
-        place
-    }
-
-    fn initialised() -> Place {
-        let place = Place::new();
-        place.ok(&["init"]);
-        place
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
-    }
-
-    fn command(&self, program: &str) -> Command {
-        let mut command = Command::new(program);
-        command
-            .env("RESTIC_REPOSITORY", self.path("repository"))
-            .env("RESTIC_PASSWORD", "secret")
-            .env("RESTIC_CACHE_DIR", self.path("cache"))
-            .env_remove("RESTIC_PASSWORD_FILE")
-            .current_dir(self.path("source"))
-            .stdin(Stdio::null());
-        command
-    }
-
-    fn jackline(&self, args: &[&str]) -> Command {
-        let mut command = self.command(env!("CARGO_BIN_EXE_jackline"));
-        command.arg("repository").args(args);
-        command
-    }
-
-    /// Runs to success and gives what was printed.
-    fn ok(&self, args: &[&str]) -> String {
-        success(self.jackline(args).output().unwrap())
-    }
-
-    fn json(&self, args: &[&str]) -> Value {
-        let printed = self.ok(args);
-        serde_json::from_str(&printed).unwrap_or_else(|error| panic!("{error}: {printed}"))
-    }
-
-    fn code(&self, args: &[&str]) -> i32 {
-        self.jackline(args).output().unwrap().status.code().unwrap()
-    }
-
-    fn restic(&self, args: &[&str]) -> String {
-        success(self.command("restic").args(args).output().unwrap())
-    }
-}
-
-fn success(output: Output) -> String {
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{}: {said}", output.status);
-    String::from_utf8(output.stdout).unwrap()
-}
-
-fn same_trees(expected: &Path, found: &Path) {
-    let list = |root: &Path| {
-        let mut command = Command::new("sh");
-        let script = "find . -mindepth 1 -printf '%P %y %m %U %G %s %T@ %l\\n' | sort; \
-                      find . -type f | sort | xargs sha256sum";
-        success(
-            command
-                .args(["-c", script])
-                .current_dir(root)
-                .output()
-                .unwrap(),
-        )
-    };
-    assert_eq!(list(expected), list(found));
-}
+use support::{Place, same_trees, success};
 
 #[test]
 fn a_backup_comes_back_as_it_was() {

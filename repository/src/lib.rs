@@ -58,8 +58,8 @@ pub use lock::{FOREIGN_STALE, Instance, LockHolder, LockJudge, RestRule, rest_ru
 pub use options::{KeyCost, OpenOptions, Password, Version};
 pub use progress::{NoProgress, Progress};
 pub use report::{
-    BackupRequest, BackupSummary, CheckOptions, CheckReport, FileProblem, ForgetSummary, Overwrite,
-    PruneOptions, PruneSummary, RestoreOptions, RestoreSummary, Source,
+    BackupRequest, BackupSummary, CheckOptions, CheckReport, FileProblem, ForgetSummary, Only,
+    Overwrite, PruneOptions, PruneSummary, RestoreOptions, RestoreSummary, Source,
 };
 pub use repository::Repository;
 pub use snapshot::{Snapshot, SnapshotInfo, SnapshotSummary};

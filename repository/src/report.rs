@@ -133,6 +133,15 @@ pub struct RestoreOptions {
     pub owners: Option<bool>,
     /// What to do with what is in the target already.
     pub overwrite: Overwrite,
+    /// Remove what is in a restored directory of the target and not in the snapshot, as far as `only` selects it.
+    /// Other file systems that are mounted there are left alone. Also lets a file take the place of a full directory.
+    pub delete: bool,
+    /// Which entries are restored.
+    pub only: Only,
+    /// Restore what is in this directory of the snapshot instead of its root: names below the root, separated by `/`.
+    pub subfolder: Option<PathBuf>,
+    /// Read every file back from the disk and compare it with the snapshot.
+    pub verify: bool,
 }
 
 impl Default for RestoreOptions {
@@ -142,8 +151,28 @@ impl Default for RestoreOptions {
             devices: false,
             owners: None,
             overwrite: Overwrite::Always,
+            delete: false,
+            only: Only::Everything,
+            subfolder: None,
+            verify: false,
         }
     }
+}
+
+/// Which entries of a snapshot are restored.
+///
+/// Patterns are restic's: one that begins with `/` is matched from the root, any other at every depth; `*`, `?` and
+/// `[…]` stay within a name, `**` is any number of directories; what lies below a match is matched too; `!` before a
+/// pattern takes back what those before it matched.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Only {
+    /// All of them.
+    #[default]
+    Everything,
+    /// What one of the patterns matches, and the directories on the way to it. No pattern: everything.
+    Included(Vec<String>),
+    /// What none of the patterns matches.
+    Excluded(Vec<String>),
 }
 
 /// What to do with an entry that is in the target already. Directories are always entered.
@@ -152,6 +181,10 @@ pub enum Overwrite {
     /// Replace it.
     #[default]
     Always,
+    /// Replace it unless it is a file of the same size and modification time; such a file only gets its metadata.
+    IfChanged,
+    /// Replace it if the snapshot's has the later modification time.
+    IfNewer,
     /// Leave it as it is.
     Never,
 }
@@ -165,10 +198,18 @@ pub struct RestoreSummary {
     pub dirs: u64,
     /// Symbolic links, fifos and devices made.
     pub others: u64,
-    /// Bytes of file content.
+    /// Bytes of file content written.
     pub bytes: u64,
-    /// Entries skipped: sockets, devices not asked for, entries kept by [`Overwrite::Never`].
+    /// Entries skipped: sockets, devices not asked for, entries that [`Overwrite`] told to keep.
     pub skipped: u64,
+    /// Regular files that [`Overwrite::IfChanged`] found to be there already.
+    pub unchanged: u64,
+    /// Entries removed because the snapshot does not have them.
+    pub deleted: u64,
+    /// Files read back and compared.
+    pub verified: u64,
+    /// Files that were read back and are not what the snapshot holds; they are among the errors.
+    pub mismatches: u64,
     /// How many entries could not be restored, or not with all their metadata. More than none means: incomplete.
     pub error_count: u64,
     /// The first of them (at most 100).

@@ -41,18 +41,8 @@ pub(super) async fn run(session: &Session, args: BackupArgs) -> Result<ExitCode,
     let bar = Bar::new("backup", session.json);
     let summary = repository.backup(request, &bar, &session.cancel).await?;
     drop(bar);
-    for problem in summary.errors.iter().chain(&summary.warnings) {
-        let (item, message) = (&problem.path, &problem.message);
-        if session.json {
-            let line = json!({
-                "message_type": "error", "error": {"message": message},
-                "during": "archival", "item": item,
-            });
-            output::note(&line.to_string());
-        } else {
-            output::note(&format!("{item}: {message}"));
-        }
-    }
+    output::problems(&summary.errors, "archival", session.json);
+    output::problems(&summary.warnings, "archival", session.json);
     session.print("summary", &report(&summary)?, &text(&summary))?;
     if summary.is_complete() {
         return Ok(ExitCode::SUCCESS);

@@ -8,9 +8,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 
-use super::Engine;
+use super::{Engine, verify};
 use crate::blobs;
 use crate::error::{Error, Result};
 use crate::files::FileKind;
@@ -37,16 +38,17 @@ pub(super) struct File {
     /// Without its content, which is in the pieces.
     pub(super) node: Node,
     /// Pieces in all.
-    pieces: usize,
+    pub(super) pieces: usize,
     /// Pieces that are not written yet.
     waiting: AtomicUsize,
-    state: Mutex<State>,
+    pub(super) state: Mutex<State>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+pub(super) enum State {
     Missing,
-    Made,
+    /// It is there. What was made here is known by its device and inode, if it has to be opened again.
+    Made(Option<(u64, u64)>),
     /// There was one that is to be kept.
     Kept,
     /// It was said why.
@@ -55,10 +57,10 @@ enum State {
 
 /// A blob's place in a file.
 #[derive(Debug, Clone, Copy)]
-struct Piece {
-    place: Location,
-    file: u32,
-    at: u64,
+pub(super) struct Piece {
+    pub(super) place: Location,
+    pub(super) file: u32,
+    pub(super) at: u64,
 }
 
 /// Files and pieces that were not written yet.
@@ -66,44 +68,56 @@ struct Piece {
 pub(super) struct Batch {
     files: Vec<File>,
     pieces: Vec<Piece>,
+    /// Pieces of files that are only to be read back.
+    there: Vec<Piece>,
 }
 
 impl Batch {
     pub(super) fn is_full(&self) -> bool {
-        self.files.len() >= MAX_FILES || self.pieces.len() >= MAX_BLOBS
+        self.files.len() >= MAX_FILES || self.pieces.len() + self.there.len() >= MAX_BLOBS
     }
 
-    /// Adds a file; fails where its content is not in the repository or not of its size.
+    /// Adds a file; fails where its content is not in the repository or not of its size. One that is there already is
+    /// only read back.
     pub(super) fn add(
         &mut self,
         engine: &Engine,
         dir: &Arc<PathBuf>,
         name: CString,
         mut node: Node,
+        there: bool,
     ) -> Result<(), String> {
         let content = node.content.take().unwrap_or_default();
         let file = u32::try_from(self.files.len()).unwrap_or(u32::MAX);
-        let before = self.pieces.len();
+        let pieces = match there {
+            true => &mut self.there,
+            false => &mut self.pieces,
+        };
+        let before = pieces.len();
         let mut at = 0;
         for id in &content {
             let Some(place) = engine.reader.index.find(BlobKind::Data, id).next() else {
-                self.pieces.truncate(before);
+                pieces.truncate(before);
                 return Err(format!("data {id} is damaged: no index lists it"));
             };
-            self.pieces.push(Piece { place, file, at });
+            pieces.push(Piece { place, file, at });
             at += u64::from(place.blob.plain_len());
         }
         if at != node.size {
-            self.pieces.truncate(before);
+            pieces.truncate(before);
             return Err(format!("its content has {at} bytes and not {}", node.size));
         }
+        let state = match there {
+            true => State::Made(None),
+            false => State::Missing,
+        };
         self.files.push(File {
             dir: Arc::clone(dir),
             name,
             node,
             pieces: content.len(),
             waiting: AtomicUsize::new(content.len()),
-            state: Mutex::new(State::Missing),
+            state: Mutex::new(state),
         });
         Ok(())
     }
@@ -147,10 +161,15 @@ impl Batch {
             }
         });
         match failure.into_inner() {
-            Some(error) => Err(error),
-            None if engine.stop.is_cancelled() => Err(Error::Cancelled),
-            None => Ok(()),
+            Some(error) => return Err(error),
+            None if engine.stop.is_cancelled() => return Err(Error::Cancelled),
+            None => {}
         }
+        pieces.append(&mut self.there);
+        if engine.options.verify {
+            verify::read_back(engine, &files, &mut pieces)?;
+        }
+        Ok(())
     }
 }
 
@@ -268,7 +287,11 @@ impl Writer<'_> {
     fn piece(&mut self, piece: &Piece, plain: &[u8]) {
         let file = &self.files[piece.file as usize];
         match self.write(file, piece.at, plain) {
-            Ok(()) => self.engine.counters.advance(plain.len() as u64, 0),
+            Ok(()) => {
+                let bytes = plain.len() as u64;
+                self.engine.counters.advance(bytes, 0);
+                self.engine.written.fetch_add(bytes, Ordering::Relaxed);
+            }
             Err(error) => self.fail(file, &error.to_string()),
         }
     }
@@ -280,10 +303,21 @@ impl Writer<'_> {
             let mut state = file.state.lock();
             match *state {
                 State::Kept | State::Failed => return Ok(()),
-                State::Made => engine.target.reopen(dir, &file.name)?,
+                State::Made(known) => {
+                    let fd = engine.target.reopen(dir, &file.name, OFlags::WRONLY)?;
+                    if Some(identity(&fd)?) != known {
+                        return Err(std::io::Error::other(
+                            "it was replaced while it was written",
+                        ));
+                    }
+                    fd
+                }
                 State::Missing => match engine.target.create(dir, &file.name)? {
                     Some(fd) => {
-                        *state = State::Made;
+                        *state = State::Made(None);
+                        if file.pieces > 1 {
+                            *state = State::Made(Some(identity(&fd)?));
+                        }
                         if file.pieces > 1 || engine.options.sparse {
                             rustix::fs::ftruncate(&fd, file.node.size)?;
                         }
@@ -312,12 +346,16 @@ impl Writer<'_> {
 
     fn empty(&mut self, file: &File) {
         let engine = self.engine;
+        if *file.state.lock() != State::Missing {
+            return;
+        }
         let result = self
             .enter(file)
             .map_err(std::io::Error::from)
             .and_then(|dir| {
                 match engine.target.create(dir, &file.name)? {
                     Some(fd) => {
+                        *file.state.lock() = State::Made(None);
                         engine.target.dress(&fd, &file.node)?;
                         engine.files_done.fetch_add(1, Ordering::Relaxed);
                     }
@@ -341,7 +379,7 @@ impl Writer<'_> {
         }
         self.engine
             .problem(&file.dir, file.name.to_bytes(), message);
-        if was == State::Made && file.waiting.load(Ordering::Acquire) > 0 {
+        if matches!(was, State::Made(_)) && file.waiting.load(Ordering::Acquire) > 0 {
             let target = &self.engine.target;
             if let Ok(dir) = self.enter(file) {
                 target.remove(dir, &file.name);
@@ -363,6 +401,15 @@ impl Writer<'_> {
         };
         Ok(self.dir.insert(dir).1.as_fd())
     }
+}
+
+#[allow(
+    clippy::unnecessary_cast,
+    reason = "the types of stat's fields differ between architectures"
+)]
+fn identity(fd: &OwnedFd) -> Result<(u64, u64), Errno> {
+    let found = rustix::fs::fstat(fd)?;
+    Ok((found.st_dev as u64, found.st_ino as u64))
 }
 
 fn write_all(fd: &OwnedFd, mut bytes: &[u8], mut at: u64) -> std::io::Result<()> {

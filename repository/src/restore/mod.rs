@@ -2,13 +2,15 @@
 //! pack read once; directories get their metadata when everything in them is there.
 
 mod batch;
+mod select;
 mod target;
+#[cfg(test)]
+mod tests;
+mod verify;
+mod walk;
 
-use std::collections::HashMap;
-use std::ffi::{CString, OsStr};
-use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -26,9 +28,10 @@ use crate::lock::{self, LockGuard, Mode};
 use crate::progress::Progress;
 use crate::report::{FileProblem, RestoreOptions, RestoreSummary};
 use crate::repository::Repository;
-use crate::tree::{Node, NodeKind};
-use batch::Batch;
-use target::{Made, Target};
+use crate::tree::NodeKind;
+use select::Selection;
+use target::Target;
+use walk::Walk;
 
 const NAMED: usize = 100;
 /// Threads that read packs and write files: more than processors, because some wait for the store.
@@ -38,13 +41,22 @@ const THREADS: usize = 4;
 pub(crate) struct Engine {
     reader: BlobReader,
     runtime: Handle,
+    /// Where the target is, for messages.
+    path: PathBuf,
     target: Target,
     options: RestoreOptions,
+    selection: Selection,
     threads: usize,
     stop: CancellationToken,
     counters: Arc<Counters>,
     files_done: AtomicU64,
+    /// Bytes of content that were written.
+    written: AtomicU64,
     skipped: AtomicU64,
+    unchanged: AtomicU64,
+    deleted: AtomicU64,
+    verified: AtomicU64,
+    mismatches: AtomicU64,
     errors: Mutex<(u64, Vec<FileProblem>)>,
 }
 
@@ -75,8 +87,16 @@ pub(crate) async fn run(
     progress: &dyn Progress,
     cancel: &CancellationToken,
 ) -> Result<RestoreSummary> {
+    // As restic: a slip of the hand must not empty a machine.
+    let selection = Selection::new(&options.only)?;
+    if options.delete && selection.is_everything() && target == Path::new("/") {
+        let message =
+            "what is not in the snapshot is deleted in / only with patterns that say where";
+        return Err(Error::Invalid(message.into()));
+    }
     let guard = lock::acquire(&repository.files, &repository.options, Mode::Shared, cancel).await?;
-    let work = locked(repository, id, target, options, &guard, progress, cancel);
+    let how = (options, selection);
+    let work = locked(repository, id, target, how, &guard, progress, cancel);
     let result = drive::unless_cancelled(cancel, work).await;
     guard.release(cancel).await;
     result
@@ -86,7 +106,7 @@ async fn locked(
     repository: &Repository,
     id: &SnapshotId,
     target: &Path,
-    options: RestoreOptions,
+    (options, selection): (RestoreOptions, Selection),
     guard: &LockGuard,
     progress: &dyn Progress,
     cancel: &CancellationToken,
@@ -98,208 +118,86 @@ async fn locked(
         files: repository.files.clone(),
         index,
     };
+    let tree = match &options.subfolder {
+        Some(path) => descend(&reader, snapshot.tree, path).await?,
+        None => snapshot.tree,
+    };
     let counters = Arc::new(Counters::default());
-    if let Some(summary) = &snapshot.summary {
-        counters.expect(summary.total_bytes_processed, summary.total_files_processed);
+    let whole = selection.is_everything() && options.subfolder.is_none();
+    let total = snapshot.summary.as_ref().filter(|_| whole);
+    if let Some(total) = total {
+        counters.expect(total.total_bytes_processed, total.total_files_processed);
     }
-    let known = snapshot.summary.is_some();
+    let known = total.is_some();
     let mut pump = Pump::new(progress, Arc::clone(&counters));
     let (path, runtime) = (target.to_owned(), Handle::current());
     let work = move |stop| {
-        let target = Target::open(&path, options.owners, options.overwrite)
-            .map_err(|error| Error::target(&path, error))?;
+        let target = Target::open(&path, &options).map_err(|error| Error::target(&path, error))?;
         let engine = Engine {
             reader,
             runtime,
+            path,
             target,
             options,
+            selection,
             threads: drive::threads().max(THREADS),
             stop,
             counters,
-            files_done: AtomicU64::new(0),
-            skipped: AtomicU64::new(0),
+            files_done: AtomicU64::default(),
+            written: AtomicU64::default(),
+            skipped: AtomicU64::default(),
+            unchanged: AtomicU64::default(),
+            deleted: AtomicU64::default(),
+            verified: AtomicU64::default(),
+            mismatches: AtomicU64::default(),
             errors: Mutex::default(),
         };
-        restore(&engine, &path, snapshot.tree, known)
+        restore(&engine, &tree, known)
     };
     let mut summary = drive::blocking(Some(guard), cancel, &mut pump, work).await?;
     summary.duration_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
     Ok(summary)
 }
 
-fn restore(engine: &Engine, path: &Path, tree: Id, total_known: bool) -> Result<RestoreSummary> {
-    let mut walk = Walk {
-        engine,
-        total_known,
-        batch: Batch::default(),
-        first_names: HashMap::new(),
-        links: Vec::new(),
-        finished: Vec::new(),
-        dirs: 0,
-        others: 0,
-    };
-    walk.tree(&Arc::new(PathBuf::new()), &tree)?;
-    walk.flush()?;
+fn restore(engine: &Engine, tree: &Id, total_known: bool) -> Result<RestoreSummary> {
+    let mut walk = Walk::new(engine, total_known);
+    walk.run(tree)?;
     engine
         .target
         .sync()
-        .map_err(|error| Error::target(path, error))?;
+        .map_err(|error| Error::target(&engine.path, error))?;
     let (error_count, errors) = std::mem::take(&mut *engine.errors.lock());
+    let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     Ok(RestoreSummary {
-        files: engine.files_done.load(Ordering::Relaxed),
+        files: read(&engine.files_done),
         dirs: walk.dirs,
         others: walk.others,
-        bytes: engine.counters.bytes.load(Ordering::Relaxed),
-        skipped: engine.skipped.load(Ordering::Relaxed),
+        bytes: read(&engine.written),
+        skipped: read(&engine.skipped),
+        unchanged: read(&engine.unchanged),
+        deleted: read(&engine.deleted),
+        verified: read(&engine.verified),
+        mismatches: read(&engine.mismatches),
         error_count,
         errors,
         duration_ms: 0,
     })
 }
 
-/// Where an entry is: its directory below the target, and its name.
-type Place = (Arc<PathBuf>, CString);
-
-struct Walk<'a> {
-    engine: &'a Engine,
-    total_known: bool,
-    batch: Batch,
-    /// The first name of each file that has several, by device and inode of the source.
-    first_names: HashMap<(u64, u64), Place>,
-    /// Second names, to be made when the first have their content.
-    links: Vec<(Place, Place)>,
-    /// Directories whose entries are all made or in the batch.
-    finished: Vec<(PathBuf, Node)>,
-    dirs: u64,
-    others: u64,
-}
-
-impl Walk<'_> {
-    /// Restores the entries of a tree into the directory `path`.
-    fn tree(&mut self, path: &Arc<PathBuf>, id: &Id) -> Result<()> {
-        let engine = self.engine;
-        let nodes = engine.runtime.block_on(engine.reader.tree(id))?;
-        let dir = match engine.target.dir(path) {
-            Ok(dir) => dir,
-            Err(errno) => {
-                engine.problem(path, b"", &std::io::Error::from(errno).to_string());
-                return Ok(());
-            }
+/// The tree of a directory in the snapshot.
+async fn descend(reader: &BlobReader, root: Id, path: &Path) -> Result<Id> {
+    let mut tree = root;
+    for part in path.components() {
+        let name = match part {
+            Component::RootDir | Component::CurDir => continue,
+            Component::Normal(name) => name.as_bytes(),
+            Component::ParentDir | Component::Prefix(_) => b"..",
         };
-        let mut below = Vec::new();
-        for node in nodes {
-            if engine.stop.is_cancelled() {
-                return Err(Error::Cancelled);
-            }
-            let Ok(name) = CString::new(&*node.name) else {
-                continue;
-            };
-            if node.kind == NodeKind::Dir {
-                match engine.target.make_dir(&dir, &name) {
-                    Ok(()) => below.push(node),
-                    Err(errno) => {
-                        let message = std::io::Error::from(errno).to_string();
-                        engine.problem(path, name.to_bytes(), &message);
-                    }
-                }
-            } else {
-                self.leaf(path, dir.as_fd(), name, node)?;
-            }
-        }
-        // One directory is open at a time, however deep they are nested.
-        drop(dir);
-        for mut node in below {
-            let inner = path.join(OsStr::from_bytes(&node.name));
-            self.dirs += 1;
-            if let Some(subtree) = node.subtree.take() {
-                self.tree(&Arc::new(inner.clone()), &subtree)?;
-            }
-            self.finished.push((inner, node));
-        }
-        Ok(())
+        let mut nodes = reader.tree(&tree).await?.into_iter();
+        let found = nodes.find(|node| node.name == name && node.kind == NodeKind::Dir);
+        tree = found.and_then(|node| node.subtree).ok_or_else(|| {
+            Error::Invalid(format!("the snapshot has no directory {}", path.display()))
+        })?;
     }
-
-    fn leaf(
-        &mut self,
-        path: &Arc<PathBuf>,
-        dir: BorrowedFd<'_>,
-        name: CString,
-        node: Node,
-    ) -> Result<()> {
-        let engine = self.engine;
-        let is_file = node.kind == NodeKind::File;
-        if is_file && !self.total_known {
-            engine.counters.expect(node.size, 1);
-        }
-        let supported = match node.kind {
-            NodeKind::File | NodeKind::Symlink | NodeKind::Fifo => true,
-            NodeKind::Dev | NodeKind::CharDev => engine.options.devices,
-            _ => false,
-        };
-        if !supported {
-            engine.skipped.fetch_add(1, Ordering::Relaxed);
-            return Ok(());
-        }
-        if node.links > 1 {
-            let here = (Arc::clone(path), name.clone());
-            let key = (node.device_id, node.inode);
-            if let Some(first) = self.first_names.get(&key) {
-                self.links.push((first.clone(), here));
-                engine
-                    .counters
-                    .advance(if is_file { node.size } else { 0 }, is_file.into());
-                return Ok(());
-            }
-            self.first_names.insert(key, here);
-        }
-        if is_file {
-            let shown = name.clone();
-            if let Err(message) = self.batch.add(engine, path, name, node) {
-                engine.problem(path, shown.to_bytes(), &message);
-            }
-            return if self.batch.is_full() {
-                self.flush()
-            } else {
-                Ok(())
-            };
-        }
-        match engine.target.make_other(dir, &name, &node) {
-            Ok(Made::Yes) => self.others += 1,
-            Ok(Made::Kept) => {
-                engine.skipped.fetch_add(1, Ordering::Relaxed);
-            }
-            Err(error) => engine.problem(path, name.to_bytes(), &error.to_string()),
-        }
-        Ok(())
-    }
-
-    /// Writes the batch, then what had to wait for it.
-    fn flush(&mut self) -> Result<()> {
-        let engine = self.engine;
-        self.batch.write(engine)?;
-        for (first, second) in std::mem::take(&mut self.links) {
-            match self.link(&first, &second) {
-                Ok(Made::Yes) => {
-                    engine.files_done.fetch_add(1, Ordering::Relaxed);
-                }
-                Ok(Made::Kept) => {
-                    engine.skipped.fetch_add(1, Ordering::Relaxed);
-                }
-                Err(error) => engine.problem(&second.0, second.1.to_bytes(), &error.to_string()),
-            }
-        }
-        for (path, node) in std::mem::take(&mut self.finished) {
-            let dressed = engine.target.dir(&path).map_err(std::io::Error::from);
-            if let Err(error) = dressed.and_then(|dir| engine.target.dress(dir, &node)) {
-                engine.problem(&path, b"", &error.to_string());
-            }
-        }
-        Ok(())
-    }
-
-    fn link(&self, first: &Place, second: &Place) -> std::io::Result<Made> {
-        let target = &self.engine.target;
-        let (old, new) = (target.dir(&first.0)?, target.dir(&second.0)?);
-        Ok(target.link((old.as_fd(), &first.1), (new.as_fd(), &second.1))?)
-    }
+    Ok(tree)
 }

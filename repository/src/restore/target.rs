@@ -8,16 +8,26 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags,
+    AtFlags, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Timespec, Timestamps, Uid,
+    XattrFlags,
 };
 use rustix::io::Errno;
 
-use crate::report::Overwrite;
-use crate::tree::{Node, NodeKind, permissions};
+use crate::report::{Overwrite, RestoreOptions};
+use crate::tree::{Node, NodeKind, permissions, time};
 
 /// Only we can read what is half written.
 const PRIVATE: u32 = 0o600;
 const PRIVATE_DIR: u32 = 0o700;
+/// How a directory below the target is opened.
+const DIRECTORY: OFlags = OFlags::RDONLY
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::CLOEXEC)
+    .union(OFlags::NOFOLLOW);
+/// No path leads out of the directory it is looked up in, nor through a link.
+const BENEATH: ResolveFlags = ResolveFlags::BENEATH
+    .union(ResolveFlags::NO_SYMLINKS)
+    .union(ResolveFlags::NO_MAGICLINKS);
 
 /// The directory that a snapshot is restored into.
 #[derive(Debug)]
@@ -25,6 +35,17 @@ pub(super) struct Target {
     root: OwnedFd,
     owners: Owners,
     overwrite: Overwrite,
+    delete: bool,
+}
+
+/// What is to be done with an entry, in view of what is in its place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Verdict {
+    Write,
+    /// The content is there; only the metadata is to be set.
+    Dress,
+    /// What is there stays.
+    Keep,
 }
 
 /// Whether owners are set, and what it means that they cannot be.
@@ -45,15 +66,11 @@ pub(super) enum Made {
 
 impl Target {
     /// Opens the target; makes it if it is missing.
-    pub(super) fn open(
-        path: &Path,
-        owners: Option<bool>,
-        overwrite: Overwrite,
-    ) -> io::Result<Self> {
+    pub(super) fn open(path: &Path, options: &RestoreOptions) -> io::Result<Self> {
         std::fs::create_dir_all(path)?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::open(path, flags, Mode::empty())?;
-        let owners = match owners {
+        let owners = match options.owners {
             Some(true) => Owners::Must,
             Some(false) => Owners::Leave,
             None if rustix::process::geteuid().is_root() => Owners::Must,
@@ -62,24 +79,22 @@ impl Target {
         Ok(Self {
             root,
             owners,
-            overwrite,
+            overwrite: options.overwrite,
+            delete: options.delete,
         })
     }
 
     /// Opens a directory by its path below the target. Fails where a link is on the way.
     pub(super) fn dir(&self, path: &Path) -> Result<OwnedFd, Errno> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         if path.as_os_str().is_empty() {
             return rustix::io::fcntl_dupfd_cloexec(&self.root, 0);
         }
-        let resolve =
-            ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-        match rustix::fs::openat2(&self.root, path, flags, Mode::empty(), resolve) {
+        match rustix::fs::openat2(&self.root, path, DIRECTORY, Mode::empty(), BENEATH) {
             // An old kernel, or a seccomp profile that does not know the call: one step after the other.
             Err(Errno::NOSYS | Errno::PERM) => {
                 let mut dir = rustix::io::fcntl_dupfd_cloexec(&self.root, 0)?;
                 for name in path.iter() {
-                    dir = rustix::fs::openat(&dir, name, flags, Mode::empty())?;
+                    dir = rustix::fs::openat(&dir, name, DIRECTORY, Mode::empty())?;
                 }
                 Ok(dir)
             }
@@ -87,8 +102,42 @@ impl Target {
         }
     }
 
+    /// What [`Overwrite`] says of an entry.
+    pub(super) fn verdict(&self, dir: impl AsFd, name: &CStr, node: &Node) -> Verdict {
+        if self.overwrite == Overwrite::Always {
+            return Verdict::Write;
+        }
+        // What cannot be looked at cannot be made either: that says why.
+        let Ok(found) = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) else {
+            return Verdict::Write;
+        };
+        match self.overwrite {
+            Overwrite::Never => Verdict::Keep,
+            Overwrite::IfNewer if node.mtime <= mtime(&found) => Verdict::Keep,
+            Overwrite::IfChanged if is_unchanged(&found, node) => Verdict::Dress,
+            _ => Verdict::Write,
+        }
+    }
+
+    /// Sets the metadata of a file whose content is right. `false`: it is another one by now, or cannot be opened.
+    pub(super) fn dress_unchanged(
+        &self,
+        dir: impl AsFd,
+        name: &CStr,
+        node: &Node,
+    ) -> io::Result<bool> {
+        let Ok(file) = self.reopen(dir, name, OFlags::RDONLY) else {
+            return Ok(false);
+        };
+        if !is_unchanged(&rustix::fs::fstat(&file)?, node) {
+            return Ok(false);
+        }
+        self.dress(&file, node)?;
+        Ok(true)
+    }
+
     /// Makes a directory, or takes the one that is there.
-    pub(super) fn make_dir(&self, dir: impl AsFd, name: &CStr) -> Result<(), Errno> {
+    pub(super) fn make_dir(&self, dir: impl AsFd, name: &CStr, node: &Node) -> Result<(), Errno> {
         let mode = Mode::from_raw_mode(PRIVATE_DIR);
         match rustix::fs::mkdirat(&dir, name, mode) {
             Err(Errno::EXIST) => {}
@@ -98,7 +147,12 @@ impl Target {
         if FileType::from_raw_mode(found.st_mode) == FileType::Directory {
             return Ok(());
         }
-        if self.overwrite == Overwrite::Never {
+        let keep = match self.overwrite {
+            Overwrite::Never => true,
+            Overwrite::IfNewer => node.mtime <= mtime(&found),
+            Overwrite::Always | Overwrite::IfChanged => false,
+        };
+        if keep {
             return Err(Errno::NOTDIR);
         }
         rustix::fs::unlinkat(&dir, name, AtFlags::empty())?;
@@ -123,10 +177,52 @@ impl Target {
         Ok(file.filter(|_| made == Made::Yes))
     }
 
-    /// Opens again what [`Target::create`] made.
-    pub(super) fn reopen(&self, dir: impl AsFd, name: &CStr) -> Result<OwnedFd, Errno> {
-        let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
-        rustix::fs::openat(dir, name, flags, Mode::empty())
+    /// Opens a regular file that is there. The caller makes sure that it is the one meant.
+    pub(super) fn reopen(
+        &self,
+        dir: impl AsFd,
+        name: &CStr,
+        access: OFlags,
+    ) -> Result<OwnedFd, Errno> {
+        let flags = access | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let file = rustix::fs::openat(dir, name, flags, Mode::empty())?;
+        let found = rustix::fs::fstat(&file)?;
+        match FileType::from_raw_mode(found.st_mode) {
+            FileType::RegularFile => Ok(file),
+            _ => Err(Errno::INVAL),
+        }
+    }
+
+    /// The names in a directory that may be there already.
+    pub(super) fn names(&self, path: &Path) -> Result<Vec<CString>, Errno> {
+        match self.dir(path) {
+            Ok(dir) => names(&dir),
+            // Whatever is in its place holds no names.
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(Vec::new()),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// Removes an entry and all that is below it; mounted file systems are not entered. Returns how many there were.
+    pub(super) fn remove_all(&self, dir: BorrowedFd<'_>, name: &CStr) -> Result<u64, Errno> {
+        match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
+            Err(Errno::ISDIR) => {}
+            Err(Errno::NOENT) => return Ok(0),
+            result => return result.map(|()| 1),
+        }
+        let here = BENEATH | ResolveFlags::NO_XDEV;
+        let inner = match rustix::fs::openat2(dir, name, DIRECTORY, Mode::empty(), here) {
+            Err(Errno::NOSYS | Errno::PERM) => {
+                rustix::fs::openat(dir, name, DIRECTORY, Mode::empty())?
+            }
+            result => result?,
+        };
+        let mut removed = 1;
+        for name in names(&inner)? {
+            removed += self.remove_all(inner.as_fd(), &name)?;
+        }
+        rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR)?;
+        Ok(removed)
     }
 
     /// Removes a file that did not become whole.
@@ -182,7 +278,10 @@ impl Target {
             result => return result.map(|()| Made::Yes),
         }
         match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
-            // An empty directory gives way, a full one is somebody's data.
+            // An empty directory gives way; a full one is somebody's data, unless that is to be deleted.
+            Err(Errno::ISDIR) if self.delete => {
+                self.remove_all(dir, name)?;
+            }
             Err(Errno::ISDIR) => rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR)?,
             result => result?,
         }
@@ -252,6 +351,39 @@ impl Target {
     pub(super) fn sync(&self) -> io::Result<()> {
         Ok(rustix::fs::syncfs(&self.root)?)
     }
+}
+
+/// The same size and time. A file with several names may have one outside the target: it is replaced, not changed.
+#[allow(
+    clippy::unnecessary_cast,
+    reason = "the types of stat's fields differ between architectures"
+)]
+fn is_unchanged(found: &Stat, node: &Node) -> bool {
+    node.kind == NodeKind::File
+        && FileType::from_raw_mode(found.st_mode) == FileType::RegularFile
+        && found.st_size as u64 == node.size
+        && found.st_nlink == 1
+        && mtime(found) == node.mtime
+}
+
+#[allow(
+    clippy::unnecessary_cast,
+    reason = "the types of stat's fields differ between architectures"
+)]
+fn mtime(found: &Stat) -> Timestamp {
+    time::from_unix(found.st_mtime as i64, found.st_mtime_nsec as i64)
+}
+
+fn names(dir: &OwnedFd) -> Result<Vec<CString>, Errno> {
+    let mut names = Vec::new();
+    for entry in Dir::read_from(dir)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if name != c"." && name != c".." {
+            names.push(name.to_owned());
+        }
+    }
+    Ok(names)
 }
 
 fn about_xattr(name: &CStr, errno: Errno) -> io::Error {
