@@ -10,11 +10,15 @@ mod table;
 
 use std::io::Write;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
 
 use crate::args::{Cli, Command};
 use crate::exit::Exit;
+
+/// How long the end waits for a slow store to take a lock back.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {
     let Cli { command } = Cli::parse();
@@ -28,7 +32,12 @@ fn main() -> ExitCode {
         .build()
         .map_err(Exit::failed)
         .and_then(|runtime| {
-            let result = runtime.block_on(run(command));
+            let result = runtime.block_on(async {
+                let result = run(command).await;
+                let given_back = jackline_repository::locks_given_back();
+                let _ = tokio::time::timeout(PATIENCE, given_back).await;
+                result
+            });
             // A read of standard input or a slow name look-up must not hold the exit back.
             runtime.shutdown_background();
             result

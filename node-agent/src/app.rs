@@ -89,7 +89,9 @@ pub async fn serve(args: ServerArgs) -> anyhow::Result<()> {
     backups(&kit, &context, &options);
     restores(&kit, &context, &options);
     drop(context);
-    Ok(kit.run().await?)
+    let result = kit.run().await;
+    crate::repos::leave().await;
+    Ok(result?)
 }
 
 fn backups(kit: &Kit, context: &Arc<Context>, options: &RunOptions) {

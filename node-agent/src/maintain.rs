@@ -77,6 +77,7 @@ pub async fn run(
     logging::init(&runtime.log)?;
     let mut report = Report::default();
     let result = maintain(&runtime, &namespace, &args, &mut report).await;
+    crate::repos::leave().await;
     match &result {
         Ok(()) => report.result = "Succeeded",
         Err(error) => {

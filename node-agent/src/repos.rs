@@ -20,6 +20,17 @@ use kube::{Api, Client, ResourceExt};
 use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 
+/// Time for locks that are still being given back when everything else has ended: the kubelet kills after 30 s in all.
+const UNLOCK: Duration = Duration::from_secs(5);
+
+/// To be awaited before the process ends: no lock is left for others to heal.
+pub(crate) async fn leave() {
+    let given_back = jackline_repository::locks_given_back();
+    if tokio::time::timeout(UNLOCK, given_back).await.is_err() {
+        tracing::warn!("a lock could not be given back in time: others remove it later");
+    }
+}
+
 /// Why a repository cannot be used. Texts name the location, Secret or object, never a secret value.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {

@@ -54,7 +54,9 @@ mod faulty;
 pub use error::{Error, Result};
 pub use id::{Id, InvalidId, SnapshotId};
 pub use keys::KeyInfo;
-pub use lock::{FOREIGN_STALE, Instance, LockHolder, LockJudge, RestRule, rest_rule};
+pub use lock::{
+    FOREIGN_STALE, Instance, LockHolder, LockJudge, RestRule, locks_given_back, rest_rule,
+};
 pub use options::{KeyCost, OpenOptions, Password, Version};
 pub use progress::{NoProgress, Progress};
 pub use report::{

@@ -1,6 +1,6 @@
 //! A lock that we hold: kept fresh, seen again, given back when nothing relies on it any more.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -26,6 +26,19 @@ pub(super) const EXPIRY: Duration = Duration::from_secs(180);
 pub(crate) const WRITE_DEADLINE: Duration = Duration::from_secs(60);
 /// Who was cancelled waits no longer than this for the lock to go; it goes beside them.
 const PATIENCE: Duration = Duration::from_millis(200);
+
+/// What takes and keeps this process's locks, beside the operations.
+pub(super) static BESIDE: LazyLock<TaskTracker> = LazyLock::new(|| {
+    let tasks = TaskTracker::new();
+    tasks.close();
+    tasks
+});
+
+/// Waits until this process holds no lock any more. An operation that was cancelled returns while its lock is still being
+/// given back: a process that ends without waiting for this leaves a lock that others have to heal.
+pub async fn locks_given_back() {
+    BESIDE.wait().await;
+}
 
 /// A lock that we hold. Dropped, it is given back by a task of its own.
 #[derive(Debug)]
@@ -64,7 +77,7 @@ impl LockGuard {
             given_back: CancellationToken::new(),
             writes: TaskTracker::new(),
         });
-        let keeper = Some(tokio::spawn(keep(Arc::clone(&state), lock)));
+        let keeper = Some(BESIDE.spawn(keep(Arc::clone(&state), lock)));
         Self {
             state,
             keeper,

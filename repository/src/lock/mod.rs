@@ -16,6 +16,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+pub use guard::locks_given_back;
 pub(crate) use guard::{LockGuard, delete_all, store, write};
 pub use holder::{FOREIGN_STALE, Instance, LockHolder, LockJudge, RestRule, rest_rule};
 pub(crate) use stored::StoredLock;
@@ -49,7 +50,7 @@ pub(crate) async fn acquire(
     let stop = cancel.child_token();
     let _stop_when_dropped = stop.clone().drop_guard();
     let (files, options) = (files.clone(), options.clone());
-    let mut acquiring = tokio::spawn(acquire_unless(files, options, mode, stop));
+    let mut acquiring = guard::BESIDE.spawn(acquire_unless(files, options, mode, stop));
     tokio::select! {
         result = &mut acquiring => {
             result.map_err(|error| Error::Internal(error.to_string()))?
