@@ -305,3 +305,57 @@ async fn an_empty_volume_is_a_snapshot() {
     restore(&repository, "latest", &target).await;
     assert_eq!(fs::read_dir(&target).unwrap().count(), 0);
 }
+
+/// Whatever became of a large file since the parent: what we make of it with the parent's help is what restic makes of it
+/// without any.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_file_that_changed_is_cut_as_restic_cuts_it() {
+    let dir = scratch();
+    let (source, repo) = (dir.path().join("source"), dir.path().join("repo"));
+    fs::create_dir(&source).unwrap();
+    let repository = init(&repo).await;
+    let restic = Restic::new(&repo);
+    let mut data = noise(1, 40 << 20);
+    let mib = |n: usize| n << 20;
+    type Change<'a> = (&'a str, &'a dyn Fn(&mut Vec<u8>));
+    let changes: [Change<'_>; 9] = [
+        ("new", &|_| {}),
+        ("appended to", &|data| data.extend(noise(2, 3 << 20))),
+        ("one byte", &|data| data[20_000_000] ^= 1),
+        ("inserted into", &|data| {
+            data.splice(mib(5)..mib(5), noise(3, 12_345));
+        }),
+        ("at the front", &|data| {
+            data.splice(0..0, noise(4, 700_000));
+        }),
+        ("zeros, holes", &|data| data[mib(10)..mib(17)].fill(0)),
+        ("in many places", &|data| {
+            for at in (1..8).map(|n| mib(n * 5)) {
+                data[at..at + 10].fill(7);
+            }
+        }),
+        ("shorter", &|data| data.truncate(mib(30) + 5)),
+        ("other data", &|data| *data = noise(5, 33 << 20)),
+    ];
+    let mut parent = None;
+    for (name, change) in changes {
+        change(&mut data);
+        fs::write(source.join("large"), &data).unwrap();
+        let mut request = BackupRequest::contents(&source, "velero");
+        request.parent = parent;
+        let ours = backup_request(&repository, request).await;
+        assert_eq!(ours.files_changed, u64::from(parent.is_some()), "{name}");
+        assert_eq!(ours.warnings, vec![], "{name}");
+        parent = ours.snapshot;
+        let packs = support::count(&repo, "data");
+        restic.run_in(&source, &["backup", ".", "--host=velero", "--force"]);
+        let theirs = restic.snapshots().last().unwrap()["tree"].clone();
+        assert_eq!(theirs, ours.tree.unwrap().to_hex(), "{name}");
+        assert_eq!(
+            support::count(&repo, "data"),
+            packs,
+            "{name}: nothing to add"
+        );
+    }
+    check(&repository).await;
+}

@@ -1,5 +1,9 @@
 //! The walk over the source: what is unchanged is taken from the parent, what must be read goes to the other threads.
+//!
+//! Directories are shared out too. Only the thread that began the walk waits for room in the queue; the others do what
+//! finds none themselves, so the queue always moves.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ffi::{CString, OsStr};
 use std::os::fd::OwnedFd;
@@ -8,7 +12,8 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crossbeam_channel::Sender;
+use crossbeam_channel::{Receiver, Sender, TrySendError};
+use parking_lot::{Condvar, Mutex};
 use rustix::io::Errno;
 
 use super::buffer::Buffer;
@@ -35,28 +40,24 @@ pub(super) fn run(engine: &Engine, source: &Source, parent: Option<Id>) -> Resul
             *failure = Some(error);
         }
     };
+    let waiting = Waiting::default();
     std::thread::scope(|scope| {
         for _ in 0..threads() {
+            let walker = Walker {
+                engine,
+                jobs: jobs.clone(),
+                waiting: &waiting,
+                buffer: Some(RefCell::default()),
+            };
             let (queue, fail) = (queue.clone(), &fail);
-            scope.spawn(move || {
-                let mut buffer = Buffer::default();
-                for job in queue {
-                    // Once stopped, jobs are only taken away, so that the walk does not wait for room.
-                    if engine.stop.is_cancelled() {
-                        continue;
-                    }
-                    let result = match job {
-                        Job::One(job) => file::run(engine, &job, &mut buffer),
-                        Job::Shared(file) => file.run(engine, &mut buffer),
-                    };
-                    if let Err(error) = result {
-                        fail(error);
-                    }
-                }
-            });
+            scope.spawn(move || walker.work(&queue, fail));
         }
-        drop(queue);
-        let walker = Walker { engine, jobs };
+        let walker = Walker {
+            engine,
+            jobs,
+            waiting: &waiting,
+            buffer: None,
+        };
         let walked = match source {
             Source::Contents(path) => walker.contents(path, parent),
             Source::Paths(paths) => walker.paths(paths, parent),
@@ -64,6 +65,7 @@ pub(super) fn run(engine: &Engine, source: &Source, parent: Option<Id>) -> Resul
         if let Err(error) = walked {
             fail(error);
         }
+        walker.finish();
     });
     if let Some(error) = failure.into_inner() {
         return Err(error);
@@ -76,16 +78,111 @@ pub(super) fn run(engine: &Engine, source: &Source, parent: Option<Id>) -> Resul
     }
 }
 
-/// A file to be read, by one thread or by all of them.
+/// Work that any thread can do.
 #[derive(Debug)]
 enum Job {
     One(FileJob),
+    /// A file that all threads read.
     Shared(Arc<LargeFile>),
+    Dir(Box<DirJob>),
+    /// There is nothing more to do.
+    End,
+}
+
+/// A directory that is to be opened, and what the directory above knows of it.
+#[derive(Debug)]
+struct DirJob {
+    above: Arc<OpenDir>,
+    place: usize,
+    fd: Arc<OwnedFd>,
+    name: CString,
+    node: Node,
+    was: Option<Node>,
+}
+
+/// How many jobs are queued or being done.
+#[derive(Debug, Default)]
+struct Waiting {
+    jobs: Mutex<usize>,
+    none: Condvar,
+}
+
+/// One job less, also where it panicked: nobody may wait for it.
+struct Done<'a>(&'a Waiting);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        let mut jobs = self.0.jobs.lock();
+        *jobs -= 1;
+        if *jobs == 0 {
+            self.0.none.notify_all();
+        }
+    }
 }
 
 struct Walker<'a> {
     engine: &'a Engine,
     jobs: Sender<Job>,
+    waiting: &'a Waiting,
+    /// A worker's; the thread that began the walk reads no files.
+    buffer: Option<RefCell<Buffer>>,
+}
+
+impl Walker<'_> {
+    /// Does jobs until there are no more.
+    fn work(&self, queue: &Receiver<Job>, fail: &impl Fn(Error)) {
+        for job in queue {
+            if matches!(job, Job::End) {
+                return;
+            }
+            let _done = Done(self.waiting);
+            // Once stopped, jobs are only taken away, so that the walk does not wait for room.
+            if !self.engine.stop.is_cancelled()
+                && let Err(error) = self.job(job)
+            {
+                fail(error);
+            }
+        }
+    }
+
+    fn job(&self, job: Job) -> Result<()> {
+        match (job, &self.buffer) {
+            (Job::One(job), Some(buffer)) => file::run(self.engine, &job, &mut buffer.borrow_mut()),
+            (Job::Shared(file), Some(buffer)) => file.run(self.engine, &mut buffer.borrow_mut()),
+            (Job::Dir(job), _) => self.dir(*job),
+            (Job::End, _) => Ok(()),
+            (Job::One(_) | Job::Shared(_), None) => {
+                Err(Error::Internal("a file came to who reads none".into()))
+            }
+        }
+    }
+
+    /// Leaves a job to whoever is free. `wait`: for room in the queue, if this thread may; else it does the job itself.
+    fn hand_out(&self, job: Job, wait: bool) -> Result<()> {
+        *self.waiting.jobs.lock() += 1;
+        let job = match self.jobs.try_send(job) {
+            Ok(()) => return Ok(()),
+            Err(TrySendError::Full(job) | TrySendError::Disconnected(job)) => job,
+        };
+        if wait && self.buffer.is_none() {
+            return self.jobs.send(job).map_err(|_| Error::Cancelled);
+        }
+        // The walk itself ends only after this, so nobody has to be told.
+        *self.waiting.jobs.lock() -= 1;
+        self.job(job)
+    }
+
+    /// Waits until every job is done, and sends the workers home.
+    fn finish(&self) {
+        let mut jobs = self.waiting.jobs.lock();
+        while *jobs > 0 {
+            self.waiting.none.wait(&mut jobs);
+        }
+        drop(jobs);
+        for _ in 0..threads() {
+            let _ = self.jobs.send(Job::End);
+        }
+    }
 }
 
 /// The entries of the parent's directory, in the order of their names, read beside the directory itself.
@@ -208,7 +305,17 @@ impl Walker<'_> {
         };
         match node.kind {
             NodeKind::File => self.file(dir, fd, name, node, was),
-            NodeKind::Dir => self.dir(dir, fd, &name, node, was),
+            NodeKind::Dir => {
+                let job = DirJob {
+                    above: Arc::clone(dir),
+                    place: dir.reserve(),
+                    fd: Arc::clone(fd),
+                    name,
+                    node,
+                    was,
+                };
+                self.hand_out(Job::Dir(Box::new(job)), false)
+            }
             NodeKind::Socket => {
                 engine.figures.sockets.fetch_add(1, Ordering::Relaxed);
                 Ok(())
@@ -277,54 +384,43 @@ impl Walker<'_> {
             changed,
         };
         if node.size < LARGE {
-            return self.send(Job::One(job));
+            return self.hand_out(Job::One(job), true);
         }
         let file = Arc::new(LargeFile::new(job, &content, index));
         for _ in 0..threads() {
-            self.send(Job::Shared(Arc::clone(&file)))?;
+            self.hand_out(Job::Shared(Arc::clone(&file)), true)?;
         }
         Ok(())
     }
 
-    fn send(&self, job: Job) -> Result<()> {
-        self.jobs.send(job).map_err(|_| Error::Cancelled)
-    }
-
-    fn dir(
-        &self,
-        dir: &Arc<OpenDir>,
-        fd: &Arc<OwnedFd>,
-        name: &CString,
-        node: Node,
-        was: Option<Node>,
-    ) -> Result<()> {
+    /// Walks a directory and fills its place.
+    fn dir(&self, job: DirJob) -> Result<()> {
+        let DirJob {
+            above,
+            place,
+            fd,
+            name,
+            node,
+            was,
+        } = job;
         let engine = self.engine;
-        let opened = source::open_dir(&**fd, name);
-        let (node, subtree) = match &opened {
-            Ok(inner) => self.dir_node(dir, node, was, Ok(inner)),
+        let opened =
+            source::open_dir(&*fd, &name).and_then(|inner| Ok((source::names(&inner)?, inner)));
+        // What lies in it does not need the one above.
+        drop(fd);
+        let (names, inner) = match opened {
+            Ok(opened) => opened,
             Err(errno) => {
-                engine.problem(&dir.path, name.to_bytes(), *errno);
-                return Ok(());
+                engine.problem(&above.path, name.to_bytes(), errno);
+                return complete(engine, &above, place, None);
             }
         };
-        let Ok(inner) = opened else { return Ok(()) };
-        let names = match source::names(&inner) {
-            Ok(names) => names,
-            Err(errno) => {
-                engine.problem(&dir.path, name.to_bytes(), errno);
-                return Ok(());
-            }
-        };
-        let inner = Arc::new(inner);
-        let path = dir.path.join(OsStr::from_bytes(name.to_bytes()));
-        let place = dir.reserve();
-        let open = OpenDir::new(Some((Arc::clone(dir), place)), Some(node), path);
+        let (node, subtree) = self.dir_node(&above, node, was, Ok(&inner));
+        let path = above.path.join(OsStr::from_bytes(name.to_bytes()));
+        let open = OpenDir::new(Some((above, place)), Some(node), path);
         let mut before = self.before(subtree);
-        match self.entries(&open, &inner, names, &mut before) {
-            Ok(()) => done(engine, &open),
-            // The place above must not be waited for.
-            Err(error) => complete(engine, dir, place, None).and(Err(error)),
-        }
+        self.entries(&open, &Arc::new(inner), names, &mut before)?;
+        done(engine, &open)
     }
 
     /// Counts a directory, adds its extended attributes, and names the tree it had in the parent.
