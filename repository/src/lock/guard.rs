@@ -54,29 +54,50 @@ struct State {
     id: Mutex<Id>,
     /// When the last refresh was begun that the store confirmed, by both clocks: one stands still while the machine sleeps.
     refreshed: Mutex<(Instant, SystemTime)>,
+    /// Why it was not ours from the beginning.
+    refused: Mutex<Option<Refusal>>,
+    /// Cancelled when it is known whether anybody came at the same moment.
+    settled: CancellationToken,
     lost: CancellationToken,
     given_back: CancellationToken,
     /// Writes that others rely on. The lock stays until they have ended.
     writes: TaskTracker,
 }
 
+/// What the second look found.
+#[derive(Debug)]
+enum Refusal {
+    Conflict {
+        holder: String,
+        exclusive: bool,
+        age: Duration,
+    },
+    /// It could not be had.
+    Blind(String),
+}
+
 impl LockGuard {
-    /// `begun`: when the lock file `id` was written. `healed`: locks of the dead that were removed on the way.
+    /// `begun`: when the lock file `id` was written. `healed`: locks of the dead that were removed on the way. `look`: the
+    /// second look at the others, after which the lock is settled.
     pub(super) fn hold(
         files: Files,
         lock: StoredLock,
         id: Id,
         begun: (Instant, SystemTime),
         healed: u64,
+        look: impl Future<Output = Result<u64>> + Send + 'static,
     ) -> Self {
         let state = Arc::new(State {
             files,
             id: Mutex::new(id),
             refreshed: Mutex::new(begun),
+            refused: Mutex::new(None),
+            settled: CancellationToken::new(),
             lost: CancellationToken::new(),
             given_back: CancellationToken::new(),
             writes: TaskTracker::new(),
         });
+        BESIDE.spawn(settle(Arc::clone(&state), look));
         let keeper = Some(BESIDE.spawn(keep(Arc::clone(&state), lock)));
         Self {
             state,
@@ -95,6 +116,13 @@ impl LockGuard {
         self.healed > 0
     }
 
+    /// Waits until nobody is known to have come at the same moment; fails where somebody has. To be awaited before anything
+    /// that others may see.
+    pub(crate) fn settled(&self) -> impl Future<Output = Result<()>> + Send + use<> {
+        let state = Arc::clone(&self.state);
+        async move { state.settled().await }
+    }
+
     /// Fails unless the lock was refreshed lately. Call before each write.
     pub(crate) fn ensure(&self) -> Result<()> {
         self.state.ensure()
@@ -102,7 +130,7 @@ impl LockGuard {
 
     /// Looks at the lock file itself. Call before each write that makes others rely on something.
     pub(crate) async fn confirm(&self) -> Result<()> {
-        self.state.ensure()?;
+        self.state.settled().await?;
         self.state.see().await
     }
 
@@ -130,7 +158,31 @@ impl Drop for LockGuard {
 }
 
 impl State {
+    async fn settled(&self) -> Result<()> {
+        self.settled.cancelled().await;
+        self.ensure()
+    }
+
     fn ensure(&self) -> Result<()> {
+        match &*self.refused.lock() {
+            None => {}
+            Some(Refusal::Conflict {
+                holder,
+                exclusive,
+                age,
+            }) => {
+                return Err(Error::Locked {
+                    holder: holder.clone(),
+                    exclusive: *exclusive,
+                    age: *age,
+                });
+            }
+            Some(Refusal::Blind(reason)) => {
+                return Err(Error::LockLost {
+                    reason: reason.clone(),
+                });
+            }
+        }
         let (instant, wall) = *self.refreshed.lock();
         let age = instant.elapsed().max(wall.elapsed().unwrap_or_default());
         if self.lost.is_cancelled() || age > EXPIRY {
@@ -156,6 +208,27 @@ impl State {
             reason: "somebody removed it".into(),
         })
     }
+}
+
+/// Ends the time in which others that looked at the same moment could show themselves.
+async fn settle(state: Arc<State>, look: impl Future<Output = Result<u64>>) {
+    if let Some(Err(error)) = state.given_back.run_until_cancelled(look).await {
+        let refusal = match error {
+            Error::Locked {
+                holder,
+                exclusive,
+                age,
+            } => Refusal::Conflict {
+                holder,
+                exclusive,
+                age,
+            },
+            error => Refusal::Blind(format!("the second look at the locks failed: {error}")),
+        };
+        *state.refused.lock() = Some(refusal);
+        state.lost.cancel();
+    }
+    state.settled.cancel();
 }
 
 /// Refreshes the lock until it is given back or lost, and takes it away in the end.
