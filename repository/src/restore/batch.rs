@@ -137,7 +137,7 @@ impl Batch {
                         engine,
                         files: &files,
                         dir: None,
-                        scratch: Vec::new(),
+                        scratch: Default::default(),
                     };
                     while let Some(span) = spans.get(next.fetch_add(1, Ordering::Relaxed)) {
                         if engine.stop.is_cancelled() {
@@ -154,7 +154,7 @@ impl Batch {
                 engine,
                 files: &files,
                 dir: None,
-                scratch: Vec::new(),
+                scratch: Default::default(),
             };
             for file in files.iter().filter(|file| file.pieces == 0) {
                 writer.empty(file);
@@ -204,7 +204,8 @@ struct Writer<'a> {
     files: &'a [File],
     /// The directory opened last: files of one directory come together.
     dir: Option<(Arc<PathBuf>, OwnedFd)>,
-    scratch: Vec<u8>,
+    /// Room for two blobs that are compressed.
+    scratch: [Vec<u8>; 2],
 }
 
 impl Writer<'_> {
@@ -227,30 +228,42 @@ impl Writer<'_> {
             Err(error) => return Err(error.into()),
         };
         let mut scratch = std::mem::take(&mut self.scratch);
-        let mut at = 0;
-        while at < pieces.len() {
-            let place = pieces[at].place;
-            let count = pieces[at..]
-                .iter()
-                .take_while(|piece| piece.place == place)
-                .count();
-            let users = &pieces[at..at + count];
-            at += count;
-            let from = (u64::from(place.blob.offset) - start) as usize;
-            let sealed = bytes.get_mut(from..from + place.blob.length as usize);
-            let plain = match sealed {
-                Some(sealed) => {
-                    blobs::open(&engine.reader.files.key, &place.blob, sealed, &mut scratch)
+        let key = &engine.reader.files.key;
+        let blobs: Vec<&[Piece]> = pieces
+            .chunk_by(|one, next| one.place == next.place)
+            .collect();
+        for pair in blobs.chunks(2) {
+            // Sorted, and none begins before the one before it ends.
+            let mut rest = &mut bytes[..];
+            let mut at = start;
+            let mut sealed = pair.iter().zip(&mut scratch).map(|(users, scratch)| {
+                let blob = &users.first()?.place.blob;
+                let skip = u64::from(blob.offset).checked_sub(at)?;
+                let taken = std::mem::take(&mut rest)
+                    .split_at_mut_checked(skip as usize)?
+                    .1;
+                let (sealed, after) = taken.split_at_mut_checked(blob.length as usize)?;
+                at += skip + u64::from(blob.length);
+                rest = after;
+                Some((blob, sealed, scratch))
+            });
+            let short = Err("the pack is missing or too short");
+            let opened = match (sealed.next().flatten(), sealed.next().flatten()) {
+                (Some(one), Some(other)) => blobs::open_both(key, one, other),
+                (Some((blob, sealed, scratch)), None) => {
+                    [blobs::open(key, blob, sealed, scratch), short]
                 }
-                None => Err("the pack is missing or too short"),
+                (None, _) => [short, short],
             };
-            match plain {
-                Ok(plain) => {
-                    for piece in users {
-                        self.piece(piece, plain);
+            for (users, plain) in pair.iter().zip(opened) {
+                match plain {
+                    Ok(plain) => {
+                        for piece in *users {
+                            self.piece(piece, plain);
+                        }
                     }
+                    Err(reason) => self.elsewhere(users, &pack, reason)?,
                 }
-                Err(reason) => self.elsewhere(users, &pack, reason)?,
             }
         }
         self.scratch = scratch;
