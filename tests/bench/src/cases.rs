@@ -3,14 +3,18 @@
 use std::fs::{self, File};
 use std::io::{Seek, SeekFrom};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
+use jackline_faults::DelayLine;
+use jackline_test_cluster::Minio;
 use serde::Serialize;
 
 use crate::measure::{Children, Cost};
-use crate::tools::{Programs, Tool};
+use crate::tools::{Programs, Repository, Tool};
 use crate::{data, tree};
+
+const BUCKET: &str = "bench";
 
 /// How much data.
 #[derive(Debug, Clone, Serialize)]
@@ -20,6 +24,8 @@ pub(crate) struct Sizes {
     appended_bytes: u64,
     many_files: u64,
     directories: u64,
+    snapshots: u64,
+    round_trip_ms: u64,
 }
 
 impl Sizes {
@@ -30,6 +36,8 @@ impl Sizes {
             appended_bytes: 1 << 20,
             many_files: 50_000,
             directories: 250,
+            snapshots: 20,
+            round_trip_ms: 20,
         }
     }
 
@@ -55,10 +63,16 @@ pub(crate) enum Case {
     FullMany,
     Unchanged,
     RestoreMany,
+    /// Give back what half of the snapshots used.
+    Prune,
+    /// The same as `Open`, with the repository in S3.
+    OpenRemote,
+    FullRemote,
+    UnchangedRemote,
 }
 
 impl Case {
-    pub(crate) const ALL: [Case; 7] = [
+    pub(crate) const ALL: [Case; 11] = [
         Case::Open,
         Case::FullLarge,
         Case::Append,
@@ -66,7 +80,19 @@ impl Case {
         Case::FullMany,
         Case::Unchanged,
         Case::RestoreMany,
+        Case::Prune,
+        Case::OpenRemote,
+        Case::FullRemote,
+        Case::UnchangedRemote,
     ];
+
+    /// What this case costs at least.
+    pub(crate) fn open(self) -> Case {
+        match self {
+            Case::OpenRemote | Case::FullRemote | Case::UnchangedRemote => Case::OpenRemote,
+            _ => Case::Open,
+        }
+    }
 
     pub(crate) fn title(self, sizes: &Sizes) -> String {
         let mib = |bytes: u64| match bytes >> 20 {
@@ -78,6 +104,8 @@ impl Case {
             large_bytes,
             appended_bytes,
             many_files,
+            snapshots,
+            round_trip_ms,
             ..
         } = sizes;
         let large = mib(*large_bytes);
@@ -89,6 +117,10 @@ impl Case {
             Case::FullMany => format!("full, {many_files} small files"),
             Case::Unchanged => format!("unchanged, {many_files} small files"),
             Case::RestoreMany => format!("restore {many_files} small files"),
+            Case::Prune => format!("prune half of {snapshots} snapshots"),
+            Case::OpenRemote => format!("S3, {round_trip_ms} ms: open and list"),
+            Case::FullRemote => format!("S3, {round_trip_ms} ms: full, {large} random"),
+            Case::UnchangedRemote => format!("S3, {round_trip_ms} ms: unchanged"),
         }
     }
 }
@@ -142,24 +174,19 @@ pub(crate) fn run(
         runs: Vec::new(),
     };
     // Both work on copies of one repository, so that nobody wins by weaker keys.
-    let init = bench
-        .programs
-        .command(Tool::Restic, &bench.path("template"), &bench.path("cache"));
-    bench.call(init, &["init"])?;
+    let template = Repository::directory(&bench.path("template"));
+    bench.call(Tool::Restic, &template, directory, &["init"])?;
     eprintln!("writing the data");
     data::large(&bench.path("large"), sizes.large_files, sizes.large_bytes)?;
     data::many(&bench.path("many"), sizes.many_files, sizes.directories)?;
-    for round in 1..=rounds {
-        let mut tools = [Tool::Restic, Tool::Jackline];
-        if round % 2 == 0 {
-            tools.reverse();
-        }
-        for tool in tools {
-            eprintln!("round {round} of {rounds}: {tool:?}");
-            bench.large(tool, round)?;
-            bench.many(tool, round)?;
-        }
-    }
+    bench.in_turn("large files", rounds, Bench::large)?;
+    bench.in_turn("many files", rounds, Bench::many)?;
+    bench.in_turn("S3", rounds, Bench::remote)?;
+    bench.remove("large")?;
+    bench.remove("many")?;
+    eprintln!("writing a repository with {} snapshots", sizes.snapshots);
+    bench.history()?;
+    bench.in_turn("prune", rounds, Bench::prune)?;
     let runs = bench.runs;
     Ok(Measured {
         sizes: sizes.clone(),
@@ -168,7 +195,23 @@ pub(crate) fn run(
     })
 }
 
-impl Bench<'_> {
+type Measure<'a> = fn(&mut Bench<'a>, Tool, usize) -> Result<()>;
+
+impl<'a> Bench<'a> {
+    fn in_turn(&mut self, what: &str, rounds: usize, measure: Measure<'a>) -> Result<()> {
+        for round in 1..=rounds {
+            let mut tools = [Tool::Restic, Tool::Jackline];
+            if round % 2 == 0 {
+                tools.reverse();
+            }
+            for tool in tools {
+                eprintln!("{what}, round {round} of {rounds}: {tool:?}");
+                measure(self, tool, round)?;
+            }
+        }
+        Ok(())
+    }
+
     fn path(&self, name: &str) -> PathBuf {
         self.directory.join(name)
     }
@@ -223,15 +266,91 @@ impl Bench<'_> {
         self.restore(Case::RestoreMany, tool, round, &source)
     }
 
-    /// A copy of the template, and restic's cache of it.
+    /// One large file to a server of its own.
+    fn remote(&mut self, tool: Tool, round: usize) -> Result<()> {
+        self.remove("server")?;
+        self.remove("cache")?;
+        fs::create_dir(self.path("server"))?;
+        let runtime = tokio::runtime::Handle::current();
+        let round_trip = Duration::from_millis(self.sizes.round_trip_ms);
+        let (minio, line) = runtime.block_on(async {
+            let minio = Minio::start(&self.path("server")).await?;
+            minio.s3.make_bucket(BUCKET).await?;
+            minio.s3.upload_tree(BUCKET, &self.path("template")).await?;
+            let line = DelayLine::start(minio.address, round_trip).await?;
+            Ok::<_, anyhow::Error>((minio, line))
+        })?;
+        let repository = Repository {
+            name: format!("s3:http://{}/{BUCKET}", line.address()).into(),
+            environment: minio.s3.environment().to_vec(),
+        };
+        let source = self.path("large/large-0").display().to_string();
+        let backup = ["backup", "--host=bench", &source];
+        let here = self.directory;
+        self.call(tool, &repository, here, &["snapshots"])?;
+        for (case, args) in [
+            (Case::OpenRemote, &["snapshots"][..]),
+            (Case::FullRemote, &backup),
+            (Case::UnchangedRemote, &backup),
+        ] {
+            let cost = self.cost(tool, &repository, here, args)?;
+            let bytes = match case {
+                Case::OpenRemote => None,
+                _ => Some(runtime.block_on(minio.s3.size(BUCKET, ""))?),
+            };
+            self.note(case, tool, round, cost, bytes);
+        }
+        drop(minio);
+        self.remove("server")
+    }
+
+    /// Many snapshots, half of them forgotten. Each adds ten files, of which the next keeps every other.
+    fn history(&mut self) -> Result<()> {
+        let (repository, source) = (self.path("history"), self.path("changing"));
+        tree::copy(&self.path("template"), &repository)?;
+        fs::create_dir(&source)?;
+        let repository = Repository::directory(&repository);
+        let size = 2 * self.sizes.large_bytes / self.sizes.snapshots / 10;
+        for snapshot in 0..self.sizes.snapshots {
+            for number in 0..10 {
+                let name = |snapshot| source.join(format!("{snapshot}-{number}"));
+                if number % 2 == 1 && snapshot > 0 {
+                    fs::remove_file(name(snapshot - 1))?;
+                }
+                let mut file = File::create(name(snapshot))?;
+                data::Noise::new(2000 + snapshot * 10 + number).write(&mut file, size)?;
+            }
+            let backup = ["backup", "--host=bench", "."];
+            self.call(Tool::Restic, &repository, &source, &backup)?;
+        }
+        let keep = format!("--keep-last={}", self.sizes.snapshots / 2);
+        let here = self.directory;
+        self.call(Tool::Restic, &repository, here, &["forget", &keep])?;
+        self.remove("changing")
+    }
+
+    fn prune(&mut self, tool: Tool, round: usize) -> Result<()> {
+        self.copy_of("history", tool)?;
+        let args = ["prune", "--max-unused=5%"];
+        self.measure(Case::Prune, tool, round, self.directory, &args)?;
+        let repository = Repository::directory(&self.path("repository"));
+        let here = self.directory;
+        self.call(Tool::Restic, &repository, here, &["check"])
+            .with_context(|| format!("what {tool:?} left"))?;
+        self.remove("repository")
+    }
+
     fn fresh_repository(&mut self, tool: Tool) -> Result<()> {
+        self.copy_of("template", tool)
+    }
+
+    /// A copy of a repository, and the tool's cache of it.
+    fn copy_of(&mut self, name: &str, tool: Tool) -> Result<()> {
         self.remove("repository")?;
         self.remove("cache")?;
-        tree::copy(&self.path("template"), &self.path("repository"))?;
-        let warm = self
-            .programs
-            .command(tool, &self.path("repository"), &self.path("cache"));
-        self.call(warm, &["snapshots"])
+        tree::copy(&self.path(name), &self.path("repository"))?;
+        let repository = Repository::directory(&self.path("repository"));
+        self.call(tool, &repository, self.directory, &["snapshots"])
     }
 
     fn restore(&mut self, case: Case, tool: Tool, round: usize, source: &Path) -> Result<()> {
@@ -258,32 +377,49 @@ impl Bench<'_> {
         current: &Path,
         args: &[&str],
     ) -> Result<()> {
-        let repository = self.path("repository");
-        let mut command = self
-            .programs
-            .command(tool, &repository, &self.path("cache"));
-        command.args(args).current_dir(current);
-        let cost = self.children.run(&mut command, &self.path("log"))?;
-        let writes = args.first() == Some(&"backup");
-        let repository_bytes = if writes {
-            Some(tree::size(&repository)?)
+        let directory = self.path("repository");
+        let cost = self.cost(tool, &Repository::directory(&directory), current, args)?;
+        let writes = matches!(args.first(), Some(&("backup" | "prune")));
+        let bytes = if writes {
+            Some(tree::size(&directory)?)
         } else {
             None
         };
+        self.note(case, tool, round, cost, bytes);
+        Ok(())
+    }
+
+    fn note(&mut self, case: Case, tool: Tool, round: usize, cost: Cost, bytes: Option<u64>) {
         self.runs.push(Run {
             case,
             tool,
             round,
             cost,
-            repository_bytes,
+            repository_bytes: bytes,
         });
-        Ok(())
     }
 
-    fn call(&self, mut command: Command, args: &[&str]) -> Result<()> {
-        self.children
-            .run(command.args(args), &self.path("log"))
-            .map(drop)
+    fn cost(
+        &self,
+        tool: Tool,
+        repository: &Repository,
+        current: &Path,
+        args: &[&str],
+    ) -> Result<Cost> {
+        let mut command = self.programs.command(tool, repository, &self.path("cache"));
+        command.args(args).current_dir(current);
+        self.children.run(&mut command, &self.path("log"))
+    }
+
+    /// Not measured.
+    fn call(
+        &self,
+        tool: Tool,
+        repository: &Repository,
+        current: &Path,
+        args: &[&str],
+    ) -> Result<()> {
+        self.cost(tool, repository, current, args).map(drop)
     }
 
     fn remove(&self, name: &str) -> Result<()> {

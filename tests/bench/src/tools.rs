@@ -1,5 +1,6 @@
 //! The two programs, called the same way.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -15,6 +16,23 @@ pub(crate) enum Tool {
     Jackline,
 }
 
+/// Where a repository is, as both programs are told.
+#[derive(Debug, Clone)]
+pub(crate) struct Repository {
+    pub(crate) name: OsString,
+    /// Credentials.
+    pub(crate) environment: Vec<(&'static str, String)>,
+}
+
+impl Repository {
+    pub(crate) fn directory(path: &Path) -> Self {
+        Self {
+            name: path.into(),
+            environment: Vec::new(),
+        }
+    }
+}
+
 /// Both programs.
 #[derive(Debug)]
 pub(crate) struct Programs {
@@ -23,7 +41,7 @@ pub(crate) struct Programs {
 
 impl Programs {
     /// The repository's place, the tool's own cache and its password are in the environment.
-    pub(crate) fn command(&self, tool: Tool, repository: &Path, cache: &Path) -> Command {
+    pub(crate) fn command(&self, tool: Tool, repository: &Repository, cache: &Path) -> Command {
         let mut command = match tool {
             Tool::Restic => Command::new("restic"),
             Tool::Jackline => {
@@ -33,7 +51,8 @@ impl Programs {
             }
         };
         command
-            .env("RESTIC_REPOSITORY", repository)
+            .env("RESTIC_REPOSITORY", &repository.name)
+            .envs(repository.environment.iter().cloned())
             .env("RESTIC_PASSWORD", PASSWORD)
             .env("RESTIC_CACHE_DIR", cache)
             .env_remove("RESTIC_PASSWORD_FILE");

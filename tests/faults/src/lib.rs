@@ -19,11 +19,13 @@
 //! # }
 //! ```
 
+mod delay;
 mod forward;
 mod proxy;
 
 use std::time::Duration;
 
+pub use delay::DelayLine;
 pub use proxy::Proxy;
 
 /// When a fault strikes.
