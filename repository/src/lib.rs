@@ -61,7 +61,7 @@ pub use options::{KeyCost, OpenOptions, Password, Version};
 pub use progress::{NoProgress, Progress};
 pub use report::{
     BackupRequest, BackupSummary, CheckOptions, CheckReport, FileProblem, ForgetSummary, Only,
-    Overwrite, PruneOptions, PruneSummary, RestoreOptions, RestoreSummary, Source,
+    Overwrite, PruneOptions, PruneSummary, ReadData, RestoreOptions, RestoreSummary, Source,
 };
 pub use repository::Repository;
 pub use snapshot::{Snapshot, SnapshotInfo, SnapshotSummary};
