@@ -193,7 +193,7 @@ pub(crate) async fn load_index(files: &Files) -> Result<(Index, Vec<String>)> {
     }
 }
 
-fn by_pack(index: &Index) -> Vec<(Id, Vec<PackedBlob>)> {
+pub(crate) fn by_pack(index: &Index) -> Vec<(Id, Vec<PackedBlob>)> {
     let mut packs: Vec<_> = index.packs().iter().map(|id| (*id, Vec::new())).collect();
     for place in index.iter() {
         packs[place.pack as usize].1.push(place.blob);

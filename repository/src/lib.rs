@@ -40,6 +40,7 @@ mod packer;
 mod polynomial;
 mod progress;
 mod prune;
+mod repair;
 mod report;
 mod repository;
 mod restore;
@@ -59,6 +60,7 @@ pub use lock::{
 };
 pub use options::{KeyCost, OpenOptions, Password, Version};
 pub use progress::{NoProgress, Progress};
+pub use repair::{IndexRepair, RepairOptions, SnapshotRepair, SnapshotsRepair};
 pub use report::{
     BackupRequest, BackupSummary, CheckOptions, CheckReport, FileProblem, ForgetSummary, Only,
     Overwrite, PruneOptions, PruneSummary, ReadData, RestoreOptions, RestoreSummary, Source,
