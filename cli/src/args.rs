@@ -146,6 +146,33 @@ pub(crate) enum RepositoryCommand {
     Unlock,
     #[command(subcommand)]
     Key(KeyCommand),
+    #[command(subcommand)]
+    Repair(RepairCommand),
+}
+
+/// Makes a damaged repository whole again, and names what is lost.
+///
+/// First the index, then the snapshots. Copy the repository before where that is possible.
+#[derive(Debug, Subcommand)]
+pub(crate) enum RepairCommand {
+    /// Make the index anew from the packs that are there
+    Index {
+        /// Read the header of every pack, also where the index looks right
+        #[arg(long)]
+        read_all_packs: bool,
+        /// Change nothing, only say what would be done
+        #[arg(short = 'n', long)]
+        dry_run: bool,
+    },
+    /// Make of each damaged snapshot one that holds what can still be read, tagged "repaired"
+    Snapshots {
+        /// Remove the damaged snapshots, and those that nothing is left of
+        #[arg(long)]
+        forget: bool,
+        /// Change nothing, only say what would be done
+        #[arg(short = 'n', long)]
+        dry_run: bool,
+    },
 }
 
 /// Manages the keys: each opens the repository with a password of its own.

@@ -3,6 +3,7 @@
 mod access;
 mod backup;
 mod keys;
+mod repair;
 mod restore;
 mod snapshots;
 
@@ -86,6 +87,7 @@ pub(crate) async fn run(args: RepositoryArgs) -> Result<ExitCode, Exit> {
         }
         RepositoryCommand::Unlock => unlock(&session).await,
         RepositoryCommand::Key(command) => keys::run(&session, command).await,
+        RepositoryCommand::Repair(command) => repair::run(&session, command).await,
     }
 }
 
