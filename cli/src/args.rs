@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use jackline_repository::ReadData;
 
 use crate::exit;
 
@@ -134,9 +135,9 @@ pub(crate) enum RepositoryCommand {
         /// Read and verify all data, not only the structure
         #[arg(long)]
         read_data: bool,
-        /// Read and verify this share of the data (5%)
-        #[arg(long, value_parser = percent, conflicts_with = "read_data")]
-        read_data_subset: Option<f64>,
+        /// Read and verify a share of the data: 5% or 500M of it, drawn anew each time, or the first of five parts (1/5)
+        #[arg(long, value_parser = subset, conflicts_with = "read_data")]
+        read_data_subset: Option<ReadData>,
         /// Take no lock: for a repository that cannot be written
         #[arg(long)]
         no_lock: bool,
@@ -145,6 +146,33 @@ pub(crate) enum RepositoryCommand {
     Unlock,
     #[command(subcommand)]
     Key(KeyCommand),
+    #[command(subcommand)]
+    Repair(RepairCommand),
+}
+
+/// Makes a damaged repository whole again, and names what is lost.
+///
+/// First the index, then the snapshots. Copy the repository before where that is possible.
+#[derive(Debug, Subcommand)]
+pub(crate) enum RepairCommand {
+    /// Make the index anew from the packs that are there
+    Index {
+        /// Read the header of every pack, also where the index looks right
+        #[arg(long)]
+        read_all_packs: bool,
+        /// Change nothing, only say what would be done
+        #[arg(short = 'n', long)]
+        dry_run: bool,
+    },
+    /// Make of each damaged snapshot one that holds what can still be read, tagged "repaired"
+    Snapshots {
+        /// Remove the damaged snapshots, and those that nothing is left of
+        #[arg(long)]
+        forget: bool,
+        /// Change nothing, only say what would be done
+        #[arg(short = 'n', long)]
+        dry_run: bool,
+    },
 }
 
 /// Manages the keys: each opens the repository with a password of its own.
@@ -289,6 +317,33 @@ pub(crate) struct Unused {
     pub(crate) max_unused: f64,
 }
 
+fn subset(text: &str) -> Result<ReadData, String> {
+    let wrong = || "a share is 5%, 1/5 (of at most 256 parts) or 500M (K, M, G, T)".to_owned();
+    if text.ends_with('%') {
+        return percent(text).map(ReadData::Percent);
+    }
+    if let Some((part, of)) = text.split_once('/') {
+        let number = |text: &str| text.parse::<u32>().map_err(|_| wrong());
+        let (part, of) = (number(part)?, number(of)?);
+        return match (1..=of).contains(&part) && of <= 256 {
+            true => Ok(ReadData::Part { part, of }),
+            false => Err(wrong()),
+        };
+    }
+    let digits = text.trim_end_matches(|unit: char| !unit.is_ascii_digit());
+    let shift = match text.get(digits.len()..).unwrap_or_default() {
+        "" | "B" | "b" => 0,
+        "K" | "k" => 10,
+        "M" | "m" => 20,
+        "G" | "g" => 30,
+        "T" | "t" => 40,
+        _ => return Err(wrong()),
+    };
+    let bytes: u64 = digits.parse().map_err(|_| wrong())?;
+    let bytes = bytes.checked_mul(1 << shift).ok_or_else(wrong)?;
+    Ok(ReadData::Bytes(bytes))
+}
+
 fn percent(text: &str) -> Result<f64, String> {
     match text.strip_suffix('%').unwrap_or(text).parse::<f64>() {
         Ok(percent) if (0.0..=100.0).contains(&percent) => Ok(percent),
@@ -352,6 +407,28 @@ mod tests {
                 panic!("{line}");
             };
             assert_eq!((args.repo.as_deref(), args.json()), (Some("/r"), true));
+        }
+    }
+
+    #[test]
+    fn a_subset_is_a_percentage_a_part_or_a_size() {
+        assert_eq!(subset("10%"), Ok(ReadData::Percent(10.0)));
+        assert_eq!(subset("1/5"), Ok(ReadData::Part { part: 1, of: 5 }));
+        assert_eq!(subset("500M"), Ok(ReadData::Bytes(500 << 20)));
+        assert_eq!(subset("7"), Ok(ReadData::Bytes(7)));
+        for wrong in [
+            "",
+            "%",
+            "6/5",
+            "0/5",
+            "1/257",
+            "M",
+            "5X",
+            "-1M",
+            "1/",
+            "99999999T",
+        ] {
+            assert!(subset(wrong).is_err(), "{wrong}");
         }
     }
 

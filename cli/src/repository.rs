@@ -3,12 +3,13 @@
 mod access;
 mod backup;
 mod keys;
+mod repair;
 mod restore;
 mod snapshots;
 
 use std::process::ExitCode;
 
-use jackline_repository::{CheckOptions, OpenOptions, PruneOptions, Repository, Version};
+use jackline_repository::{CheckOptions, OpenOptions, PruneOptions, ReadData, Repository, Version};
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -78,22 +79,15 @@ pub(crate) async fn run(args: RepositoryArgs) -> Result<ExitCode, Exit> {
             read_data_subset,
             no_lock,
         } => {
-            let share = if read_data {
-                100.0
-            } else {
-                read_data_subset.unwrap_or(0.0)
+            let read_data = match (read_data, read_data_subset) {
+                (true, _) => ReadData::Everything,
+                (false, subset) => subset.unwrap_or_default(),
             };
-            check(
-                &session,
-                CheckOptions {
-                    read_data_percent: share,
-                    no_lock,
-                },
-            )
-            .await
+            check(&session, CheckOptions { read_data, no_lock }).await
         }
         RepositoryCommand::Unlock => unlock(&session).await,
         RepositoryCommand::Key(command) => keys::run(&session, command).await,
+        RepositoryCommand::Repair(command) => repair::run(&session, command).await,
     }
 }
 

@@ -346,3 +346,21 @@ fn no_output_ever_holds_the_password() {
         );
     }
 }
+
+#[test]
+fn a_repository_without_an_index_is_repaired() {
+    let place = Place::initialised();
+    place.ok(&["backup", "."]);
+    fs::remove_dir_all(place.path("repository/index")).unwrap();
+    fs::create_dir(place.path("repository/index")).unwrap();
+    assert_eq!(place.code(&["check"]), 1);
+    let dry = place.json(&["repair", "index", "--dry-run", "--json"]);
+    assert_eq!((&dry["changed"], &dry["packs"]), (&true.into(), &2.into()));
+    assert_eq!(place.code(&["check"]), 1);
+    place.ok(&["repair", "index"]);
+    let report = place.json(&["repair", "snapshots", "--forget", "--json"]);
+    assert_eq!(report["repaired"], serde_json::json!([]));
+    place.ok(&["check", "--read-data-subset", "1/1"]);
+    place.ok(&["check", "--read-data-subset", "100M"]);
+    place.restic(&["check", "--read-data"]);
+}

@@ -7,7 +7,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 use anyhow::Context as _;
 use jackline_crds::velero::BackupRepository;
 use jackline_repository::{
-    CheckOptions, CheckReport, NoProgress, PruneOptions, PruneSummary, Repository,
+    CheckOptions, CheckReport, NoProgress, PruneOptions, PruneSummary, ReadData, Repository,
 };
 use jackline_runtime::{CancellationToken, Clients, RuntimeArgs, cluster::cluster_uid, logging};
 use kube::Api;
@@ -105,9 +105,9 @@ async fn maintain(
         report.prune = Some(summary);
     }
     if args.check || args.read_data.is_some() {
-        let read_data_percent = args.read_data.unwrap_or(0.0).clamp(0.0, 100.0);
+        let percent = args.read_data.unwrap_or(0.0).clamp(0.0, 100.0);
         let options = CheckOptions {
-            read_data_percent,
+            read_data: ReadData::Percent(percent),
             no_lock: false,
         };
         let found = repository

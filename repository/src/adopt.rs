@@ -41,7 +41,23 @@ pub(crate) async fn adopt(files: &Files, guard: &LockGuard, index: &mut Index) -
         }
     }
     let count = adopted.len() as u64;
-    let mut rest = &adopted[..];
+    write_index(files, guard, &adopted).await?;
+    for (id, blobs) in &adopted {
+        index.add_pack(*id, blobs);
+    }
+    if count > 0 {
+        tracing::info!(packs = count, "adopted what a dead process had stored");
+    }
+    Ok(count)
+}
+
+/// Writes index files that list these packs.
+pub(crate) async fn write_index(
+    files: &Files,
+    guard: &LockGuard,
+    packs: &[(Id, Vec<PackedBlob>)],
+) -> Result<()> {
+    let mut rest = packs;
     while !rest.is_empty() {
         let mut blobs = 0;
         let take = rest
@@ -56,17 +72,11 @@ pub(crate) async fn adopt(files: &Files, guard: &LockGuard, index: &mut Index) -
         rest = after;
         lock::write(files, guard, FileKind::Index, &index::to_json(file)?).await?;
     }
-    for (id, blobs) in &adopted {
-        index.add_pack(*id, blobs);
-    }
-    if count > 0 {
-        tracing::info!(packs = count, "adopted what a dead process had stored");
-    }
-    Ok(count)
+    Ok(())
 }
 
 /// What a pack holds, by its own header.
-async fn header(files: &Files, id: &Id, size: u64) -> Result<Vec<PackedBlob>> {
+pub(crate) async fn header(files: &Files, id: &Id, size: u64) -> Result<Vec<PackedBlob>> {
     let name = FileKind::Pack.path(id);
     let from = size.saturating_sub(TAIL);
     let mut tail = Vec::from(files.store.get_range(&name, from..size).await?);

@@ -18,7 +18,7 @@ use crate::lock::{self, Mode};
 use crate::mark::{self, Marks};
 use crate::pack::{self, LENGTH, PackedBlob, header_len};
 use crate::progress::Progress;
-use crate::report::{CheckOptions, CheckReport};
+use crate::report::{CheckOptions, CheckReport, ReadData};
 use crate::repository::Repository;
 
 /// See [`Repository::check`].
@@ -28,11 +28,7 @@ pub(crate) async fn run(
     progress: &dyn Progress,
     cancel: &CancellationToken,
 ) -> Result<CheckReport> {
-    if !(0.0..=100.0).contains(&options.read_data_percent) {
-        return Err(Error::Invalid(
-            "read_data_percent must be between 0 and 100".into(),
-        ));
-    }
+    validate(options.read_data)?;
     let guard = match options.no_lock {
         true => None,
         false => {
@@ -115,12 +111,10 @@ async fn check(
     };
     report.trees = mark::mark(&reader, roots, &mut marks, cancel, &mut on_damage).await?;
 
-    let share = options.read_data_percent / 100.0;
-    if share > 0.0 {
-        sound.shuffle(&mut rand::rng());
-        sound.truncate(((sound.len() as f64 * share).ceil() as usize).max(1));
-        report.packs_read = sound.len() as u64;
-        errors.extend(read_data(files, sound, progress, cancel).await?);
+    let drawn = draw(sound, options.read_data);
+    if !drawn.is_empty() {
+        report.packs_read = drawn.len() as u64;
+        errors.extend(read_data(files, drawn, progress, cancel).await?);
     }
     let mut seen = HashSet::new();
     report.errors = errors
@@ -131,8 +125,50 @@ async fn check(
     Ok(report)
 }
 
+fn validate(share: ReadData) -> Result<()> {
+    let message = match share {
+        ReadData::Percent(percent) if !(0.0..=100.0).contains(&percent) => {
+            "a share of the data is from 0 to 100 percent"
+        }
+        ReadData::Part { part, of } if part == 0 || part > of || of > 256 => {
+            "a part of the data is one of at most 256, counted from 1"
+        }
+        _ => return Ok(()),
+    };
+    Err(Error::Invalid(message.into()))
+}
+
+/// A pack, its size and its blobs.
+type Sized = (Id, u64, Vec<PackedBlob>);
+
+/// The packs to read.
+fn draw(mut packs: Vec<Sized>, share: ReadData) -> Vec<Sized> {
+    match share {
+        ReadData::Nothing => packs.clear(),
+        ReadData::Everything => {}
+        ReadData::Percent(percent) => {
+            packs.shuffle(&mut rand::rng());
+            packs.truncate((packs.len() as f64 * percent / 100.0).ceil() as usize);
+        }
+        // restic's buckets: by the first byte of the name.
+        ReadData::Part { part, of } => {
+            packs.retain(|(id, ..)| u32::from(id.0[0]) % of.max(1) == part.saturating_sub(1));
+        }
+        ReadData::Bytes(wanted) => {
+            packs.shuffle(&mut rand::rng());
+            let mut sum = 0_u64;
+            packs.retain(|(_, size, _)| {
+                let more = sum < wanted;
+                sum = sum.saturating_add(*size);
+                more
+            });
+        }
+    }
+    packs
+}
+
 /// All index files that can be read, and what is wrong with the others.
-async fn load_index(files: &Files) -> Result<(Index, Vec<String>)> {
+pub(crate) async fn load_index(files: &Files) -> Result<(Index, Vec<String>)> {
     match Index::load(files).await {
         Ok((index, _)) => Ok((index, Vec::new())),
         Err(Error::Corrupt { .. }) => {
@@ -157,7 +193,7 @@ async fn load_index(files: &Files) -> Result<(Index, Vec<String>)> {
     }
 }
 
-fn by_pack(index: &Index) -> Vec<(Id, Vec<PackedBlob>)> {
+pub(crate) fn by_pack(index: &Index) -> Vec<(Id, Vec<PackedBlob>)> {
     let mut packs: Vec<_> = index.packs().iter().map(|id| (*id, Vec::new())).collect();
     for place in index.iter() {
         packs[place.pack as usize].1.push(place.blob);
@@ -247,4 +283,54 @@ fn verify(
             .map_err(|reason| corrupt(&format!("{} {}: {reason}", blob.kind.name(), blob.id)))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn packs() -> Vec<Sized> {
+        (0..200_u8)
+            .map(|n| (Id([n.wrapping_mul(37); 32]), 10, Vec::new()))
+            .collect()
+    }
+
+    #[test]
+    fn a_share_is_as_large_as_asked_for() {
+        let count = |share| draw(packs(), share).len();
+        assert_eq!(count(ReadData::Nothing), 0);
+        assert_eq!(count(ReadData::Everything), 200);
+        assert_eq!(count(ReadData::Percent(0.0)), 0);
+        assert_eq!(count(ReadData::Percent(0.1)), 1);
+        assert_eq!(count(ReadData::Percent(10.0)), 20);
+        assert_eq!(count(ReadData::Bytes(0)), 0);
+        assert_eq!(count(ReadData::Bytes(1)), 1);
+        assert_eq!(count(ReadData::Bytes(95)), 10);
+        assert_eq!(count(ReadData::Bytes(u64::MAX)), 200);
+    }
+
+    #[test]
+    fn all_parts_together_are_everything_once() {
+        let mut seen = HashSet::new();
+        for part in 1..=7 {
+            for (id, ..) in draw(packs(), ReadData::Part { part, of: 7 }) {
+                assert!(seen.insert(id));
+            }
+        }
+        assert_eq!(seen.len(), 200);
+    }
+
+    #[test]
+    fn shares_that_are_none_are_refused() {
+        for share in [
+            ReadData::Percent(101.0),
+            ReadData::Percent(f64::NAN),
+            ReadData::Part { part: 0, of: 5 },
+            ReadData::Part { part: 6, of: 5 },
+            ReadData::Part { part: 1, of: 257 },
+        ] {
+            assert!(validate(share).is_err(), "{share:?}");
+        }
+        assert!(validate(ReadData::Part { part: 256, of: 256 }).is_ok());
+    }
 }

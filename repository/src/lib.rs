@@ -40,6 +40,7 @@ mod packer;
 mod polynomial;
 mod progress;
 mod prune;
+mod repair;
 mod report;
 mod repository;
 mod restore;
@@ -59,9 +60,10 @@ pub use lock::{
 };
 pub use options::{KeyCost, OpenOptions, Password, Version};
 pub use progress::{NoProgress, Progress};
+pub use repair::{IndexRepair, RepairOptions, SnapshotRepair, SnapshotsRepair};
 pub use report::{
     BackupRequest, BackupSummary, CheckOptions, CheckReport, FileProblem, ForgetSummary, Only,
-    Overwrite, PruneOptions, PruneSummary, RestoreOptions, RestoreSummary, Source,
+    Overwrite, PruneOptions, PruneSummary, ReadData, RestoreOptions, RestoreSummary, Source,
 };
 pub use repository::Repository;
 pub use snapshot::{Snapshot, SnapshotInfo, SnapshotSummary};

@@ -273,11 +273,32 @@ pub struct PruneSummary {
 /// How much check reads.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct CheckOptions {
-    /// Percent of the packs whose bytes are read and verified: 0 = structure only, 100 = every byte. Which packs
-    /// are read is drawn anew each time.
-    pub read_data_percent: f64,
+    /// Packs whose bytes are read and verified, beside the structure.
+    pub read_data: ReadData,
     /// Take no lock: for a repository whose last user was just killed, or that is read-only.
     pub no_lock: bool,
+}
+
+/// A share of the packs. Whatever is more than nothing is at least one pack.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub enum ReadData {
+    /// None: structure only.
+    #[default]
+    Nothing,
+    /// Every pack.
+    Everything,
+    /// So many percent of the packs, from 0 to 100, drawn anew each time.
+    Percent(f64),
+    /// The `part`-th of `of` parts, each the same from run to run and of the packs that restic takes for it: all parts,
+    /// one after another, are everything. `1 <= part <= of <= 256`.
+    Part {
+        /// Which one, from 1.
+        part: u32,
+        /// Of how many.
+        of: u32,
+    },
+    /// Packs drawn anew each time, until they hold so many bytes.
+    Bytes(u64),
 }
 
 /// What check found.

@@ -18,6 +18,7 @@ use crate::keys;
 use crate::lock::{self, LockGuard, Mode};
 use crate::options::{OpenOptions, Version};
 use crate::progress::Progress;
+use crate::repair::{self, IndexRepair, RepairOptions, SnapshotsRepair};
 use crate::report::{
     BackupRequest, BackupSummary, CheckOptions, CheckReport, ForgetSummary, PruneOptions,
     PruneSummary, RestoreOptions, RestoreSummary,
@@ -272,6 +273,29 @@ impl Repository {
         cancel: &CancellationToken,
     ) -> Result<CheckReport> {
         check::run(self, options, progress, cancel).await
+    }
+
+    /// Makes the index say what the packs hold, under an exclusive lock: packs that are gone or whose header cannot be
+    /// read leave it, packs that it does not know enter it. Deletes no pack. Interrupted anywhere it can be run again.
+    pub async fn repair_index(
+        &self,
+        options: RepairOptions,
+        progress: &dyn Progress,
+        cancel: &CancellationToken,
+    ) -> Result<IndexRepair> {
+        repair::index(self, options, progress, cancel).await
+    }
+
+    /// Makes of every damaged snapshot one that holds what can still be read, under an exclusive lock: files lose the
+    /// parts that are gone, directories that cannot be read become empty. Sound snapshots are left alone. Repair the
+    /// index first, so that nothing is given up that is still there.
+    pub async fn repair_snapshots(
+        &self,
+        options: RepairOptions,
+        progress: &dyn Progress,
+        cancel: &CancellationToken,
+    ) -> Result<SnapshotsRepair> {
+        repair::snapshots(self, options, progress, cancel).await
     }
 
     /// Removes the locks of dead holders, as every operation does before it waits. Returns how many.

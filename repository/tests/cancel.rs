@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 use faulty::{Fate, Faulty};
 use futures::{StreamExt, TryStreamExt};
 use jackline_repository::{
-    BackupRequest, CheckOptions, Error, NoProgress, PruneOptions, Repository, RestoreOptions,
-    SnapshotId,
+    BackupRequest, CheckOptions, Error, NoProgress, PruneOptions, ReadData, Repository,
+    RestoreOptions, SnapshotId,
 };
 use jackline_storage::ObjectStore;
 use jackline_storage::memory::MemoryStore;
@@ -97,7 +97,7 @@ impl Place {
             Operation::Prune => repository.prune(ALL, &NoProgress, cancel).await.map(drop),
             Operation::Check => {
                 let options = CheckOptions {
-                    read_data_percent: 100.0,
+                    read_data: ReadData::Everything,
                     no_lock: false,
                 };
                 repository
@@ -151,7 +151,7 @@ async fn cancelled_at(operation: Operation, moment: Duration, source: &Path) -> 
     assert_eq!(place.count("snapshots/").await, snapshots, "{operation:?}");
     let never = CancellationToken::new();
     let sound = CheckOptions {
-        read_data_percent: 100.0,
+        read_data: ReadData::Everything,
         no_lock: true,
     };
     let report = place.repository.check(sound, &NoProgress, &never).await;

@@ -14,7 +14,8 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use jackline_repository::{
-    BackupRequest, CheckOptions, Id, NoProgress, OpenOptions, Password, Repository, RestoreOptions,
+    BackupRequest, CheckOptions, Id, NoProgress, OpenOptions, Password, ReadData, Repository,
+    RestoreOptions,
 };
 use serde_json::Value;
 use support::{Restic, scratch, store};
@@ -177,7 +178,7 @@ async fn a_backup_on_top_is_incremental() {
     );
 
     let check = CheckOptions {
-        read_data_percent: 100.0,
+        read_data: ReadData::Everything,
         no_lock: false,
     };
     let report = repository.check(check, &NoProgress, &cancel).await.unwrap();

@@ -16,7 +16,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use jackline_repository::{
-    BackupRequest, CheckOptions, Error, NoProgress, Repository, RestoreOptions, SnapshotId,
+    BackupRequest, CheckOptions, Error, NoProgress, ReadData, Repository, RestoreOptions,
+    SnapshotId,
 };
 use jackline_storage::ObjectStore;
 use jackline_storage::memory::MemoryStore;
@@ -31,7 +32,7 @@ fn never() -> CancellationToken {
 
 fn check(no_lock: bool) -> CheckOptions {
     CheckOptions {
-        read_data_percent: 100.0,
+        read_data: ReadData::Everything,
         no_lock,
     }
 }

@@ -12,7 +12,7 @@ use std::fs;
 use std::path::Path;
 
 use jackline_repository::{
-    BackupRequest, BackupSummary, CheckOptions, NoProgress, PruneOptions, Repository,
+    BackupRequest, BackupSummary, CheckOptions, NoProgress, PruneOptions, ReadData, Repository,
     RestoreOptions, Version,
 };
 use support::{Restic, assert_same_tree, init, noise, open, options, sample_tree, scratch, store};
@@ -49,7 +49,7 @@ async fn restore(repository: &Repository, id: &str, target: &Path) {
 
 async fn check(repository: &Repository) {
     let options = CheckOptions {
-        read_data_percent: 100.0,
+        read_data: ReadData::Everything,
         no_lock: false,
     };
     let report = repository

@@ -13,7 +13,7 @@ use super::*;
 use crate::faulty::{Fate, Faulty};
 use crate::options::{OpenOptions, Password};
 use crate::progress::NoProgress;
-use crate::report::{BackupRequest, CheckOptions, RestoreOptions};
+use crate::report::{BackupRequest, CheckOptions, ReadData, RestoreOptions};
 
 const ALL: PruneOptions = PruneOptions {
     max_unused_percent: 0.0,
@@ -119,7 +119,7 @@ impl Place {
 
 async fn assert_sound(repository: &Repository) {
     let check = CheckOptions {
-        read_data_percent: 100.0,
+        read_data: ReadData::Everything,
         no_lock: true,
     };
     let never = CancellationToken::new();

@@ -1,0 +1,297 @@
+//! Snapshots, made anew from what can be read. Packs, index and new snapshot are stored before the damaged one goes.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use jiff::tz::TimeZone;
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
+
+use super::{RepairOptions, SnapshotRepair, SnapshotsRepair};
+use crate::blobs::BlobReader;
+use crate::check;
+use crate::drive::{self, Pump};
+use crate::error::{Error, Result};
+use crate::files::{FileKind, Files};
+use crate::id::{Id, SnapshotId};
+use crate::index::Index;
+use crate::lock::{self, LockGuard};
+use crate::pack::{BlobKind, header_len};
+use crate::packer::Packer;
+use crate::progress::Progress;
+use crate::report::FileProblem;
+use crate::repository::Repository;
+use crate::snapshot::Snapshot;
+use crate::tree::{FOOT, HEAD, Node, NodeKind};
+
+const NAMED: usize = 100;
+/// Deeper than any path that a system takes.
+const MAX_DEPTH: usize = 2048;
+const TAG: &str = "repaired";
+
+pub(super) async fn salvage(
+    repository: &Repository,
+    options: RepairOptions,
+    guard: &LockGuard,
+    progress: &dyn Progress,
+    cancel: &CancellationToken,
+) -> Result<SnapshotsRepair> {
+    let files = &repository.files;
+    let (mut snapshots, mut unreadable, mut report) = load(repository).await?;
+    let index = Arc::new(present(files).await?);
+    let reader = BlobReader {
+        files: files.clone(),
+        index: Arc::clone(&index),
+    };
+    let runtime = Handle::current();
+    let mut pump = Pump::new(progress, Arc::default());
+    let roots: Vec<Id> = snapshots
+        .iter()
+        .map(|(_, snapshot)| snapshot.tree)
+        .collect();
+    let work = move |packer: Option<&Packer>, stop: &CancellationToken| {
+        let mut rewrite = Rewrite {
+            reader,
+            runtime,
+            stop,
+            packer,
+            zone: TimeZone::system(),
+            done: HashMap::new(),
+            report: SnapshotsRepair::default(),
+        };
+        let trees = roots.iter().map(|root| rewrite.root(root));
+        let trees = trees.collect::<Result<Vec<_>>>()?;
+        Ok((trees, rewrite.report))
+    };
+    let (trees, found) = if options.dry_run {
+        let work = move |stop: CancellationToken| work(None, &stop);
+        drive::blocking(Some(guard), cancel, &mut pump, work).await?
+    } else {
+        let work = move |packer: &Arc<Packer>, stop: &CancellationToken| work(Some(packer), stop);
+        drive::packing(files, guard, index, cancel, &mut pump, work)
+            .await?
+            .0
+    };
+    report.files_shortened = found.files_shortened;
+    report.dirs_emptied = found.dirs_emptied;
+    report.problems = found.problems;
+    for ((old, snapshot), tree) in snapshots.drain(..).zip(trees) {
+        match tree {
+            Ok(tree) if tree == snapshot.tree => {}
+            Ok(tree) => {
+                let new = match options.dry_run {
+                    true => None,
+                    false => Some(replace(files, guard, (old, snapshot), tree, options).await?),
+                };
+                report.repaired.push(SnapshotRepair { old, new });
+            }
+            Err(message) => {
+                let path = FileKind::Snapshot.path(&old);
+                report.lost.push(FileProblem { path, message });
+                unreadable.push(old);
+            }
+        }
+    }
+    if options.forget && !options.dry_run {
+        lock::delete_all(files, guard, FileKind::Snapshot, &unreadable).await?;
+    }
+    Ok(report)
+}
+
+type Loaded = (
+    Vec<(SnapshotId, Snapshot)>,
+    Vec<SnapshotId>,
+    SnapshotsRepair,
+);
+
+/// The snapshots that can be read, the others, and a report that names those.
+async fn load(repository: &Repository) -> Result<Loaded> {
+    let mut report = SnapshotsRepair::default();
+    let (mut snapshots, mut unreadable) = (Vec::new(), Vec::new());
+    for (id, _) in repository.files.list(FileKind::Snapshot).await? {
+        report.snapshots += 1;
+        match repository.snapshot(&id).await {
+            Ok(snapshot) => snapshots.push((id, snapshot)),
+            Err(error @ Error::Corrupt { .. }) => {
+                report.lost.push(FileProblem {
+                    path: FileKind::Snapshot.path(&id),
+                    message: error.to_string(),
+                });
+                unreadable.push(id);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok((snapshots, unreadable, report))
+}
+
+/// An index of the packs that are there: what the others held is lost, whatever the index files say.
+async fn present(files: &Files) -> Result<Index> {
+    let (known, _) = check::load_index(files).await?;
+    let listed = files.list(FileKind::Pack).await?;
+    let sizes: HashMap<Id, u64> = listed.iter().map(|(id, meta)| (*id, meta.size)).collect();
+    let mut index = Index::default();
+    for (id, blobs) in check::by_pack(&known) {
+        let held = blobs.iter().map(|blob| u64::from(blob.length)).sum::<u64>();
+        if sizes.get(&id) == Some(&(held + header_len(blobs.iter()))) {
+            index.add_pack(id, &blobs);
+        }
+    }
+    Ok(index)
+}
+
+/// Stores what is left of a snapshot, and removes the damaged one if that is wanted.
+async fn replace(
+    files: &Files,
+    guard: &LockGuard,
+    (old, snapshot): (SnapshotId, Snapshot),
+    tree: Id,
+    options: RepairOptions,
+) -> Result<SnapshotId> {
+    let mut snapshot = Snapshot {
+        tree,
+        original: snapshot.original.or(Some(old)),
+        // They count what is not there any more.
+        summary: None,
+        ..snapshot
+    };
+    if !options.forget && !snapshot.tags.iter().any(|tag| tag == TAG) {
+        snapshot.tags.push(TAG.to_owned());
+    }
+    let json = serde_json::to_vec(&snapshot).map_err(|error| Error::Internal(error.to_string()))?;
+    let (new, _) = lock::write(files, guard, FileKind::Snapshot, &json).await?;
+    if options.forget {
+        lock::delete_all(files, guard, FileKind::Snapshot, &[old]).await?;
+    }
+    Ok(new)
+}
+
+/// Trees on their way from what they were to what is left of them.
+struct Rewrite<'a> {
+    reader: BlobReader,
+    runtime: Handle,
+    stop: &'a CancellationToken,
+    /// `None`: nothing is stored.
+    packer: Option<&'a Packer>,
+    zone: TimeZone,
+    /// What became of each tree: most snapshots share most of theirs.
+    done: HashMap<Id, Id>,
+    report: SnapshotsRepair,
+}
+
+impl Rewrite<'_> {
+    /// What is left of a snapshot's root, or why nothing is.
+    fn root(&mut self, id: &Id) -> Result<Result<Id, String>> {
+        match self.load(id) {
+            Ok(_) => self.tree(id, Path::new("/"), 0).map(Ok),
+            Err(Error::Corrupt { object, reason }) => {
+                Ok(Err(Error::corrupt(object, reason).to_string()))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn load(&self, id: &Id) -> Result<Vec<Node>> {
+        drive::wait(&self.runtime, self.stop, self.reader.tree(id))
+    }
+
+    fn tree(&mut self, id: &Id, path: &Path, depth: usize) -> Result<Id> {
+        if let Some(new) = self.done.get(id) {
+            return Ok(*new);
+        }
+        let loaded = match depth < MAX_DEPTH {
+            true => self.load(id),
+            false => Err(Error::corrupt(format!("tree {id}"), "it is too deep")),
+        };
+        let new = match loaded {
+            Ok(nodes) => self.nodes(id, nodes, path, depth)?,
+            Err(error @ Error::Corrupt { .. }) => {
+                self.emptied(path, &error.to_string());
+                self.save(&[])?
+            }
+            Err(error) => return Err(error),
+        };
+        self.done.insert(*id, new);
+        Ok(new)
+    }
+
+    fn nodes(&mut self, id: &Id, mut nodes: Vec<Node>, path: &Path, depth: usize) -> Result<Id> {
+        let mut changed = false;
+        for node in &mut nodes {
+            if node.kind != NodeKind::Dir {
+                changed |= self.file(node, path);
+                continue;
+            }
+            let below = path.join(OsStr::from_bytes(&node.name));
+            let new = match &node.subtree {
+                Some(subtree) => self.tree(subtree, &below, depth + 1)?,
+                None => {
+                    self.emptied(&below, "the snapshot lacks its tree");
+                    self.save(&[])?
+                }
+            };
+            changed |= node.subtree != Some(new);
+            node.subtree = Some(new);
+        }
+        match changed {
+            true => self.save(&nodes),
+            false => Ok(*id),
+        }
+    }
+
+    /// Leaves a file what is there of its content. Whether it lost something.
+    fn file(&mut self, node: &mut Node, path: &Path) -> bool {
+        let Some(content) = &mut node.content else {
+            return false;
+        };
+        let (before, mut size) = (content.len(), 0);
+        let index = &self.reader.index;
+        content.retain(|id| {
+            let place = index.find(BlobKind::Data, id).next();
+            size += place.map_or(0, |place| u64::from(place.blob.plain_len()));
+            place.is_some()
+        });
+        let lost = before - content.len();
+        if lost == 0 && size == node.size {
+            return false;
+        }
+        let was = std::mem::replace(&mut node.size, size);
+        self.report.files_shortened += 1;
+        let path = path.join(OsStr::from_bytes(&node.name));
+        self.problem(
+            &path,
+            format!("{lost} of {before} parts are lost, {size} of {was} bytes are left"),
+        );
+        true
+    }
+
+    fn emptied(&mut self, path: &Path, message: &str) {
+        self.report.dirs_emptied += 1;
+        self.problem(path, message.to_owned());
+    }
+
+    fn problem(&mut self, path: &Path, message: String) {
+        if self.report.problems.len() < NAMED {
+            let path = path.display().to_string();
+            self.report.problems.push(FileProblem { path, message });
+        }
+    }
+
+    fn save(&self, nodes: &[Node]) -> Result<Id> {
+        let mut json = HEAD.to_vec();
+        for (at, node) in nodes.iter().enumerate() {
+            if at > 0 {
+                json.push(b',');
+            }
+            node.write(&mut json, &self.zone);
+        }
+        json.extend_from_slice(FOOT);
+        match self.packer {
+            Some(packer) => Ok(packer.save(BlobKind::Tree, &json)?.id),
+            None => Ok(Id::of(&json)),
+        }
+    }
+}
