@@ -94,6 +94,23 @@ impl Case {
         }
     }
 
+    /// What is aimed at: the net ratio and the peak, unless it says otherwise.
+    pub(crate) fn target(self) -> &'static str {
+        match self {
+            Case::Open => "wall <= 0.70",
+            Case::OpenRemote => "-",
+            Case::FullLarge => "<= 0.28, 128 MiB",
+            Case::Append => "<= 0.25, 128 MiB",
+            Case::RestoreLarge => "<= 0.30, 128 MiB",
+            Case::FullMany => "<= 0.40, 128 MiB",
+            Case::Unchanged => "<= 0.20, 96 MiB",
+            Case::RestoreMany => "<= 0.45, 128 MiB",
+            Case::Prune => "<= 0.50, 128 MiB",
+            Case::FullRemote => "<= 0.65, 160 MiB",
+            Case::UnchangedRemote => "<= 0.6 s, 160 MiB",
+        }
+    }
+
     pub(crate) fn title(self, sizes: &Sizes) -> String {
         let mib = |bytes: u64| match bytes >> 20 {
             mib if mib >= 1024 => format!("{} GiB", mib >> 10),

@@ -42,26 +42,21 @@ fn net(measured: &Measured, case: Case) -> Option<f64> {
     (net(Tool::Restic) > 0.2).then(|| net(Tool::Jackline).max(0.0) / net(Tool::Restic))
 }
 
-/// Medians side by side.
+/// Medians side by side, in Markdown.
 pub(crate) fn table(measured: &Measured) -> String {
     let mut text = String::new();
     let [restic, jackline] = &measured.versions;
-    let _ = writeln!(text, "\n{jackline}  beside  {restic}\n");
-    let _ = writeln!(
-        text,
-        "{:<36} {:>25} {:>27} {:>7} {:>6} {:>7}",
-        "", "jackline: wall  cpu  peak", "restic: wall  cpu  peak", "wall", "net", "stored"
+    let _ = writeln!(text, "\n{jackline} beside {restic}\n");
+    text.push_str(
+        "| case | jackline: wall, CPU, peak | restic: wall, CPU, peak | wall | net | stored | target |\n\
+         |---|---|---|---|---|---|---|\n",
     );
     for case in Case::ALL {
         let ours = medians(measured, case, Tool::Jackline);
         let theirs = medians(measured, case, Tool::Restic);
         let side = |m: Medians| {
-            format!(
-                "{:.2} s {:.2} s {:>4.0} MiB",
-                m.wall,
-                m.cpu,
-                m.peak / f64::from(1 << 20)
-            )
+            let mib = m.peak / f64::from(1 << 20);
+            format!("{:.2} s, {:.2} s, {mib:.0} MiB", m.wall, m.cpu)
         };
         let net = net(measured, case).map_or_else(|| "-".into(), |net| format!("{net:.2}"));
         let stored = match (ours.repository, theirs.repository) {
@@ -70,16 +65,18 @@ pub(crate) fn table(measured: &Measured) -> String {
         };
         let _ = writeln!(
             text,
-            "{:<36} {:>25} {:>27} {:>7.2} {:>6} {:>7}",
+            "| {} | {} | {} | {:.2} | {net} | {stored} | {} |",
             case.title(&measured.sizes),
             side(ours),
             side(theirs),
             ours.wall / theirs.wall.max(1e-3),
-            net,
-            stored
+            case.target(),
         );
     }
-    text.push_str("wall, net, stored: jackline / restic; net: without the time to open and list\n");
+    text.push_str(
+        "\nwall, net, stored: jackline / restic; net: without the time to open and list. \
+         Bytes stored are to be at most 1.02 times restic's.\n",
+    );
     text
 }
 
@@ -160,10 +157,13 @@ mod tests {
         let text = table(&measured());
         let line = text
             .lines()
-            .find(|line| line.starts_with("full, 2 x 1 GiB random"))
+            .find(|line| line.starts_with("| full, 2 x 1 GiB random |"))
             .unwrap();
-        let numbers: Vec<&str> = line.split_whitespace().rev().take(3).collect();
-        assert_eq!(numbers, ["1.000", "0.50", "0.50"], "{line}");
+        let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+        assert_eq!(cells[4..7], ["0.50", "0.50", "1.000"], "{line}");
+        let columns = |line: &str| line.matches('|').count();
+        let mut rows = text.lines().filter(|line| line.starts_with('|'));
+        assert!(rows.all(|row| columns(row) == columns(line)), "{text}");
     }
 
     #[test]
