@@ -308,6 +308,25 @@ fn a_locked_repository_says_so_and_a_dead_lock_is_healed() {
 }
 
 #[test]
+fn restics_unlock_leaves_a_running_backup_its_lock() {
+    let place = Place::initialised();
+    let mut backup = slow_backup(&place);
+    // To restic a lock of its own host is stale unless its process takes a SIGHUP.
+    place.restic(&["unlock"]);
+    let hangup = Command::new("kill")
+        .args(["-HUP", &backup.id().to_string()])
+        .status();
+    assert!(hangup.unwrap().success());
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(locks(&place), 1);
+    assert!(backup.try_wait().unwrap().is_none(), "the backup goes on");
+    backup.kill().unwrap();
+    backup.wait().unwrap();
+    place.restic(&["unlock"]);
+    assert_eq!(locks(&place), 0, "a dead one is healed by restic too");
+}
+
+#[test]
 fn unreadable_files_make_a_backup_incomplete() {
     let place = Place::initialised();
     // Reading a directory's memory through /proc fails for root too.

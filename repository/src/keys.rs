@@ -164,7 +164,7 @@ impl Repository {
             return Err(Error::Invalid(reason.into()));
         }
         guard.confirm().await?;
-        self.files.delete(FileKind::Key, &id).await?;
+        lock::delete(&self.files, FileKind::Key, &id).await?;
         Ok(id)
     }
 
@@ -184,7 +184,7 @@ impl Repository {
         }
         guard.confirm().await?;
         let old = std::mem::replace(&mut *self.key_in_use.lock(), new);
-        self.files.delete(FileKind::Key, &old).await?;
+        lock::delete(&self.files, FileKind::Key, &old).await?;
         Ok(new)
     }
 }

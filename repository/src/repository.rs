@@ -246,7 +246,7 @@ impl Repository {
                 continue;
             }
             guard.confirm().await?;
-            self.files.delete(FileKind::Snapshot, id).await?;
+            lock::delete(&self.files, FileKind::Snapshot, id).await?;
             summary.removed.push(*id);
         }
         Ok(summary)

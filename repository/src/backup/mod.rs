@@ -28,7 +28,7 @@ use crate::error::{Error, Result};
 use crate::files::FileKind;
 use crate::id::{Id, SnapshotId};
 use crate::index::Index;
-use crate::lock::{self, LockGuard, Mode, Patience};
+use crate::lock::{self, LockGuard, Mode};
 use crate::names::Names;
 use crate::packer::Packer;
 use crate::progress::Progress;
@@ -129,19 +129,11 @@ pub(crate) async fn run(
     progress: &dyn Progress,
     cancel: &CancellationToken,
 ) -> Result<BackupSummary> {
-    let (files, options) = (&repository.files, &repository.options);
-    let mut patience = Patience::new(options);
-    loop {
-        let guard = lock::begin(files, options, Mode::Shared, &mut patience, cancel).await?;
-        let work = locked(repository, request.clone(), &guard, progress, cancel);
-        let result = drive::unless_cancelled(cancel, work).await;
-        guard.release(cancel).await;
-        match result {
-            // Somebody came at the same moment. Nothing was written but the lock.
-            Err(error @ Error::Locked { .. }) => patience.bear(error, cancel).await?,
-            result => return result,
-        }
-    }
+    let guard = lock::acquire(&repository.files, &repository.options, Mode::Shared, cancel).await?;
+    let work = locked(repository, request, &guard, progress, cancel);
+    let result = drive::unless_cancelled(cancel, work).await;
+    guard.release(cancel).await;
+    result
 }
 
 async fn locked(
@@ -154,7 +146,8 @@ async fn locked(
     let begun = Instant::now();
     let start = request.time.unwrap_or_else(Timestamp::now);
     let files = &repository.files;
-    // After the lock: what is known from here on cannot be pruned.
+    // After the second look at the locks: a prune that saw no lock, because ours took long to arrive, has ended by then. What
+    // is known from here on cannot be pruned.
     let mut index = Index::load(files).await?.0;
     if guard.healed() {
         adopt::adopt(files, guard, &mut index).await?;

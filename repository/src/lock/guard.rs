@@ -54,50 +54,29 @@ struct State {
     id: Mutex<Id>,
     /// When the last refresh was begun that the store confirmed, by both clocks: one stands still while the machine sleeps.
     refreshed: Mutex<(Instant, SystemTime)>,
-    /// Why it was not ours from the beginning.
-    refused: Mutex<Option<Refusal>>,
-    /// Cancelled when it is known whether anybody came at the same moment.
-    settled: CancellationToken,
     lost: CancellationToken,
     given_back: CancellationToken,
     /// Writes that others rely on. The lock stays until they have ended.
     writes: TaskTracker,
 }
 
-/// What the second look found.
-#[derive(Debug)]
-enum Refusal {
-    Conflict {
-        holder: String,
-        exclusive: bool,
-        age: Duration,
-    },
-    /// It could not be had.
-    Blind(String),
-}
-
 impl LockGuard {
-    /// `begun`: when the lock file `id` was written. `healed`: locks of the dead that were removed on the way. `look`: the
-    /// second look at the others, after which the lock is settled.
+    /// `begun`: when the lock file `id` was written. `healed`: locks of the dead that were removed on the way.
     pub(super) fn hold(
         files: Files,
         lock: StoredLock,
         id: Id,
         begun: (Instant, SystemTime),
         healed: u64,
-        look: impl Future<Output = Result<u64>> + Send + 'static,
     ) -> Self {
         let state = Arc::new(State {
             files,
             id: Mutex::new(id),
             refreshed: Mutex::new(begun),
-            refused: Mutex::new(None),
-            settled: CancellationToken::new(),
             lost: CancellationToken::new(),
             given_back: CancellationToken::new(),
             writes: TaskTracker::new(),
         });
-        BESIDE.spawn(settle(Arc::clone(&state), look));
         let keeper = Some(BESIDE.spawn(keep(Arc::clone(&state), lock)));
         Self {
             state,
@@ -116,13 +95,6 @@ impl LockGuard {
         self.healed > 0
     }
 
-    /// Waits until nobody is known to have come at the same moment; fails where somebody has. To be awaited before anything
-    /// that others may see.
-    pub(crate) fn settled(&self) -> impl Future<Output = Result<()>> + Send + use<> {
-        let state = Arc::clone(&self.state);
-        async move { state.settled().await }
-    }
-
     /// Fails unless the lock was refreshed lately. Call before each write.
     pub(crate) fn ensure(&self) -> Result<()> {
         self.state.ensure()
@@ -130,7 +102,7 @@ impl LockGuard {
 
     /// Looks at the lock file itself. Call before each write that makes others rely on something.
     pub(crate) async fn confirm(&self) -> Result<()> {
-        self.state.settled().await?;
+        self.state.ensure()?;
         self.state.see().await
     }
 
@@ -158,31 +130,7 @@ impl Drop for LockGuard {
 }
 
 impl State {
-    async fn settled(&self) -> Result<()> {
-        self.settled.cancelled().await;
-        self.ensure()
-    }
-
     fn ensure(&self) -> Result<()> {
-        match &*self.refused.lock() {
-            None => {}
-            Some(Refusal::Conflict {
-                holder,
-                exclusive,
-                age,
-            }) => {
-                return Err(Error::Locked {
-                    holder: holder.clone(),
-                    exclusive: *exclusive,
-                    age: *age,
-                });
-            }
-            Some(Refusal::Blind(reason)) => {
-                return Err(Error::LockLost {
-                    reason: reason.clone(),
-                });
-            }
-        }
         let (instant, wall) = *self.refreshed.lock();
         let age = instant.elapsed().max(wall.elapsed().unwrap_or_default());
         if self.lost.is_cancelled() || age > EXPIRY {
@@ -210,27 +158,6 @@ impl State {
     }
 }
 
-/// Ends the time in which others that looked at the same moment could show themselves.
-async fn settle(state: Arc<State>, look: impl Future<Output = Result<u64>>) {
-    if let Some(Err(error)) = state.given_back.run_until_cancelled(look).await {
-        let refusal = match error {
-            Error::Locked {
-                holder,
-                exclusive,
-                age,
-            } => Refusal::Conflict {
-                holder,
-                exclusive,
-                age,
-            },
-            error => Refusal::Blind(format!("the second look at the locks failed: {error}")),
-        };
-        *state.refused.lock() = Some(refusal);
-        state.lost.cancel();
-    }
-    state.settled.cancel();
-}
-
 /// Refreshes the lock until it is given back or lost, and takes it away in the end.
 async fn keep(state: Arc<State>, mut lock: StoredLock) {
     // More than one only while it is unknown what became of a deletion.
@@ -253,7 +180,7 @@ async fn keep(state: Arc<State>, mut lock: StoredLock) {
     state.writes.close();
     state.writes.wait().await;
     for id in own {
-        if let Err(error) = state.files.delete(FileKind::Lock, &id).await {
+        if let Err(error) = delete(&state.files, FileKind::Lock, &id).await {
             tracing::warn!(%error, "cannot remove the own lock");
         }
     }
@@ -269,7 +196,7 @@ async fn refresh(state: &State, lock: &mut StoredLock, own: &mut Vec<Id>) -> Res
     *state.refreshed.lock() = begun;
     own.push(new);
     while own.len() > 1 {
-        state.files.delete(FileKind::Lock, &own[0]).await?;
+        delete(&state.files, FileKind::Lock, &own[0]).await?;
         own.remove(0);
     }
     Ok(())
@@ -279,8 +206,7 @@ async fn refresh(state: &State, lock: &mut StoredLock, own: &mut Vec<Id>) -> Res
 pub(super) async fn put(files: &Files, lock: &StoredLock) -> Result<Id> {
     let (id, sealed) = files.seal(&lock.to_json()?)?;
     if let Err(error) = store(files, FileKind::Lock, &id, sealed).await {
-        let taken_back = files.delete(FileKind::Lock, &id);
-        let _ = tokio::time::timeout(WRITE_DEADLINE, taken_back).await;
+        let _ = delete(files, FileKind::Lock, &id).await;
         return Err(error);
     }
     Ok(id)
@@ -291,6 +217,11 @@ pub(crate) async fn store(files: &Files, kind: FileKind, id: &Id, bytes: Bytes) 
     let path = kind.path(id);
     let stored = async { Ok(files.store.put(&path, bytes).await?) };
     within_deadline(files, &path, stored).await
+}
+
+/// Removes a file within the deadline for writes. One that is gone is fine.
+pub(crate) async fn delete(files: &Files, kind: FileKind, id: &Id) -> Result<()> {
+    within_deadline(files, &kind.path(id), files.delete(kind, id)).await
 }
 
 async fn within_deadline<T>(
@@ -327,8 +258,7 @@ pub(crate) async fn write(
         let failed = stored.is_err();
         let abandoned = tell.send(stored).is_err() || taken.await.is_err();
         if (failed || abandoned) && kind == FileKind::Snapshot {
-            let taken_back = files.delete(kind, &id);
-            let _ = tokio::time::timeout(WRITE_DEADLINE, taken_back).await;
+            let _ = delete(&files, kind, &id).await;
         }
     });
     let stored = told.await;
@@ -348,8 +278,9 @@ pub(crate) async fn delete_all(
         guard.confirm().await?;
         let mut deletions = futures::stream::iter(round.to_vec())
             .map(|id| async move {
-                let path = kind.path(&id);
-                within_deadline(files, &path, files.delete(kind, &id)).await
+                // A deletion may have waited for those before it.
+                guard.ensure()?;
+                delete(files, kind, &id).await
             })
             .buffer_unordered(8);
         while let Some(result) = deletions.next().await {

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 pub use guard::locks_given_back;
-pub(crate) use guard::{LockGuard, delete_all, store, write};
+pub(crate) use guard::{LockGuard, delete, delete_all, store, write};
 pub use holder::{FOREIGN_STALE, Instance, LockHolder, LockJudge, RestRule, rest_rule};
 pub(crate) use stored::StoredLock;
 
@@ -47,73 +47,15 @@ pub(crate) async fn acquire(
     mode: Mode,
     cancel: &CancellationToken,
 ) -> Result<LockGuard> {
-    let mut patience = Patience::new(options);
-    loop {
-        let guard = begin(files, options, mode, &mut patience, cancel).await?;
-        match unless(cancel, guard.settled()).await {
-            Ok(()) => return Ok(guard),
-            Err(Error::Cancelled) => return Err(Error::Cancelled),
-            Err(error) => {
-                guard.release(cancel).await;
-                patience.bear(error, cancel).await?;
-            }
-        }
-    }
-}
-
-/// As [`acquire`], but does not wait for others to show themselves: reading can begin at once. Whatever others may see waits
-/// for [`LockGuard::settled`]. Where somebody came at the same moment, that fails with `Error::Locked`.
-pub(crate) async fn begin(
-    files: &Files,
-    options: &OpenOptions,
-    mode: Mode,
-    patience: &mut Patience,
-    cancel: &CancellationToken,
-) -> Result<LockGuard> {
     let stop = cancel.child_token();
     let _stop_when_dropped = stop.clone().drop_guard();
-    loop {
-        let (files, options, stop) = (files.clone(), options.clone(), stop.clone());
-        let mut beginning = guard::BESIDE.spawn(try_begin(files, options, mode, stop));
-        let begun = tokio::select! {
-            begun = &mut beginning => {
-                begun.map_err(|error| Error::Internal(error.to_string()))?
-            }
-            () = cancel.cancelled() => Err(Error::Cancelled),
-        };
-        match begun {
-            Ok(guard) => return Ok(guard),
-            Err(error) => patience.bear(error, cancel).await?,
+    let (files, options) = (files.clone(), options.clone());
+    let mut acquiring = guard::BESIDE.spawn(acquire_unless(files, options, mode, stop));
+    tokio::select! {
+        result = &mut acquiring => {
+            result.map_err(|error| Error::Internal(error.to_string()))?
         }
-    }
-}
-
-/// How long somebody still waits for a conflicting lock to go away.
-#[derive(Debug)]
-pub(crate) struct Patience {
-    deadline: Instant,
-    pause: Duration,
-}
-
-impl Patience {
-    pub(crate) fn new(options: &OpenOptions) -> Self {
-        Self {
-            deadline: Instant::now() + options.lock_wait,
-            pause: SETTLE,
-        }
-    }
-
-    /// Waits a while after a conflict. Fails with `error` where it is none, or where it has taken too long.
-    pub(crate) async fn bear(&mut self, error: Error, cancel: &CancellationToken) -> Result<()> {
-        let conflict = matches!(error, Error::Locked { .. });
-        if !conflict || Instant::now() + self.pause >= self.deadline {
-            return Err(error);
-        }
-        // Half fixed, half random: two that met do not meet again.
-        let random = self.pause.mul_f64(0.5 + rand::random::<f64>() / 2.0);
-        let slept = cancel.run_until_cancelled(tokio::time::sleep(random)).await;
-        self.pause = (self.pause * 2).min(POLL_MAX);
-        slept.ok_or(Error::Cancelled)
+        () = cancel.cancelled() => Err(Error::Cancelled),
     }
 }
 
@@ -131,26 +73,52 @@ pub(crate) async fn holding<T>(
     result
 }
 
-async fn try_begin(
+async fn acquire_unless(
     files: Files,
     options: OpenOptions,
     mode: Mode,
     stop: CancellationToken,
 ) -> Result<LockGuard> {
+    let deadline = Instant::now() + options.lock_wait;
+    let mut pause = SETTLE;
+    loop {
+        match try_acquire(&files, &options, mode, &stop).await {
+            Err(Error::Locked { .. }) if Instant::now() + pause < deadline => {
+                // Half fixed, half random: two that met do not meet again.
+                let random = pause.mul_f64(0.5 + rand::random::<f64>() / 2.0);
+                let slept = stop.run_until_cancelled(tokio::time::sleep(random)).await;
+                slept.ok_or(Error::Cancelled)?;
+                pause = (pause * 2).min(POLL_MAX);
+            }
+            result => return result,
+        }
+    }
+}
+
+async fn try_acquire(
+    files: &Files,
+    options: &OpenOptions,
+    mode: Mode,
+    stop: &CancellationToken,
+) -> Result<LockGuard> {
     // `restic unlock` probes a process on its own host with this signal. Once handled, it never ends this process again.
     let _ = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup());
-    let healed = unless(&stop, refuse_conflict(&files, &options, mode, None)).await?;
+    let healed = unless(stop, refuse_conflict(files, options, mode, None)).await?;
     let lock = StoredLock::new(&options.holder, mode == Mode::Exclusive);
     let begun = (Instant::now(), SystemTime::now());
-    let id = guard::put(&files, &lock).await?;
-    let look = {
-        let files = files.clone();
-        async move {
-            tokio::time::sleep(SETTLE).await;
-            refuse_conflict(&files, &options, mode, Some(&id)).await
-        }
+    let id = guard::put(files, &lock).await?;
+    let guard = LockGuard::hold(files.clone(), lock, id, begun, healed);
+    let settled = async {
+        tokio::time::sleep(SETTLE).await;
+        refuse_conflict(files, options, mode, Some(&id)).await
     };
-    Ok(LockGuard::hold(files, lock, id, begun, healed, look))
+    match unless(stop, settled).await {
+        Ok(_) => Ok(guard),
+        Err(error) => {
+            guard.release(stop).await;
+            Err(error)
+        }
+    }
 }
 
 async fn unless<T>(stop: &CancellationToken, work: impl Future<Output = Result<T>>) -> Result<T> {
@@ -215,7 +183,7 @@ async fn living(
         };
         if dead && own != Some(&id) {
             tracing::info!(lock = %id, "removing the lock of a dead holder");
-            files.delete(FileKind::Lock, &id).await?;
+            delete(files, FileKind::Lock, &id).await?;
             removed += 1;
             continue;
         }

@@ -91,37 +91,6 @@ async fn of_two_that_meet_neither_stays_when_they_conflict() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_reads_at_once_writes_nothing_before_others_had_time_to_show_themselves() {
-    let place = Place::new();
-    place.store.on(|_| Fate::Delay(Duration::from_millis(10)));
-    let (mut one, mut two) = (Patience::new(&place.options), Patience::new(&place.options));
-    let begin = async |mode, patience: &mut Patience| {
-        begin(&place.files, &place.options, mode, patience, &place.never)
-            .await
-            .unwrap()
-    };
-    let begun = Instant::now();
-    let (one, two) = tokio::join!(
-        begin(Mode::Exclusive, &mut one),
-        begin(Mode::Shared, &mut two)
-    );
-    assert!(begun.elapsed() < SETTLE);
-    for guard in [one, two] {
-        let refused = place.index(&guard).await;
-        assert!(matches!(refused, Err(Error::Locked { .. })), "{refused:?}");
-        assert!(guard.lost().is_cancelled());
-        guard.release(&place.never).await;
-    }
-    assert!(place.locks().await.is_empty());
-    assert!(place.store.asked("put index").is_empty());
-
-    let begun = Instant::now();
-    let guard = begin(Mode::Shared, &mut Patience::new(&place.options)).await;
-    place.index(&guard).await.unwrap();
-    assert!(begun.elapsed() >= SETTLE);
-}
-
-#[tokio::test(start_paused = true)]
 async fn it_is_refreshed_every_minute_by_a_new_file_before_the_old_one_goes() {
     let place = Place::new();
     let guard = place.take(Mode::Shared).await.unwrap();
@@ -174,6 +143,28 @@ async fn without_a_refresh_for_three_minutes_nothing_more_is_written() {
     assert!(guard.ensure().is_err());
     guard.release(&place.never).await;
     assert!(place.locks().await.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_refresh_for_three_minutes_nothing_more_is_deleted() {
+    let place = Place::new();
+    let guard = place.take(Mode::Exclusive).await.unwrap();
+    place.store.on(|request| match request {
+        request if request.starts_with("put locks/") => Fate::Fail,
+        request if request.starts_with("delete data/") => Fate::Delay(Duration::from_secs(50)),
+        _ => Fate::Pass,
+    });
+    place.store.asked("");
+    let ids: Vec<Id> = (0..64_u8).map(|n| Id::of(&[n])).collect();
+    let begun = Instant::now();
+    let deleted = delete_all(&place.files, &guard, FileKind::Pack, &ids).await;
+    assert!(
+        matches!(deleted, Err(Error::LockLost { .. })),
+        "{deleted:?}"
+    );
+    assert!(begun.elapsed() < Duration::from_secs(300));
+    let asked = place.store.asked("delete data/");
+    assert!(asked.len() < 40, "{}", asked.len());
 }
 
 #[tokio::test(start_paused = true)]
