@@ -9,56 +9,11 @@
 mod support;
 
 use std::fs;
-use std::path::Path;
 
-use jackline_repository::{
-    BackupRequest, BackupSummary, CheckOptions, NoProgress, PruneOptions, ReadData, Repository,
-    RestoreOptions, Version,
-};
+use jackline_repository::{BackupRequest, NoProgress, PruneOptions, Repository, Version};
+use support::ours::{backup, backup_request, check, restore};
 use support::{Restic, assert_same_tree, init, noise, open, options, sample_tree, scratch, store};
 use tokio_util::sync::CancellationToken;
-
-async fn backup(repository: &Repository, root: &Path) -> BackupSummary {
-    let request = BackupRequest::contents(root, "velero");
-    backup_request(repository, request).await
-}
-
-async fn backup_request(repository: &Repository, request: BackupRequest) -> BackupSummary {
-    let summary = repository
-        .backup(request, &NoProgress, &CancellationToken::new())
-        .await
-        .unwrap();
-    assert_eq!(summary.errors, vec![]);
-    summary
-}
-
-async fn restore(repository: &Repository, id: &str, target: &Path) {
-    let id = repository.resolve(id).await.unwrap();
-    let summary = repository
-        .restore(
-            &id,
-            target,
-            RestoreOptions::default(),
-            &NoProgress,
-            &CancellationToken::new(),
-        )
-        .await
-        .unwrap();
-    assert_eq!(summary.errors, vec![]);
-}
-
-async fn check(repository: &Repository) {
-    let options = CheckOptions {
-        read_data: ReadData::Everything,
-        no_lock: false,
-    };
-    let report = repository
-        .check(options, &NoProgress, &CancellationToken::new())
-        .await
-        .unwrap();
-    assert_eq!(report.errors, Vec::<String>::new());
-    assert_eq!(report.packs, report.packs_read);
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn we_write_and_restic_reads() {

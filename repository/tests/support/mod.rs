@@ -1,6 +1,8 @@
 //! What the interop tests share: a tree with everything a file system can hold, and restic itself.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+pub mod ours;
+
 use std::collections::BTreeMap;
 use std::ffi::{CString, OsStr};
 use std::fs;
