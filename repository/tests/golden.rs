@@ -268,6 +268,23 @@ async fn times_that_restic_cannot_restore_are_stored_alike_and_come_back_with_us
     let target = dir.path().join("target");
     restore(&repository, "latest", &target).await;
     assert_same_tree(&source, &target);
+
+    // No format can say these: the year becomes 0 or 9999.
+    for seconds in [
+        -377_705_116_801,
+        -70_000_000_000,
+        253_402_300_800,
+        280_000_000_000,
+    ] {
+        set_times(&source.join("32503680000"), (seconds, 1));
+        assert_both_store_the_same(&repository, &restic, &source, true).await;
+    }
+    // The last day of them is later than what we can hold, but no reason to refuse its directory.
+    set_times(&source.join("32503680000"), (253_402_300_799, 0));
+    restic.run_in(&source, &["backup", ".", "--host=velero"]);
+    let target = dir.path().join("last day");
+    restore(&repository, "latest", &target).await;
+    assert_eq!(fs::read_dir(&target).unwrap().count(), 7);
 }
 
 #[tokio::test(flavor = "multi_thread")]
