@@ -3,6 +3,7 @@
 
 pub mod ours;
 pub mod trees;
+pub mod wild;
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
