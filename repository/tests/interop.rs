@@ -9,56 +9,11 @@
 mod support;
 
 use std::fs;
-use std::path::Path;
 
-use jackline_repository::{
-    BackupRequest, BackupSummary, CheckOptions, NoProgress, PruneOptions, ReadData, Repository,
-    RestoreOptions, Version,
-};
+use jackline_repository::{BackupRequest, NoProgress, PruneOptions, Repository, Version};
+use support::ours::{backup, backup_request, check, restore};
 use support::{Restic, assert_same_tree, init, noise, open, options, sample_tree, scratch, store};
 use tokio_util::sync::CancellationToken;
-
-async fn backup(repository: &Repository, root: &Path) -> BackupSummary {
-    let request = BackupRequest::contents(root, "velero");
-    backup_request(repository, request).await
-}
-
-async fn backup_request(repository: &Repository, request: BackupRequest) -> BackupSummary {
-    let summary = repository
-        .backup(request, &NoProgress, &CancellationToken::new())
-        .await
-        .unwrap();
-    assert_eq!(summary.errors, vec![]);
-    summary
-}
-
-async fn restore(repository: &Repository, id: &str, target: &Path) {
-    let id = repository.resolve(id).await.unwrap();
-    let summary = repository
-        .restore(
-            &id,
-            target,
-            RestoreOptions::default(),
-            &NoProgress,
-            &CancellationToken::new(),
-        )
-        .await
-        .unwrap();
-    assert_eq!(summary.errors, vec![]);
-}
-
-async fn check(repository: &Repository) {
-    let options = CheckOptions {
-        read_data: ReadData::Everything,
-        no_lock: false,
-    };
-    let report = repository
-        .check(options, &NoProgress, &CancellationToken::new())
-        .await
-        .unwrap();
-    assert_eq!(report.errors, Vec::<String>::new());
-    assert_eq!(report.packs, report.packs_read);
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn we_write_and_restic_reads() {
@@ -358,66 +313,4 @@ async fn a_large_file_that_changed_is_cut_as_restic_cuts_it() {
         );
     }
     check(&repository).await;
-}
-
-/// Lengths around what decides a cut, data in which every place or none is a candidate, and access control lists.
-#[tokio::test(flavor = "multi_thread")]
-async fn files_at_the_limits_of_chunks_are_cut_as_restic_cuts_them() {
-    const MIN: usize = 512 << 10;
-    const MAX: usize = 8 << 20;
-    for version in [Version::V1, Version::V2] {
-        let dir = scratch();
-        let (source, repo) = (dir.path().join("source"), dir.path().join("repo"));
-        fs::create_dir(&source).unwrap();
-        let mut lengths = vec![1, 63, 64, 65, 16 << 20, (32 << 20) + 7];
-        lengths.extend([MIN, MAX].into_iter().flat_map(|at| at - 1..=at + 1));
-        for (seed, length) in (0_u64..).zip(lengths) {
-            fs::write(source.join(format!("noise-{length}")), noise(seed, length)).unwrap();
-            fs::write(source.join(format!("zeros-{length}")), vec![0; length]).unwrap();
-            // No window of ones is a candidate.
-            fs::write(source.join(format!("ones-{length}")), vec![1; length]).unwrap();
-        }
-        // Version 2; owner, a user, group, mask, others.
-        let entry = |tag: u16, rights: u16, id: u32| {
-            [
-                &tag.to_le_bytes()[..],
-                &rights.to_le_bytes(),
-                &id.to_le_bytes(),
-            ]
-            .concat()
-        };
-        let nobody = u32::MAX;
-        let list = [
-            2_u32.to_le_bytes().to_vec(),
-            entry(1, 6, nobody),
-            entry(2, 4, 1000),
-            entry(4, 4, nobody),
-            entry(16, 6, nobody),
-            entry(32, 0, nobody),
-        ]
-        .concat();
-        let (file, below) = (source.join("noise-1"), source.join("below"));
-        fs::create_dir(&below).unwrap();
-        xattr::set(&file, "system.posix_acl_access", &list).unwrap();
-        xattr::set(&below, "system.posix_acl_default", &list).unwrap();
-
-        let repository = Repository::init_version(store(&repo), &options(), version)
-            .await
-            .unwrap();
-        let ours = backup(&repository, &source).await;
-        let packs = support::count(&repo, "data");
-        let restic = Restic::new(&repo);
-        restic.run_in(&source, &["backup", ".", "--host=velero", "--force"]);
-        let theirs = restic.snapshots().last().unwrap()["tree"].clone();
-        assert_eq!(theirs, ours.tree.unwrap().to_hex());
-        assert_eq!(
-            support::count(&repo, "data"),
-            packs,
-            "restic had something to add"
-        );
-        let target = dir.path().join("target");
-        restore(&repository, &ours.snapshot.unwrap().to_hex(), &target).await;
-        assert_same_tree(&source, &target);
-        restic.check();
-    }
 }

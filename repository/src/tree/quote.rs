@@ -174,8 +174,28 @@ mod tests {
         assert_eq!(name("\u{fffd}".as_bytes()), "\u{fffd}");
     }
 
+    /// What the standard library of Go 1.26 makes of them. restic 0.14 was built with one that knows Unicode 13 only.
+    #[test]
+    fn names_as_newer_go_quotes_them() {
+        assert_eq!(name("\u{61d}\u{1fae8}".as_bytes()), "\u{61d}\u{1fae8}");
+        assert_eq!(name("\u{1c89}\u{2ffc}".as_bytes()), r"\\u1c89\\u2ffc");
+        assert_eq!(
+            name("\u{1fae9}\u{16100}".as_bytes()),
+            r"\\U0001fae9\\U00016100"
+        );
+        assert_eq!(
+            name(b"\xef\xbf\xbd\xff\xed\xa0\x80"),
+            "\u{fffd}\\\\xff\\\\xed\\\\xa0\\\\x80"
+        );
+        assert_eq!(name(b"a\x08\x0c\x0b\x7fz"), r"a\\b\\f\\v\\x7fz");
+    }
+
     #[test]
     fn link_targets_as_go_escapes_them() {
+        assert_eq!(
+            json(b"/a\xff\x08\x0c\x01<\xe2\x82"),
+            r"/a\ufffd\b\f\u0001\u003c\ufffd\ufffd"
+        );
         assert_eq!(json(b"/a\xff\x01\x08\x7f"), "/a\\ufffd\\u0001\\b\x7f");
         assert_eq!(json("\u{2028}".as_bytes()), r"\u2028");
     }

@@ -109,19 +109,33 @@ pub(crate) fn parse(text: &[u8]) -> Option<Timestamp> {
     };
     let seconds =
         days_from(year, month, day) * SECONDS_PER_DAY + hour * 3600 + minute * 60 + second - offset;
-    let nanos = i128::from(seconds) * 1_000_000_000 + i128::from(nanos);
-    Timestamp::from_nanosecond(nanos).ok()
+    Some(nearest(seconds, nanos))
 }
 
-/// A time as the kernel gives it; what no calendar can show becomes the nearest that one can (restic does the same).
+/// A time as the kernel gives it. Where four digits do not suffice for the year, it becomes 0 or 9999 and the rest stays,
+/// as restic has it.
 pub(crate) fn from_unix(seconds: i64, nanos: i64) -> Timestamp {
+    let range = Timestamp::MIN.as_second()..Timestamp::MAX.as_second();
+    if range.contains(&seconds) {
+        return nearest(seconds, nanos);
+    }
+    let (_, month, day) = civil(seconds.div_euclid(SECONDS_PER_DAY));
+    let year = if seconds < 0 { 0 } else { 9999 };
+    let of_day = seconds.rem_euclid(SECONDS_PER_DAY);
+    nearest(
+        days_from(year, month, day) * SECONDS_PER_DAY + of_day,
+        nanos,
+    )
+}
+
+/// The last 26 hours of the year 9999 are later than any [`Timestamp`]: they become the latest that there is.
+fn nearest(seconds: i64, nanos: i64) -> Timestamp {
     let total = i128::from(seconds) * 1_000_000_000 + i128::from(nanos);
-    let nearest = if seconds < 0 {
-        Timestamp::MIN
-    } else {
-        Timestamp::MAX
-    };
-    Timestamp::from_nanosecond(total).unwrap_or(nearest)
+    let (least, most) = (
+        Timestamp::MIN.as_nanosecond(),
+        Timestamp::MAX.as_nanosecond(),
+    );
+    Timestamp::from_nanosecond(total.clamp(least, most)).unwrap_or(Timestamp::MAX)
 }
 
 /// For `#[serde(with = …)]`: written in the system's zone.
@@ -222,6 +236,29 @@ mod tests {
             written(from_unix(1_705_000_000, 0), &st_johns),
             "2024-01-11T15:36:40-03:30"
         );
+    }
+
+    #[test]
+    fn years_of_more_digits_become_the_nearest_of_four() {
+        let utc = |seconds| written(from_unix(seconds, 123_000_000), &TimeZone::UTC);
+        for (seconds, text) in [
+            (253_402_300_800, "9999-01-01T00:00:00.123Z"),
+            (280_000_000_000, "9999-11-05T17:46:40.123Z"),
+            (-70_000_000_000, "0000-10-15T19:33:20.123Z"),
+            (-377_705_116_801, "0000-12-31T23:59:59.123Z"),
+            (253_402_250_000, "9999-12-30T22:00:00.999999999Z"),
+        ] {
+            assert_eq!(utc(seconds), text, "{seconds}");
+        }
+        for seconds in [i64::MIN, i64::MAX] {
+            assert!(parse(utc(seconds).as_bytes()).is_some(), "{seconds}");
+        }
+    }
+
+    #[test]
+    fn reads_the_latest_and_the_earliest_time_that_can_be_written() {
+        assert_eq!(parse(b"9999-12-31T23:59:59-23:59"), Some(Timestamp::MAX));
+        assert!(parse(b"0000-01-01T00:00:00+23:59").is_some());
     }
 
     #[test]

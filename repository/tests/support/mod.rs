@@ -1,8 +1,12 @@
 //! What the interop tests share: a tree with everything a file system can hold, and restic itself.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+pub mod ours;
+pub mod trees;
+pub mod wild;
+
 use std::collections::BTreeMap;
-use std::ffi::{CString, OsStr};
+use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
@@ -182,8 +186,7 @@ pub fn sample_tree(root: &Path) {
     symlink("small", root.join("link")).unwrap();
     symlink("/nowhere/at/all <&>\"\\ \u{2028}", root.join("dangling")).unwrap();
     symlink("dir", root.join("link to dir")).unwrap();
-    let fifo = CString::new(root.join("fifo").as_os_str().as_bytes()).unwrap();
-    rustix::fs::mknodat(CWD, &*fifo, FileType::Fifo, Mode::from_raw_mode(0o640), 0).unwrap();
+    make_node(&root.join("fifo"), FileType::Fifo, 0o640, 0);
     drop(std::os::unix::net::UnixListener::bind(root.join("socket")).unwrap());
 
     for name in [
@@ -204,14 +207,8 @@ pub fn sample_tree(root: &Path) {
     xattr::set(root.join("small"), "user.empty", b"").unwrap();
     xattr::set(root.join("dir/deep"), "user.dir", b"on a directory").unwrap();
 
-    let long_ago = Timespec {
-        tv_sec: 1_234_567_890,
-        tv_nsec: 123_456_789,
-    };
-    let before_the_epoch = Timespec {
-        tv_sec: -5,
-        tv_nsec: 500_000_000,
-    };
+    let long_ago = (1_234_567_890, 123_456_789);
+    let before_the_epoch = (-5, 500_000_000);
     for (name, time) in [
         ("small", long_ago),
         ("link", long_ago),
@@ -220,12 +217,23 @@ pub fn sample_tree(root: &Path) {
         ("dir/deep", long_ago),
         ("dir", long_ago),
     ] {
-        let times = Timestamps {
-            last_access: time,
-            last_modification: time,
-        };
-        rustix::fs::utimensat(CWD, root.join(name), &times, AtFlags::SYMLINK_NOFOLLOW).unwrap();
+        set_times(&root.join(name), time);
     }
+}
+
+/// Makes a fifo or a device.
+pub fn make_node(path: &Path, kind: FileType, mode: u32, device: u64) {
+    rustix::fs::mknodat(CWD, path, kind, Mode::from_raw_mode(mode), device).unwrap();
+}
+
+/// Sets the times of an entry, a link's own, to seconds and nanoseconds since 1970.
+pub fn set_times(path: &Path, (tv_sec, tv_nsec): (i64, i64)) {
+    let time = Timespec { tv_sec, tv_nsec };
+    let times = Timestamps {
+        last_access: time,
+        last_modification: time,
+    };
+    rustix::fs::utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW).unwrap();
 }
 
 /// Everything that a restore has to bring back, by path. Hard links are shown by the first of their names.
@@ -257,13 +265,11 @@ pub fn listing(root: &Path) -> BTreeMap<PathBuf, String> {
                 meta.mtime_nsec(),
                 meta.rdev()
             );
-            if kind != FileType::Symlink {
-                let mut xattrs: Vec<_> = xattr::list(&path).unwrap().collect();
-                xattrs.sort();
-                for name in xattrs {
-                    let value = xattr::get(&path, &name).unwrap();
-                    line += &format!(" {name:?}={value:?}");
-                }
+            let mut xattrs: Vec<_> = xattr::list(&path).unwrap().collect();
+            xattrs.sort();
+            for name in xattrs {
+                let value = xattr::get(&path, &name).unwrap();
+                line += &format!(" {name:?}={value:?}");
             }
             match kind {
                 FileType::RegularFile => {
