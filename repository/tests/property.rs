@@ -1,7 +1,7 @@
 //! Whatever tree there is: both tools store the same of it, and both bring it back as it was.
 //!
-//! Every run takes other trees; `JACKLINE_PROPERTY_SEED` takes the one that failed, `JACKLINE_PROPERTY_SECONDS` says for how
-//! long new ones are made.
+//! Every run takes the same trees; with `JACKLINE_PROPERTY_SECONDS` new ones are made for so long, and
+//! `JACKLINE_PROPERTY_SEED` takes the one that failed.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -21,6 +21,7 @@ use support::wild::{Era, Random, Wild};
 use support::{Restic, assert_same_tree, options, scratch, store};
 
 const ENTRIES: u32 = 120;
+const TREES: u64 = 8;
 
 fn number(variable: &str) -> Option<u64> {
     let text = std::env::var(variable).ok()?;
@@ -80,14 +81,16 @@ async fn whatever_tree_there_is_comes_back_as_it_was() {
     if let Some(seed) = number("JACKLINE_PROPERTY_SEED") {
         return hold(seed).await;
     }
+    let Some(seconds) = number("JACKLINE_PROPERTY_SECONDS") else {
+        for seed in 0..TREES {
+            hold(seed).await;
+        }
+        return;
+    };
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     let mut seeds = Random::new(now.unwrap().as_nanos() as u64);
     let begun = Instant::now();
-    let time = Duration::from_secs(number("JACKLINE_PROPERTY_SECONDS").unwrap_or(25));
-    let mut trees = 0;
-    while trees == 0 || begun.elapsed() < time {
+    while begun.elapsed() < Duration::from_secs(seconds) {
         hold(seeds.next()).await;
-        trees += 1;
     }
-    eprintln!("{trees} trees");
 }

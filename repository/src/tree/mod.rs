@@ -20,8 +20,8 @@ pub(crate) const FOOT: &[u8] = b"]}\n";
 #[cfg(test)]
 pub(crate) const EMPTY: &[u8] = b"{\"nodes\":[]}\n";
 
-/// The nodes of a tree. Names are checked: sorted order is not promised, but no name may be twice, empty, `.`, `..`
-/// or hold a slash or NUL, so that no reader can be led out of its directory.
+/// The nodes of a tree. Names are checked: none is empty, `.`, `..` or holds a slash or NUL, so that no reader can be led out
+/// of its directory. Neither their order is promised nor that each is there once: whoever relies on it has to look.
 pub(crate) fn parse(id: &Id, json: &[u8]) -> Result<Vec<Node>> {
     #[derive(Deserialize)]
     struct RawTree<'a> {
