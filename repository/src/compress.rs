@@ -62,9 +62,16 @@ pub(crate) fn is_promising(plain: &[u8]) -> Result<bool> {
     })
 }
 
+/// zstd makes at most 128 KiB of four bytes: a repeated byte.
+const MOST: usize = (128 << 10) / 4;
+
 /// Decompresses into exactly `length` bytes; `None` where it is anything else.
 pub(crate) fn unpack(packed: &[u8], length: usize, out: &mut Vec<u8>) -> Option<()> {
     out.clear();
+    // Before memory is taken for what cannot be.
+    if length > packed.len().saturating_mul(MOST) {
+        return None;
+    }
     out.resize(length, 0);
     let unpacked = UNPACK.with_borrow_mut(|context| -> std::io::Result<usize> {
         let context = match context {
@@ -123,5 +130,17 @@ mod tests {
         assert!(unpack(&packed[4..], plain.len() - 1, &mut out).is_none());
         assert!(unpack(&packed[4..], plain.len() + 1, &mut out).is_none());
         assert!(unpack(b"nothing", 5, &mut out).is_none());
+    }
+
+    #[test]
+    fn takes_no_memory_for_impossible_lengths() {
+        let plain = vec![0; 8 << 20];
+        let mut packed = Vec::new();
+        pack_into(&mut packed, &plain).unwrap();
+        let mut out = Vec::new();
+        assert!(unpack(&packed, 1 << 31, &mut out).is_none());
+        assert_eq!(out.capacity(), 0);
+        unpack(&packed, plain.len(), &mut out).unwrap();
+        assert_eq!(out, plain);
     }
 }

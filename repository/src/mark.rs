@@ -11,6 +11,7 @@ use crate::blobs::BlobReader;
 use crate::error::{Error, Result};
 use crate::id::Id;
 use crate::pack::BlobKind;
+use crate::tree;
 
 /// Trees read at once.
 const CONCURRENCY: usize = 8;
@@ -115,11 +116,6 @@ async fn load(reader: &BlobReader, id: Id) -> (Id, Result<References>) {
 /// The blobs that a tree names.
 pub(crate) fn references(id: &Id, json: &[u8]) -> Result<References> {
     #[derive(Deserialize)]
-    struct Tree<'a> {
-        #[serde(borrow)]
-        nodes: Option<Vec<Node<'a>>>,
-    }
-    #[derive(Deserialize)]
     struct Node<'a> {
         #[serde(borrow, rename = "type", default)]
         kind: Cow<'a, str>,
@@ -128,16 +124,15 @@ pub(crate) fn references(id: &Id, json: &[u8]) -> Result<References> {
         #[serde(default)]
         subtree: Option<Id>,
     }
-    let corrupt = |reason: &str| Error::corrupt(format!("tree {id}"), reason);
-    let tree: Tree<'_> =
-        serde_json::from_slice(json).map_err(|error| corrupt(&error.to_string()))?;
     let mut references = References::default();
-    for node in tree.nodes.into_iter().flatten() {
+    tree::each_node(json, |node: Node<'_>| {
         if node.kind == "dir" && node.subtree.is_none() {
-            return Err(corrupt("a directory in it has no tree"));
+            return Err("a directory in it has no tree".to_owned());
         }
         references.data.extend(node.content.into_iter().flatten());
         references.trees.extend(node.subtree);
-    }
+        Ok(())
+    })
+    .map_err(|reason| Error::corrupt(format!("tree {id}"), reason))?;
     Ok(references)
 }

@@ -27,7 +27,8 @@ use support::{
 
 const MIB: usize = 1 << 20;
 
-/// Files whose lengths lie about those where the chunker decides something.
+/// Files whose lengths lie about those where the chunker decides something. In zeros every place is a candidate for a cut, in
+/// ones none.
 fn chunk_limits(dir: &Path) {
     fs::create_dir(dir).unwrap();
     let around = |n: usize| [n - 1, n, n + 1];
@@ -43,8 +44,10 @@ fn chunk_limits(dir: &Path) {
     }
     for length in around(8 * MIB).into_iter().chain(around(512 << 10)) {
         fs::write(dir.join(format!("zeros {length}")), vec![0; length]).unwrap();
+        fs::write(dir.join(format!("ones {length}")), vec![1; length]).unwrap();
     }
     fs::write(dir.join("zeros"), vec![0; 32 * MIB]).unwrap();
+    fs::write(dir.join("ones"), vec![1; 32 * MIB + 7]).unwrap();
     fs::write(dir.join("noise"), noise(1, 16 * MIB)).unwrap();
     let mut mixed = noise(2, 3 * MIB);
     mixed.extend(vec![0; 9 * MIB]);
@@ -218,9 +221,11 @@ async fn whoever_comes_second_has_nothing_to_add() {
     let dir = scratch();
     let source = dir.path().join("source");
     golden_tree(&source);
-    for ours_first in [true, false] {
+    for (version, ours_first) in [(Version::V2, true), (Version::V1, false)] {
         let repo = dir.path().join(format!("repo {ours_first}"));
-        let repository = init(&repo).await;
+        let repository = Repository::init_version(store(&repo), &options(), version)
+            .await
+            .unwrap();
         let restic = Restic::new(&repo);
         assert_both_store_the_same(&repository, &restic, &source, ours_first).await;
         if ours_first {

@@ -3,11 +3,11 @@
 mod node;
 mod printable;
 mod quote;
+mod stream;
 pub(crate) mod time;
 
-use serde::Deserialize;
-
 pub(crate) use node::{Node, NodeKind, mode_from_unix, permissions};
+pub(crate) use stream::each_node;
 
 use crate::error::{Error, Result};
 use crate::id::Id;
@@ -23,23 +23,17 @@ pub(crate) const EMPTY: &[u8] = b"{\"nodes\":[]}\n";
 /// The nodes of a tree. Names are checked: none is empty, `.`, `..` or holds a slash or NUL, so that no reader can be led out
 /// of its directory. Neither their order is promised nor that each is there once: whoever relies on it has to look.
 pub(crate) fn parse(id: &Id, json: &[u8]) -> Result<Vec<Node>> {
-    #[derive(Deserialize)]
-    struct RawTree<'a> {
-        #[serde(borrow)]
-        nodes: Option<Vec<node::RawNode<'a>>>,
-    }
-    let corrupt = |reason: String| Error::corrupt(format!("tree {id}"), reason);
-    let raw: RawTree<'_> =
-        serde_json::from_slice(json).map_err(|error| corrupt(error.to_string()))?;
     let mut nodes = Vec::new();
-    for node in raw.nodes.into_iter().flatten() {
-        let node = node.into_node().map_err(corrupt)?;
+    each_node(json, |node: node::RawNode<'_>| {
+        let node = node.into_node()?;
         if !is_plain_name(&node.name) {
             let name = String::from_utf8_lossy(&node.name);
-            return Err(corrupt(format!("it holds the name {name:?}")));
+            return Err(format!("it holds the name {name:?}"));
         }
         nodes.push(node);
-    }
+        Ok(())
+    })
+    .map_err(|reason| Error::corrupt(format!("tree {id}"), reason))?;
     Ok(nodes)
 }
 
