@@ -102,3 +102,88 @@ pub fn config(data: &[u8]) {
         assert_eq!(polynomial.ok(), Some(config.polynomial));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::fs;
+    use std::path::Path;
+
+    use super::*;
+
+    type Target = fn(&[u8]);
+
+    const TARGETS: [(&str, Target); 7] = [
+        ("pack_header", pack_header),
+        ("index", index),
+        ("tree", tree),
+        ("snapshot", snapshot),
+        ("lock", lock),
+        ("key", key),
+        ("config", config),
+    ];
+
+    fn fuzz() -> &'static Path {
+        Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../fuzz"))
+    }
+
+    #[test]
+    fn every_parser_is_fuzzed() {
+        let names = |dir: &str| -> BTreeSet<String> {
+            fs::read_dir(fuzz().join(dir))
+                .unwrap()
+                .map(|entry| entry.unwrap().path())
+                .map(|path| path.file_stem().unwrap().to_str().unwrap().to_owned())
+                .collect()
+        };
+        let known: BTreeSet<_> = TARGETS.iter().map(|(name, _)| (*name).to_owned()).collect();
+        assert_eq!(names("targets"), known);
+        assert_eq!(names("seeds"), known);
+    }
+
+    /// A sample of what the fuzzer does, on every seed: cut off anywhere, each byte replaced by those that mean something.
+    #[test]
+    fn seeds_and_what_is_close_to_them_are_read_or_refused() {
+        for (name, target) in TARGETS {
+            for seed in fs::read_dir(fuzz().join("seeds").join(name)).unwrap() {
+                let seed = fs::read(seed.unwrap().path()).unwrap();
+                target(&seed);
+                for at in 0..seed.len() {
+                    target(&seed[..at]);
+                    target(&seed[at..]);
+                    let mut changed = seed.clone();
+                    for byte in [0, b'"', b'\\', b'[', b'{', b'9', b'-', 0xff, seed[at] ^ 1] {
+                        changed[at] = byte;
+                        target(&changed);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn deep_and_endless_nesting_is_refused() {
+        const DEPTH: usize = 1 << 20;
+        for (name, target) in TARGETS {
+            let seed = fs::read_dir(fuzz().join("seeds").join(name))
+                .unwrap()
+                .next();
+            let seed = fs::read(seed.unwrap().unwrap().path()).unwrap();
+            for (open, close) in [("[", "]"), ("{\"a\":", "}"), ("[{\"nodes\":", "}]")] {
+                let deep = open.repeat(DEPTH);
+                let closed = format!("{deep}0{}", close.repeat(DEPTH));
+                for nested in [&deep, &closed] {
+                    target(nested.as_bytes());
+                    for field in ["nodes", "packs", "unknown"] {
+                        target(format!("{{\"{field}\":{nested}}}").as_bytes());
+                        // Within what is sound otherwise.
+                        if let Some(rest) = seed.strip_prefix(b"{") {
+                            let text = format!("{{\"{field}\":{nested},");
+                            target(&[text.as_bytes(), rest].concat());
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

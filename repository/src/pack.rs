@@ -212,6 +212,35 @@ mod tests {
     }
 
     #[test]
+    fn no_more_is_read_than_a_header_can_have() {
+        let size = 100 << 20;
+        let length = |length: u32| sealed_header_len("data/x", &length.to_le_bytes(), size).ok();
+        let (least, most) = ((OVERHEAD + PLAIN_ENTRY) as u32, MAX_HEADER as u32);
+        for sound in [least, least + 1, most] {
+            assert_eq!(length(sound), Some(sound as usize));
+        }
+        for wrong in [
+            0,
+            1,
+            4,
+            least - 1,
+            most + 1,
+            size as u32,
+            i32::MAX as u32,
+            u32::MAX,
+        ] {
+            assert_eq!(length(wrong), None, "{wrong}");
+        }
+        let whole = least.to_le_bytes();
+        let small = u64::from(least) + LENGTH as u64;
+        assert!(sealed_header_len("data/x", &whole, small).is_ok());
+        assert!(sealed_header_len("data/x", &whole, small - 1).is_err());
+        for size in 0..LENGTH {
+            assert!(sealed_header_len("data/x", &whole[..size], size as u64).is_err());
+        }
+    }
+
+    #[test]
     fn a_flipped_header_is_named() {
         let mut pack = vec![0; 40];
         let blob = PackedBlob {
