@@ -273,16 +273,13 @@ fn verify(
     if listed != expected {
         return Err(corrupt("its header and the index list different blobs"));
     }
-    let mut scratch = Vec::new();
-    for blob in expected {
-        let (from, length) = (blob.offset as usize, blob.length as usize);
-        let sealed = bytes
-            .get_mut(from..from + length)
-            .ok_or_else(|| corrupt("it is shorter than the index says"))?;
-        blobs::open(key, blob, sealed, &mut scratch)
-            .map_err(|reason| corrupt(&format!("{} {}: {reason}", blob.kind.name(), blob.id)))?;
-    }
-    Ok(())
+    let blobs = expected.iter().map(|blob| (blob, blob));
+    let mut scratch = Default::default();
+    blobs::open_each(key, &mut bytes, 0, blobs, &mut scratch, |blob, plain| {
+        plain
+            .map(drop)
+            .map_err(|reason| corrupt(&format!("{} {}: {reason}", blob.kind.name(), blob.id)))
+    })
 }
 
 #[cfg(test)]

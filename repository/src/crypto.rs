@@ -2,12 +2,14 @@
 //!
 //! A sealed message is `nonce (16) ‖ ciphertext ‖ tag (16)`.
 
-use aes::cipher::{BlockCipherEncrypt, KeyInit, KeyIvInit, StreamCipher};
-use aes::{Aes128, Aes256};
+use aws_lc_rs::cipher::{
+    AES_128, AES_256, Algorithm, EncryptingKey, EncryptionContext, UnboundCipherKey,
+};
+use aws_lc_rs::error::Unspecified;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use ctr::Ctr128BE;
 use poly1305::Poly1305;
+use poly1305::universal_hash::{KeyInit, UniversalHash};
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
@@ -17,6 +19,9 @@ pub(crate) const NONCE: usize = 16;
 pub(crate) const TAG: usize = 16;
 /// What sealing adds to a message.
 pub(crate) const OVERHEAD: usize = NONCE + TAG;
+
+/// What goes through cipher and authenticator at once, while it is in the processor's first cache.
+pub(crate) const SLICE: usize = 8 << 10;
 
 /// Poly1305 ignores these bits of r; restic stores keys with the bits cleared.
 const R_MASK: [u8; 16] = [
@@ -72,11 +77,15 @@ impl Key {
         let mut nonce = [0; NONCE];
         random(&mut nonce)?;
         buffer[start..start + NONCE].copy_from_slice(&nonce);
-        let text = &mut buffer[start + NONCE..];
-        self.stream(&nonce, text);
-        let tag = self.tag(&nonce, text);
-        buffer.extend_from_slice(&tag);
-        Ok(())
+        let sealed = self.pass(&nonce).and_then(|mut pass| {
+            for slice in buffer[start + NONCE..].chunks_mut(SLICE) {
+                pass.cipher.apply(slice)?;
+                pass.authenticate(slice);
+            }
+            buffer.extend_from_slice(&pass.tag());
+            Ok(())
+        });
+        sealed.map_err(|Unspecified| Error::Internal("the cipher cannot be used".into()))
     }
 
     /// Seals a short message.
@@ -90,37 +99,35 @@ impl Key {
 
     /// Opens in place and returns the plain text.
     pub(crate) fn open<'a>(&self, sealed: &'a mut [u8]) -> Result<&'a mut [u8], Unauthentic> {
-        if sealed.len() < OVERHEAD {
-            return Err(Unauthentic);
-        }
-        let (nonce, rest) = sealed.split_at_mut(NONCE);
-        let nonce: [u8; NONCE] = (&*nonce).try_into().map_err(|_| Unauthentic)?;
-        let (text, tag) = rest.split_at_mut(rest.len() - TAG);
-        let expected = self.tag(&nonce, text);
-        let difference = expected
-            .iter()
-            .zip(&*tag)
-            .fold(0, |sum, (a, b)| sum | (a ^ b));
-        if difference != 0 || nonce == [0; NONCE] {
-            return Err(Unauthentic);
-        }
-        self.stream(&nonce, text);
-        Ok(text)
+        self.opening(sealed)?.all()
     }
 
-    fn stream(&self, nonce: &[u8; NONCE], text: &mut [u8]) {
-        Ctr128BE::<Aes256>::new((&self.encrypt).into(), nonce.into()).apply_keystream(text);
+    /// Begins to open in place.
+    pub(crate) fn opening<'a>(&self, sealed: &'a mut [u8]) -> Result<Opening<'a>, Unauthentic> {
+        let (nonce, rest) = sealed.split_first_chunk_mut().ok_or(Unauthentic)?;
+        let (text, tag) = rest.split_last_chunk_mut().ok_or(Unauthentic)?;
+        if *nonce == [0; NONCE] {
+            return Err(Unauthentic);
+        }
+        Ok(Opening {
+            pass: self.pass(nonce).map_err(|Unspecified| Unauthentic)?,
+            text,
+            tag: *tag,
+            done: 0,
+            deciphered: true,
+        })
     }
 
-    fn tag(&self, nonce: &[u8; NONCE], text: &[u8]) -> [u8; TAG] {
-        let mut pad = (*nonce).into();
-        Aes128::new((&self.mac_k).into()).encrypt_block(&mut pad);
+    fn pass(&self, nonce: &[u8; NONCE]) -> Result<Pass, Unspecified> {
         let mut one_time = Zeroizing::new([0; 32]);
         one_time[..16].copy_from_slice(&self.mac_r);
-        one_time[16..].copy_from_slice(&pad);
-        Poly1305::new((&*one_time).into())
-            .compute_unpadded(text)
-            .into()
+        // The first block of the key stream is the nonce, encrypted.
+        Counter::new(&AES_128, &self.mac_k, nonce)?.apply(&mut one_time[16..])?;
+        Ok(Pass {
+            cipher: Counter::new(&AES_256, &self.encrypt, nonce)?,
+            mac: Poly1305::new((&*one_time).into()),
+            end: Vec::new(),
+        })
     }
 
     fn is_valid(&self) -> bool {
@@ -159,6 +166,99 @@ impl Key {
             bytes[part].copy_from_slice(&decoded);
         }
         Some(Self::from_bytes(&bytes)).filter(Self::is_valid)
+    }
+}
+
+/// AES in counter mode.
+struct Counter {
+    key: EncryptingKey,
+    next: u128,
+}
+
+impl Counter {
+    fn new(
+        algorithm: &'static Algorithm,
+        key: &[u8],
+        nonce: &[u8; NONCE],
+    ) -> Result<Self, Unspecified> {
+        Ok(Self {
+            key: EncryptingKey::ctr(UnboundCipherKey::new(algorithm, key)?)?,
+            next: u128::from_be_bytes(*nonce),
+        })
+    }
+
+    /// Encrypts or decrypts whole blocks, and at the end what is left.
+    fn apply(&mut self, text: &mut [u8]) -> Result<(), Unspecified> {
+        let blocks = text.len().div_ceil(NONCE) as u128;
+        let context = EncryptionContext::Iv128((&self.next.to_be_bytes()).into());
+        self.key.less_safe_encrypt(text, context)?;
+        self.next = self.next.wrapping_add(blocks);
+        Ok(())
+    }
+}
+
+/// A message on its way through cipher and authenticator, in slices of [`SLICE`] and a shorter last one.
+struct Pass {
+    cipher: Counter,
+    mac: Poly1305,
+    /// Bytes at the message's end that are no whole block of the authenticator.
+    end: Vec<u8>,
+}
+
+impl Pass {
+    /// Adds cipher text.
+    fn authenticate(&mut self, text: &[u8]) {
+        let (blocks, end) = poly1305::Block::slice_as_chunks(text);
+        self.mac.update(blocks);
+        self.end.extend_from_slice(end);
+    }
+
+    fn tag(self) -> [u8; TAG] {
+        self.mac.compute_unpadded(&self.end).into()
+    }
+}
+
+/// A message that is being opened. Its plain bytes are to be hashed or thrown away until [`Opening::finish`] vouches for them.
+pub(crate) struct Opening<'a> {
+    pass: Pass,
+    text: &'a mut [u8],
+    tag: [u8; TAG],
+    done: usize,
+    deciphered: bool,
+}
+
+impl<'a> Opening<'a> {
+    /// The next plain bytes; none at the end.
+    pub(crate) fn step(&mut self) -> &[u8] {
+        let end = self.text.len().min(self.done + SLICE);
+        let slice = &mut self.text[self.done..end];
+        self.done = end;
+        self.pass.authenticate(slice);
+        self.deciphered &= self.pass.cipher.apply(slice).is_ok();
+        slice
+    }
+
+    pub(crate) fn is_done(&self) -> bool {
+        self.done == self.text.len()
+    }
+
+    /// All that is left, and the plain text.
+    pub(crate) fn all(mut self) -> Result<&'a mut [u8], Unauthentic> {
+        while !self.is_done() {
+            self.step();
+        }
+        self.finish()
+    }
+
+    /// The plain text, once every step is done.
+    pub(crate) fn finish(self) -> Result<&'a mut [u8], Unauthentic> {
+        let (done, expected) = (self.is_done() && self.deciphered, self.pass.tag());
+        let difference = (expected.iter().zip(self.tag))
+            .fold(0, |sum, (expected, found)| sum | (expected ^ found));
+        match done && difference == 0 {
+            true => Ok(self.text),
+            false => Err(Unauthentic),
+        }
     }
 }
 
@@ -211,10 +311,9 @@ mod tests {
                 mac_k: array(k),
                 mac_r: array(r),
             };
-            assert_eq!(
-                key.tag(&array(nonce), &hex::decode(message).unwrap()),
-                array(tag)
-            );
+            let mut pass = key.pass(&array(nonce)).unwrap();
+            pass.authenticate(&hex::decode(message).unwrap());
+            assert_eq!(pass.tag(), array(tag));
         }
     }
 
@@ -237,7 +336,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn seals_and_opens(plain in proptest::collection::vec(any::<u8>(), 0..5000), flip in any::<proptest::sample::Index>(), bit in 0..8u8) {
+        fn seals_and_opens(plain in proptest::collection::vec(any::<u8>(), 0..3 * SLICE), flip in any::<proptest::sample::Index>(), bit in 0..8u8) {
             let key = Key::from_bytes(&[7; 64]);
             let sealed = key.seal_slice(&plain).unwrap();
             prop_assert_eq!(sealed.len(), plain.len() + OVERHEAD);

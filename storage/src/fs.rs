@@ -94,6 +94,15 @@ impl Place {
         }
     }
 
+    fn short(self, expected: u64, got: u64) -> Error {
+        Error::ShortRead {
+            location: self.location,
+            key: self.key,
+            expected,
+            got,
+        }
+    }
+
     fn open(&self) -> Result<(File, u64)> {
         let open = || {
             let file = File::open(&self.path)?;
@@ -210,21 +219,16 @@ impl ObjectStore for LocalStore {
             let (mut file, size) = place.open()?;
             let expected = range.end.saturating_sub(range.start);
             if range.end > size || range.start > range.end {
-                let got = size.saturating_sub(range.start);
-                let Place { location, key, .. } = place;
-                return Err(Error::ShortRead {
-                    location,
-                    key,
-                    expected,
-                    got,
-                });
+                return Err(place.short(expected, size.saturating_sub(range.start)));
             }
-            let mut body = vec![0; expected as usize];
+            let mut body = Vec::with_capacity(expected as usize);
             file.seek(io::SeekFrom::Start(range.start))
+                .and_then(|_| file.take(expected).read_to_end(&mut body))
                 .map_err(|error| place.error(&error))?;
-            file.read_exact(&mut body)
-                .map_err(|error| place.error(&error))?;
-            Ok(body.into())
+            match body.len() as u64 {
+                got if got < expected => Err(place.short(expected, got)),
+                _ => Ok(body.into()),
+            }
         })
         .await
     }

@@ -21,7 +21,7 @@ pub(super) fn copy(
 ) -> Result<()> {
     /// Bytes read at once.
     const SPAN: u64 = 8 << 20;
-    let mut scratch = Vec::new();
+    let mut scratch = Default::default();
     let mut rest = copies;
     while let Some(first) = rest.first() {
         if stop.is_cancelled() {
@@ -43,23 +43,27 @@ pub(super) fn copy(
             Ok(reader.files.store.get_range(&pack, start..stop_at).await?)
         })?;
         let mut bytes = Vec::from(bytes);
-        for place in span {
-            let blob = &place.blob;
-            let from = (u64::from(blob.offset) - start) as usize;
-            let sealed = bytes
-                .get_mut(from..from + blob.length as usize)
-                .ok_or_else(|| Error::corrupt(&*pack, "it is shorter than the index says"))?;
-            match blobs::open(&reader.files.key, blob, sealed, &mut scratch) {
-                Ok(plain) => packer.save_again(blob.kind, blob.id, plain)?,
-                Err(reason) => {
-                    // Another copy may be sound; if none is, nothing was removed yet.
-                    tracing::warn!(pack, blob = %blob.id, reason, "damaged blob");
-                    let plain = drive::wait(runtime, stop, reader.load(blob.kind, &blob.id))?;
-                    packer.save_again(blob.kind, blob.id, &plain)?;
+        let blobs = span.iter().map(|place| (&place.blob, &place.blob));
+        blobs::open_each(
+            &reader.files.key,
+            &mut bytes,
+            start,
+            blobs,
+            &mut scratch,
+            |blob, plain| {
+                match plain {
+                    Ok(plain) => packer.save_again(blob.kind, blob.id, plain)?,
+                    Err(reason) => {
+                        // Another copy may be sound; if none is, nothing was removed yet.
+                        tracing::warn!(pack, blob = %blob.id, reason, "damaged blob");
+                        let plain = drive::wait(runtime, stop, reader.load(blob.kind, &blob.id))?;
+                        packer.save_again(blob.kind, blob.id, &plain)?;
+                    }
                 }
-            }
-            counters.advance(u64::from(blob.length), 0);
-        }
+                counters.advance(u64::from(blob.length), 0);
+                Ok::<_, Error>(())
+            },
+        )?;
     }
     Ok(())
 }

@@ -20,7 +20,7 @@ use crate::pack::BlobKind;
 use crate::tree::Node;
 
 /// Bytes of a pack read at once.
-const SPAN: u64 = 4 << 20;
+const SPAN: u64 = 8 << 20;
 /// Unwanted bytes between two wanted blobs that are read along rather than asked around.
 const GAP: u64 = 256 << 10;
 /// Zeros of this length, aligned, become a hole.
@@ -128,18 +128,28 @@ impl Batch {
         let files = std::mem::take(&mut self.files);
         pieces.sort_unstable_by_key(|piece| (piece.place.pack, piece.place.blob.offset));
         let spans = spans(&pieces);
-        let next = AtomicUsize::new(0);
+        // Each thread begins with spans of its own: neighbours are of one file, where writers wait for each other.
+        let threads = engine.threads.clamp(1, spans.len().max(1));
+        let shares: Vec<_> = spans
+            .chunks(spans.len().div_ceil(threads).max(1))
+            .map(|share| (share, AtomicUsize::new(0)))
+            .collect();
         let failure = Mutex::new(None);
         std::thread::scope(|scope| {
-            for _ in 0..engine.threads.min(spans.len()) {
-                scope.spawn(|| {
+            for first in 0..shares.len() {
+                let (shares, failure, files, pieces) = (&shares, &failure, &files, &pieces);
+                scope.spawn(move || {
                     let mut writer = Writer {
                         engine,
-                        files: &files,
+                        files,
                         dir: None,
                         scratch: Default::default(),
                     };
-                    while let Some(span) = spans.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let (before, own) = shares.split_at(first);
+                    let spans = own.iter().chain(before).flat_map(|(share, next)| {
+                        std::iter::from_fn(|| share.get(next.fetch_add(1, Ordering::Relaxed)))
+                    });
+                    for span in spans {
                         if engine.stop.is_cancelled() {
                             return;
                         }
@@ -228,46 +238,28 @@ impl Writer<'_> {
             Err(error) => return Err(error.into()),
         };
         let mut scratch = std::mem::take(&mut self.scratch);
-        let key = &engine.reader.files.key;
-        let blobs: Vec<&[Piece]> = pieces
+        let blobs = pieces
             .chunk_by(|one, next| one.place == next.place)
-            .collect();
-        for pair in blobs.chunks(2) {
-            // Sorted, and none begins before the one before it ends.
-            let mut rest = &mut bytes[..];
-            let mut at = start;
-            let mut sealed = pair.iter().zip(&mut scratch).map(|(users, scratch)| {
-                let blob = &users.first()?.place.blob;
-                let skip = u64::from(blob.offset).checked_sub(at)?;
-                let taken = std::mem::take(&mut rest)
-                    .split_at_mut_checked(skip as usize)?
-                    .1;
-                let (sealed, after) = taken.split_at_mut_checked(blob.length as usize)?;
-                at += skip + u64::from(blob.length);
-                rest = after;
-                Some((blob, sealed, scratch))
-            });
-            let short = Err("the pack is missing or too short");
-            let opened = match (sealed.next().flatten(), sealed.next().flatten()) {
-                (Some(one), Some(other)) => blobs::open_both(key, one, other),
-                (Some((blob, sealed, scratch)), None) => {
-                    [blobs::open(key, blob, sealed, scratch), short]
-                }
-                (None, _) => [short, short],
-            };
-            for (users, plain) in pair.iter().zip(opened) {
-                match plain {
-                    Ok(plain) => {
-                        for piece in *users {
-                            self.piece(piece, plain);
-                        }
+            .filter_map(|users| Some((users, &users.first()?.place.blob)));
+        let key = &engine.reader.files.key;
+        let opened = blobs::open_each(
+            key,
+            &mut bytes,
+            start,
+            blobs,
+            &mut scratch,
+            |users, plain| match plain {
+                Ok(plain) => {
+                    for piece in users {
+                        self.piece(piece, plain);
                     }
-                    Err(reason) => self.elsewhere(users, &pack, reason)?,
+                    Ok(())
                 }
-            }
-        }
+                Err(reason) => self.elsewhere(users, &pack, reason),
+            },
+        );
         self.scratch = scratch;
-        Ok(())
+        opened
     }
 
     /// A damaged blob may have a sound copy in another pack.
