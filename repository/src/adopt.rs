@@ -16,10 +16,22 @@ const CONCURRENCY: usize = 8;
 /// Read from the end of a pack in the hope that its header is no longer.
 const TAIL: u64 = 16 << 10;
 
+/// The index for somebody who adds, with what the dead have stored.
+pub(crate) async fn index(files: &Files, guard: &LockGuard) -> Result<Index> {
+    let (mut index, names) = Index::load(files).await?;
+    guard.rely_on(names);
+    if guard.healed() {
+        // Packs that no index lists can be pruned without a trace in it.
+        guard.settled().await?;
+        adopt(files, guard, &mut index).await?;
+    }
+    Ok(index)
+}
+
 /// Adds the packs that no index lists to `index`, and writes index files for them. Those of a living process may be among
 /// them: it lists them again, which is legal. A pack whose header cannot be read is left to prune. Returns how many packs
 /// were adopted.
-pub(crate) async fn adopt(files: &Files, guard: &LockGuard, index: &mut Index) -> Result<u64> {
+async fn adopt(files: &Files, guard: &LockGuard, index: &mut Index) -> Result<u64> {
     let listed = files.list(FileKind::Pack).await?;
     let sizes: HashMap<Id, u64> = listed
         .into_iter()

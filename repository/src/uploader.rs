@@ -81,9 +81,11 @@ impl<'a> Uploader<'a> {
 
     fn start(&mut self, pack: FinishedPack) -> Result<()> {
         self.guard.ensure()?;
+        let settled = self.guard.settled();
         self.bytes += pack.bytes.len() as u64;
         let files = self.files.clone();
         self.uploads.spawn(async move {
+            settled.await?;
             lock::store(&files, FileKind::Pack, &pack.id, pack.bytes).await?;
             Ok((pack.id, pack.blobs))
         });

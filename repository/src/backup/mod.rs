@@ -27,8 +27,7 @@ use crate::drive::{self, Counters, Pump};
 use crate::error::{Error, Result};
 use crate::files::FileKind;
 use crate::id::{Id, SnapshotId};
-use crate::index::Index;
-use crate::lock::{self, LockGuard, Mode};
+use crate::lock::{self, Adding, LockGuard};
 use crate::names::Names;
 use crate::packer::Packer;
 use crate::progress::Progress;
@@ -129,11 +128,15 @@ pub(crate) async fn run(
     progress: &dyn Progress,
     cancel: &CancellationToken,
 ) -> Result<BackupSummary> {
-    let guard = lock::acquire(&repository.files, &repository.options, Mode::Shared, cancel).await?;
-    let work = locked(repository, request, &guard, progress, cancel);
-    let result = drive::unless_cancelled(cancel, work).await;
-    guard.release(cancel).await;
-    result
+    let mut attempts = Adding::new(&repository.files, &repository.options, cancel);
+    loop {
+        let guard = attempts.begin().await?;
+        let work = locked(repository, request.clone(), &guard, progress, cancel);
+        let result = drive::unless_cancelled(cancel, work).await;
+        if let Some(result) = attempts.end(guard, result).await {
+            return result;
+        }
+    }
 }
 
 async fn locked(
@@ -146,13 +149,7 @@ async fn locked(
     let begun = Instant::now();
     let start = request.time.unwrap_or_else(Timestamp::now);
     let files = &repository.files;
-    // After the second look at the locks: a prune that saw no lock, because ours took long to arrive, has ended by then. What
-    // is known from here on cannot be pruned.
-    let mut index = Index::load(files).await?.0;
-    if guard.healed() {
-        adopt::adopt(files, guard, &mut index).await?;
-    }
-    let index = Arc::new(index);
+    let index = Arc::new(adopt::index(files, guard).await?);
     let parent = load_parent(repository, request.parent).await?;
 
     let counters = Arc::new(Counters::default());

@@ -54,29 +54,73 @@ struct State {
     id: Mutex<Id>,
     /// When the last refresh was begun that the store confirmed, by both clocks: one stands still while the machine sleeps.
     refreshed: Mutex<(Instant, SystemTime)>,
+    /// Why it was not ours from the beginning.
+    refused: Mutex<Option<Refusal>>,
+    /// Cancelled when it is known whether anybody came at the same moment.
+    settled: CancellationToken,
+    /// Takes the index files that were read before that.
+    reading: Mutex<Option<oneshot::Sender<Vec<Id>>>>,
     lost: CancellationToken,
     given_back: CancellationToken,
     /// Writes that others rely on. The lock stays until they have ended.
     writes: TaskTracker,
 }
 
+/// What the second look found.
+#[derive(Debug)]
+enum Refusal {
+    Conflict {
+        holder: String,
+        exclusive: bool,
+        age: Duration,
+    },
+    /// It could not be had.
+    Blind(String),
+}
+
+impl From<&Refusal> for Error {
+    fn from(refusal: &Refusal) -> Self {
+        match refusal {
+            Refusal::Conflict {
+                holder,
+                exclusive,
+                age,
+            } => Error::Locked {
+                holder: holder.clone(),
+                exclusive: *exclusive,
+                age: *age,
+            },
+            Refusal::Blind(reason) => Error::LockLost {
+                reason: reason.clone(),
+            },
+        }
+    }
+}
+
 impl LockGuard {
-    /// `begun`: when the lock file `id` was written. `healed`: locks of the dead that were removed on the way.
+    /// `begun`: when the lock file `id` was written. `healed`: locks of the dead that were removed on the way. `look`: the
+    /// second look at the others, after which the lock is settled; `reading` tells it of [`LockGuard::rely_on`].
     pub(super) fn hold(
         files: Files,
         lock: StoredLock,
         id: Id,
         begun: (Instant, SystemTime),
         healed: u64,
+        look: impl Future<Output = Result<()>> + Send + 'static,
+        reading: oneshot::Sender<Vec<Id>>,
     ) -> Self {
         let state = Arc::new(State {
             files,
             id: Mutex::new(id),
             refreshed: Mutex::new(begun),
+            refused: Mutex::new(None),
+            settled: CancellationToken::new(),
+            reading: Mutex::new(Some(reading)),
             lost: CancellationToken::new(),
             given_back: CancellationToken::new(),
             writes: TaskTracker::new(),
         });
+        BESIDE.spawn(settle(Arc::clone(&state), look));
         let keeper = Some(BESIDE.spawn(keep(Arc::clone(&state), lock)));
         Self {
             state,
@@ -95,6 +139,21 @@ impl LockGuard {
         self.healed > 0
     }
 
+    /// Says which index files were read before the lock was settled: it cannot be settled without.
+    pub(crate) fn rely_on(&self, index: Vec<Id>) {
+        if let Some(reading) = self.state.reading.lock().take() {
+            // Nobody listens any more where the lock was refused.
+            let _ = reading.send(index);
+        }
+    }
+
+    /// Waits until it is known whether anybody came at the same moment; fails where somebody has. To be awaited before
+    /// anything that others may see.
+    pub(crate) fn settled(&self) -> impl Future<Output = Result<()>> + Send + use<> {
+        let state = Arc::clone(&self.state);
+        async move { state.settled().await }
+    }
+
     /// Fails unless the lock was refreshed lately. Call before each write.
     pub(crate) fn ensure(&self) -> Result<()> {
         self.state.ensure()
@@ -102,7 +161,7 @@ impl LockGuard {
 
     /// Looks at the lock file itself. Call before each write that makes others rely on something.
     pub(crate) async fn confirm(&self) -> Result<()> {
-        self.state.ensure()?;
+        self.state.settled().await?;
         self.state.see().await
     }
 
@@ -130,7 +189,15 @@ impl Drop for LockGuard {
 }
 
 impl State {
+    async fn settled(&self) -> Result<()> {
+        self.settled.cancelled().await;
+        self.ensure()
+    }
+
     fn ensure(&self) -> Result<()> {
+        if let Some(refusal) = &*self.refused.lock() {
+            return Err(refusal.into());
+        }
         let (instant, wall) = *self.refreshed.lock();
         let age = instant.elapsed().max(wall.elapsed().unwrap_or_default());
         if self.lost.is_cancelled() || age > EXPIRY {
@@ -156,6 +223,27 @@ impl State {
             reason: "somebody removed it".into(),
         })
     }
+}
+
+/// Ends the time in which others that looked at the same moment could show themselves.
+async fn settle(state: Arc<State>, look: impl Future<Output = Result<()>>) {
+    if let Some(Err(error)) = state.given_back.run_until_cancelled(look).await {
+        let refusal = match error {
+            Error::Locked {
+                holder,
+                exclusive,
+                age,
+            } => Refusal::Conflict {
+                holder,
+                exclusive,
+                age,
+            },
+            error => Refusal::Blind(format!("the second look at the locks failed: {error}")),
+        };
+        *state.refused.lock() = Some(refusal);
+        state.lost.cancel();
+    }
+    state.settled.cancel();
 }
 
 /// Refreshes the lock until it is given back or lost, and takes it away in the end.

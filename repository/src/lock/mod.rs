@@ -10,9 +10,11 @@ mod stored;
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashSet;
 use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -47,15 +49,132 @@ pub(crate) async fn acquire(
     mode: Mode,
     cancel: &CancellationToken,
 ) -> Result<LockGuard> {
+    let mut patience = Patience::new(options);
+    loop {
+        let guard = begin(files, options, mode, &mut patience, cancel).await?;
+        guard.rely_on(Vec::new());
+        match unless(cancel, guard.settled()).await {
+            Ok(()) => return Ok(guard),
+            Err(Error::Cancelled) => return Err(Error::Cancelled),
+            Err(error) => {
+                guard.release(cancel).await;
+                patience.bear(error, cancel).await?;
+            }
+        }
+    }
+}
+
+/// Attempts to read and add under a shared lock. Reading begins at once; what others may see waits until they had time to
+/// show themselves, and until it is certain that the index is still the one that was read, which has to be named by
+/// [`LockGuard::rely_on`]. Where somebody came at the same moment, nothing was written, and all begins anew.
+pub(crate) struct Adding<'a> {
+    files: &'a Files,
+    options: &'a OpenOptions,
+    cancel: &'a CancellationToken,
+    patience: Patience,
+}
+
+impl<'a> Adding<'a> {
+    pub(crate) fn new(
+        files: &'a Files,
+        options: &'a OpenOptions,
+        cancel: &'a CancellationToken,
+    ) -> Self {
+        Self {
+            files,
+            options,
+            cancel,
+            patience: Patience::new(options),
+        }
+    }
+
+    pub(crate) async fn begin(&mut self) -> Result<LockGuard> {
+        let (files, options) = (self.files, self.options);
+        begin(
+            files,
+            options,
+            Mode::Shared,
+            &mut self.patience,
+            self.cancel,
+        )
+        .await
+    }
+
+    /// Gives the lock back. `None`: try again.
+    pub(crate) async fn end<T>(
+        &mut self,
+        guard: LockGuard,
+        mut result: Result<T>,
+    ) -> Option<Result<T>> {
+        if result.is_err() && !self.cancel.is_cancelled() {
+            // It may have failed only because somebody removed what it read.
+            guard.rely_on(Vec::new());
+            if let Err(refused) = unless(self.cancel, guard.settled()).await {
+                result = Err(refused);
+            }
+        }
+        guard.release(self.cancel).await;
+        match result {
+            Err(error @ Error::Locked { .. }) => {
+                self.patience.bear(error, self.cancel).await.err().map(Err)
+            }
+            result => Some(result),
+        }
+    }
+}
+
+/// Writes a lock that is not settled yet.
+async fn begin(
+    files: &Files,
+    options: &OpenOptions,
+    mode: Mode,
+    patience: &mut Patience,
+    cancel: &CancellationToken,
+) -> Result<LockGuard> {
     let stop = cancel.child_token();
     let _stop_when_dropped = stop.clone().drop_guard();
-    let (files, options) = (files.clone(), options.clone());
-    let mut acquiring = guard::BESIDE.spawn(acquire_unless(files, options, mode, stop));
-    tokio::select! {
-        result = &mut acquiring => {
-            result.map_err(|error| Error::Internal(error.to_string()))?
+    loop {
+        let (files, options, stop) = (files.clone(), options.clone(), stop.clone());
+        let mut beginning = guard::BESIDE.spawn(try_begin(files, options, mode, stop));
+        let begun = tokio::select! {
+            begun = &mut beginning => {
+                begun.map_err(|error| Error::Internal(error.to_string()))?
+            }
+            () = cancel.cancelled() => Err(Error::Cancelled),
+        };
+        match begun {
+            Ok(guard) => return Ok(guard),
+            Err(error) => patience.bear(error, cancel).await?,
         }
-        () = cancel.cancelled() => Err(Error::Cancelled),
+    }
+}
+
+/// How long somebody still waits for a conflicting lock to go away.
+#[derive(Debug)]
+struct Patience {
+    deadline: Instant,
+    pause: Duration,
+}
+
+impl Patience {
+    fn new(options: &OpenOptions) -> Self {
+        Self {
+            deadline: Instant::now() + options.lock_wait,
+            pause: SETTLE,
+        }
+    }
+
+    /// Waits a while after a conflict. Fails with `error` where it is none, or where it has taken too long.
+    async fn bear(&mut self, error: Error, cancel: &CancellationToken) -> Result<()> {
+        let conflict = matches!(error, Error::Locked { .. });
+        if !conflict || Instant::now() + self.pause >= self.deadline {
+            return Err(error);
+        }
+        // Half fixed, half random: two that met do not meet again.
+        let random = self.pause.mul_f64(0.5 + rand::random::<f64>() / 2.0);
+        let slept = cancel.run_until_cancelled(tokio::time::sleep(random)).await;
+        self.pause = (self.pause * 2).min(POLL_MAX);
+        slept.ok_or(Error::Cancelled)
     }
 }
 
@@ -73,51 +192,48 @@ pub(crate) async fn holding<T>(
     result
 }
 
-async fn acquire_unless(
+async fn try_begin(
     files: Files,
     options: OpenOptions,
     mode: Mode,
     stop: CancellationToken,
 ) -> Result<LockGuard> {
-    let deadline = Instant::now() + options.lock_wait;
-    let mut pause = SETTLE;
-    loop {
-        match try_acquire(&files, &options, mode, &stop).await {
-            Err(Error::Locked { .. }) if Instant::now() + pause < deadline => {
-                // Half fixed, half random: two that met do not meet again.
-                let random = pause.mul_f64(0.5 + rand::random::<f64>() / 2.0);
-                let slept = stop.run_until_cancelled(tokio::time::sleep(random)).await;
-                slept.ok_or(Error::Cancelled)?;
-                pause = (pause * 2).min(POLL_MAX);
-            }
-            result => return result,
-        }
-    }
-}
-
-async fn try_acquire(
-    files: &Files,
-    options: &OpenOptions,
-    mode: Mode,
-    stop: &CancellationToken,
-) -> Result<LockGuard> {
     // `restic unlock` probes a process on its own host with this signal. Once handled, it never ends this process again.
     let _ = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup());
-    let healed = unless(stop, refuse_conflict(files, options, mode, None)).await?;
+    let healed = unless(&stop, refuse_conflict(&files, &options, mode, None)).await?;
     let lock = StoredLock::new(&options.holder, mode == Mode::Exclusive);
     let begun = (Instant::now(), SystemTime::now());
-    let id = guard::put(files, &lock).await?;
-    let guard = LockGuard::hold(files.clone(), lock, id, begun, healed);
-    let settled = async {
-        tokio::time::sleep(SETTLE).await;
-        refuse_conflict(files, options, mode, Some(&id)).await
-    };
-    match unless(stop, settled).await {
-        Ok(_) => Ok(guard),
-        Err(error) => {
-            guard.release(stop).await;
-            Err(error)
+    let id = guard::put(&files, &lock).await?;
+    let (reading, read) = oneshot::channel();
+    let look = {
+        let files = files.clone();
+        async move {
+            tokio::time::sleep(SETTLE).await;
+            refuse_conflict(&files, &options, mode, Some(&id)).await?;
+            refuse_changes(&files, read).await
         }
+    };
+    Ok(LockGuard::hold(
+        files, lock, id, begun, healed, look, reading,
+    ))
+}
+
+/// Fails if index files are gone that were read before the second look. A prune that looked before our lock came to sight,
+/// because that took long, and ended before the second look, is seen by nothing else. From here on nobody can prune.
+async fn refuse_changes(files: &Files, read: oneshot::Receiver<Vec<Id>>) -> Result<()> {
+    let read = read.await.unwrap_or_default();
+    if read.is_empty() {
+        return Ok(());
+    }
+    let listed = files.list(FileKind::Index).await?;
+    let present: HashSet<Id> = listed.into_iter().map(|(id, _)| id).collect();
+    match read.iter().all(|id| present.contains(id)) {
+        true => Ok(()),
+        false => Err(Error::Locked {
+            holder: "somebody who pruned a moment ago".into(),
+            exclusive: true,
+            age: Duration::ZERO,
+        }),
     }
 }
 

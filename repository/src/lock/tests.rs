@@ -91,6 +91,60 @@ async fn of_two_that_meet_neither_stays_when_they_conflict() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_reads_at_once_writes_nothing_before_others_had_time_to_show_themselves() {
+    let place = Place::new();
+    place.store.on(|_| Fate::Delay(Duration::from_millis(10)));
+    let begin = async |mode| {
+        let mut patience = Patience::new(&place.options);
+        begin(
+            &place.files,
+            &place.options,
+            mode,
+            &mut patience,
+            &place.never,
+        )
+        .await
+        .unwrap()
+    };
+    let begun = Instant::now();
+    let (one, two) = tokio::join!(begin(Mode::Exclusive), begin(Mode::Shared));
+    assert!(begun.elapsed() < SETTLE);
+    for guard in [one, two] {
+        let refused = place.index(&guard).await;
+        assert!(matches!(refused, Err(Error::Locked { .. })), "{refused:?}");
+        assert!(guard.lost().is_cancelled());
+        guard.release(&place.never).await;
+    }
+    assert!(place.locks().await.is_empty());
+    assert!(place.store.asked("put index").is_empty());
+
+    let begun = Instant::now();
+    let guard = begin(Mode::Shared).await;
+    guard.rely_on(Vec::new());
+    place.index(&guard).await.unwrap();
+    assert!(begun.elapsed() >= SETTLE);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_read_before_has_to_be_there_after_the_second_look() {
+    let place = Place::new();
+    let held = place.take(Mode::Shared).await.unwrap();
+    let (id, _) = place.index(&held).await.unwrap();
+    for (names, sound) in [(vec![id], true), (vec![id, Id::of(b"gone")], false)] {
+        let mut attempts = Adding::new(&place.files, &place.options, &place.never);
+        let guard = attempts.begin().await.unwrap();
+        // However long reading takes.
+        pass(1).await;
+        guard.rely_on(names);
+        let written = place.index(&guard).await;
+        assert_eq!(written.is_ok(), sound, "{written:?}");
+        let ended = attempts.end(guard, written).await;
+        assert!(ended.is_some_and(|result| result.is_ok() == sound));
+    }
+    assert_eq!(place.locks().await.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn it_is_refreshed_every_minute_by_a_new_file_before_the_old_one_goes() {
     let place = Place::new();
     let guard = place.take(Mode::Shared).await.unwrap();

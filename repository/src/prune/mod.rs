@@ -28,7 +28,7 @@ use crate::error::{Error, Result};
 use crate::files::{FileKind, Files};
 use crate::id::{Id, SnapshotId};
 use crate::index::{self, Index};
-use crate::lock::{self, LockGuard, Mode};
+use crate::lock::{self, Adding, LockGuard, Mode};
 use crate::mark::{self, Marks};
 use crate::pack::{BlobKind, PackedBlob};
 use crate::packer::Packer;
@@ -89,12 +89,15 @@ async fn copy_phase(
     progress: &dyn Progress,
     cancel: &CancellationToken,
 ) -> Result<Copied> {
-    let (files, options_of_lock) = (&repository.files, &repository.options);
-    let guard = lock::acquire(files, options_of_lock, Mode::Shared, cancel).await?;
-    let work = copy_locked(repository, options, &guard, progress, cancel);
-    let result = drive::unless_cancelled(cancel, work).await;
-    guard.release(cancel).await;
-    result
+    let mut attempts = Adding::new(&repository.files, &repository.options, cancel);
+    loop {
+        let guard = attempts.begin().await?;
+        let work = copy_locked(repository, options, &guard, progress, cancel);
+        let result = drive::unless_cancelled(cancel, work).await;
+        if let Some(result) = attempts.end(guard, result).await {
+            return result;
+        }
+    }
 }
 
 async fn copy_locked(
@@ -105,11 +108,7 @@ async fn copy_locked(
     cancel: &CancellationToken,
 ) -> Result<Copied> {
     let files = &repository.files;
-    let (mut index, _) = Index::load(files).await?;
-    if guard.healed() {
-        adopt::adopt(files, guard, &mut index).await?;
-    }
-    let reader = reader(files, index);
+    let reader = reader(files, adopt::index(files, guard).await?);
     let index = Arc::clone(&reader.index);
     let snapshots = repository.snapshots().await?;
     let mut marks = Marks::new(index.len());

@@ -3,6 +3,8 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use futures::TryStreamExt;
 use jackline_storage::ObjectStore;
@@ -190,6 +192,56 @@ async fn a_backup_between_the_phases_keeps_what_it_uses_again() {
     place.assert_restores(&again).await;
 }
 
+/// Its lock takes so long to come to sight that a prune sees none, and the prune ends before the backup looks again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_that_read_the_index_before_a_prune_it_could_not_see_begins_anew() {
+    let place = Place::new().await;
+    let copied = place.copy().await;
+    fs::write(place.source().join("again"), &place.forgotten).unwrap();
+    let store = Faulty::new(place.memory.clone());
+    let mut repository = place.repository.clone();
+    repository.files.store = store.clone();
+    repository.options.lock_wait = Duration::from_secs(60);
+    let (puts, looks) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let first = |count: &AtomicUsize| count.fetch_add(1, Ordering::Relaxed);
+    store.on(move |request| {
+        let slow = request.starts_with("put locks/") && first(&puts) == 0
+            || request.starts_with("list locks") && first(&looks) == 1;
+        match slow {
+            true => Fate::Delay(Duration::from_secs(1)),
+            false => Fate::Pass,
+        }
+    });
+    let index_deletions = AtomicUsize::new(0);
+    place.store.on(move |request| match request {
+        request if request.starts_with("delete index/") && first(&index_deletions) == 0 => {
+            Fate::Delay(Duration::from_millis(1200))
+        }
+        _ => Fate::Pass,
+    });
+    let request = BackupRequest::contents(place.source(), "h");
+    let (begun, begins) = tokio::sync::oneshot::channel::<()>();
+    let pruning = async {
+        begins.await.unwrap();
+        place.delete(&copied).await.unwrap()
+    };
+    let waiting = async {
+        while store.asked("put locks/").is_empty() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        begun.send(()).unwrap();
+    };
+    let backup = repository.backup(request, &NoProgress, &place.never);
+    let (made, pruned, ()) = tokio::join!(backup, pruning, waiting);
+    assert_eq!(pruned.packs_repacked, 1, "{pruned:?}");
+    let loaded = store.asked("put locks/");
+    assert_eq!(loaded.len(), 1, "it began anew");
+    place.assert_sound().await;
+    place
+        .assert_restores(&made.unwrap().snapshot.unwrap())
+        .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_whole_prune_and_a_forget_between_the_phases_change_nothing() {
     let place = Place::new().await;
@@ -279,9 +331,9 @@ async fn with_the_store_gone_at_any_request_nothing_is_lost_and_the_next_run_end
         let store = Faulty::new(memory.clone());
         let mut repository = place.repository.clone();
         repository.files.store = store.clone();
-        let asked = std::sync::atomic::AtomicUsize::new(0);
+        let asked = AtomicUsize::new(0);
         store.on(move |_| {
-            let number = asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            let number = asked.fetch_add(1, Ordering::Relaxed);
             if number < after {
                 Fate::Pass
             } else {

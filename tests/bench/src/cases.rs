@@ -19,13 +19,19 @@ const BUCKET: &str = "bench";
 /// How much data.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Sizes {
-    large_files: u64,
-    large_bytes: u64,
-    appended_bytes: u64,
-    many_files: u64,
-    directories: u64,
-    snapshots: u64,
-    round_trip_ms: u64,
+    pub(crate) large_files: u64,
+    pub(crate) large_bytes: u64,
+    pub(crate) appended_bytes: u64,
+    pub(crate) many_files: u64,
+    pub(crate) directories: u64,
+    pub(crate) snapshots: u64,
+    pub(crate) round_trip_ms: u64,
+    pub(crate) tiny_files: u64,
+    pub(crate) tiny_directories: u64,
+    pub(crate) wide_files: u64,
+    pub(crate) plenty_files: u64,
+    pub(crate) plenty_bytes: u64,
+    pub(crate) one_bytes: u64,
 }
 
 impl Sizes {
@@ -38,6 +44,12 @@ impl Sizes {
             directories: 250,
             snapshots: 20,
             round_trip_ms: 20,
+            tiny_files: 2_000_000,
+            tiny_directories: 2_000,
+            wide_files: 200_000,
+            plenty_files: 100_000,
+            plenty_bytes: 16 << 10,
+            one_bytes: 2 << 30,
         }
     }
 
@@ -46,12 +58,16 @@ impl Sizes {
             large_bytes: 10 << 20,
             many_files: 500,
             directories: 10,
+            tiny_files: 20_000,
+            tiny_directories: 20,
+            wide_files: 2_000,
+            plenty_files: 1_000,
+            one_bytes: 20 << 20,
             ..Sizes::full()
         }
     }
 }
 
-/// The cases in the order of the report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Case {
@@ -69,23 +85,37 @@ pub(crate) enum Case {
     OpenRemote,
     FullRemote,
     UnchangedRemote,
+    /// A backup of a source that changes from one to the next.
+    Incremental(Source, Step),
+}
+
+/// A source on disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Source {
+    /// So many files of 16 bytes that what is known of each decides, in many directories.
+    Tiny,
+    /// Files of 16 bytes in a single directory.
+    Wide,
+    /// Files of a common size.
+    Plenty,
+    /// A single file.
+    One,
+}
+
+/// What happened to a source before it was backed up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Step {
+    New,
+    Unchanged,
+    FileMore,
+    LargeFileMore,
+    SeveralDeleted,
+    AllDeleted,
 }
 
 impl Case {
-    pub(crate) const ALL: [Case; 11] = [
-        Case::Open,
-        Case::FullLarge,
-        Case::Append,
-        Case::RestoreLarge,
-        Case::FullMany,
-        Case::Unchanged,
-        Case::RestoreMany,
-        Case::Prune,
-        Case::OpenRemote,
-        Case::FullRemote,
-        Case::UnchangedRemote,
-    ];
-
     /// What this case costs at least.
     pub(crate) fn open(self) -> Case {
         match self {
@@ -108,6 +138,8 @@ impl Case {
             Case::Prune => "<= 0.50, 128 MiB",
             Case::FullRemote => "<= 0.65, 160 MiB",
             Case::UnchangedRemote => "<= 0.6 s, 160 MiB",
+            Case::Incremental(Source::Tiny | Source::Wide, Step::Unchanged) => "<= 0.25, 512 MiB",
+            Case::Incremental(..) => "-",
         }
     }
 
@@ -123,6 +155,12 @@ impl Case {
             many_files,
             snapshots,
             round_trip_ms,
+            tiny_files,
+            tiny_directories,
+            wide_files,
+            plenty_files,
+            plenty_bytes,
+            one_bytes,
             ..
         } = sizes;
         let large = mib(*large_bytes);
@@ -138,6 +176,25 @@ impl Case {
             Case::OpenRemote => format!("S3, {round_trip_ms} ms: open and list"),
             Case::FullRemote => format!("S3, {round_trip_ms} ms: full, {large} random"),
             Case::UnchangedRemote => format!("S3, {round_trip_ms} ms: unchanged"),
+            Case::Incremental(source, step) => {
+                let source = match source {
+                    Source::Tiny => {
+                        format!("{tiny_files} x 16 bytes, {tiny_directories} directories")
+                    }
+                    Source::Wide => format!("{wide_files} x 16 bytes, 1 directory"),
+                    Source::Plenty => format!("{plenty_files} x {} KiB", plenty_bytes >> 10),
+                    Source::One => format!("1 x {}", mib(*one_bytes)),
+                };
+                let step = match step {
+                    Step::New => "new",
+                    Step::Unchanged => "unchanged",
+                    Step::FileMore => "1 file more",
+                    Step::LargeFileMore => "1 large file more",
+                    Step::SeveralDeleted => "several deleted",
+                    Step::AllDeleted => "all deleted",
+                };
+                format!("{source}: {step}")
+            }
         }
     }
 }
@@ -163,36 +220,30 @@ pub(crate) struct Measured {
     pub(crate) runs: Vec<Run>,
 }
 
-struct Bench<'a> {
+impl Measured {
+    /// The cases in the order in which they were measured.
+    pub(crate) fn cases(&self) -> Vec<Case> {
+        let mut cases = Vec::new();
+        for run in &self.runs {
+            if !cases.contains(&run.case) {
+                cases.push(run.case);
+            }
+        }
+        cases
+    }
+}
+
+pub(crate) struct Bench<'a> {
     directory: &'a Path,
     programs: Programs,
-    sizes: &'a Sizes,
+    pub(crate) sizes: &'a Sizes,
     children: &'a Children,
     runs: Vec<Run>,
 }
 
 /// Measures all cases in `directory`; the tools take turns at going first.
-pub(crate) fn run(
-    directory: &Path,
-    jackline: &Path,
-    sizes: &Sizes,
-    rounds: usize,
-    children: &Children,
-) -> Result<Measured> {
-    let programs = Programs {
-        jackline: jackline.to_owned(),
-    };
-    let versions = programs.versions()?;
-    let mut bench = Bench {
-        directory,
-        programs,
-        sizes,
-        children,
-        runs: Vec::new(),
-    };
-    // Both work on copies of one repository, so that nobody wins by weaker keys.
-    let template = Repository::directory(&bench.path("template"));
-    bench.call(Tool::Restic, &template, directory, &["init"])?;
+pub(crate) fn run(bench: &mut Bench<'_>, rounds: usize) -> Result<()> {
+    let sizes = bench.sizes;
     eprintln!("writing the data");
     data::large(&bench.path("large"), sizes.large_files, sizes.large_bytes)?;
     data::many(&bench.path("many"), sizes.many_files, sizes.directories)?;
@@ -203,18 +254,39 @@ pub(crate) fn run(
     bench.remove("many")?;
     eprintln!("writing a repository with {} snapshots", sizes.snapshots);
     bench.history()?;
-    bench.in_turn("prune", rounds, Bench::prune)?;
-    let runs = bench.runs;
-    Ok(Measured {
-        sizes: sizes.clone(),
-        versions,
-        runs,
-    })
+    bench.in_turn("prune", rounds, Bench::prune)
 }
 
 type Measure<'a> = fn(&mut Bench<'a>, Tool, usize) -> Result<()>;
 
 impl<'a> Bench<'a> {
+    pub(crate) fn new(
+        directory: &'a Path,
+        programs: Programs,
+        sizes: &'a Sizes,
+        children: &'a Children,
+    ) -> Result<Self> {
+        let bench = Self {
+            directory,
+            programs,
+            sizes,
+            children,
+            runs: Vec::new(),
+        };
+        // Both work on copies of one repository, so that nobody wins by weaker keys.
+        let template = Repository::directory(&bench.path("template"));
+        bench.call(Tool::Restic, &template, directory, &["init"])?;
+        Ok(bench)
+    }
+
+    pub(crate) fn measured(self) -> Result<Measured> {
+        Ok(Measured {
+            sizes: self.sizes.clone(),
+            versions: self.programs.versions()?,
+            runs: self.runs,
+        })
+    }
+
     fn in_turn(&mut self, what: &str, rounds: usize, measure: Measure<'a>) -> Result<()> {
         for round in 1..=rounds {
             let mut tools = [Tool::Restic, Tool::Jackline];
@@ -229,7 +301,7 @@ impl<'a> Bench<'a> {
         Ok(())
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.join(name)
     }
 
@@ -406,7 +478,14 @@ impl<'a> Bench<'a> {
         Ok(())
     }
 
-    fn note(&mut self, case: Case, tool: Tool, round: usize, cost: Cost, bytes: Option<u64>) {
+    pub(crate) fn note(
+        &mut self,
+        case: Case,
+        tool: Tool,
+        round: usize,
+        cost: Cost,
+        bytes: Option<u64>,
+    ) {
         self.runs.push(Run {
             case,
             tool,
@@ -416,7 +495,7 @@ impl<'a> Bench<'a> {
         });
     }
 
-    fn cost(
+    pub(crate) fn cost(
         &self,
         tool: Tool,
         repository: &Repository,
@@ -429,7 +508,7 @@ impl<'a> Bench<'a> {
     }
 
     /// Not measured.
-    fn call(
+    pub(crate) fn call(
         &self,
         tool: Tool,
         repository: &Repository,
@@ -439,7 +518,7 @@ impl<'a> Bench<'a> {
         self.cost(tool, repository, current, args).map(drop)
     }
 
-    fn remove(&self, name: &str) -> Result<()> {
+    pub(crate) fn remove(&self, name: &str) -> Result<()> {
         match fs::remove_dir_all(self.path(name)) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 Err(error).with_context(|| format!("remove {name}"))

@@ -66,6 +66,34 @@ pub(crate) fn many(directory: &Path, count: u64, directories: u64) -> Result<()>
     Ok(())
 }
 
+/// `count` files of 16 bytes, each other ones, spread over `directories`.
+pub(crate) fn tiny(directory: &Path, count: u64, directories: u64) -> Result<()> {
+    for index in 0..directories {
+        fs::create_dir_all(directory.join(format!("dir-{index:04}")))?;
+    }
+    for index in 0..count {
+        // One directory after the other, as a program would that fills them.
+        let place = format!("dir-{:04}/file-{index:07}", index * directories / count);
+        fs::write(directory.join(place), format!("{index:016}"))?;
+    }
+    Ok(())
+}
+
+/// `count` files of `size` bytes, a thousand in a directory.
+pub(crate) fn equal(directory: &Path, count: u64, size: u64) -> Result<()> {
+    let mut noise = Noise::new(99);
+    for index in 0..count {
+        let inside = directory.join(format!("dir-{:04}", index / 1000));
+        if index % 1000 == 0 {
+            fs::create_dir_all(&inside)?;
+        }
+        let mut content = Vec::with_capacity(size as usize);
+        noise.write(&mut content, size)?;
+        fs::write(inside.join(format!("file-{index:06}")), content)?;
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,8 +1,11 @@
 //! `make bench`: Jackline and Debian's restic in turn on the same data, on tmpfs, so that neither the disk
-//! nor the cache of an earlier run decides. Prints medians and writes every measurement as JSON.
+//! nor the cache of an earlier run decides. `make bench-large`: what does not fit there. Prints medians and
+//! writes every measurement as JSON.
 
 mod cases;
 mod data;
+mod incremental;
+mod limit;
 mod measure;
 mod report;
 mod tools;
@@ -16,11 +19,10 @@ use anyhow::{Context, Result, bail};
 use clap::{Parser, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::cases::Sizes;
+use crate::cases::{Bench, Sizes};
+use crate::limit::MemoryLimit;
 use crate::measure::Children;
-
-/// Room for the sources, one repository and one restored copy.
-const NEEDED: u64 = 8 << 30;
+use crate::tools::Programs;
 
 #[derive(Debug, Parser)]
 #[command(version, about = "Measures Jackline side by side with restic")]
@@ -37,26 +39,52 @@ struct Args {
     /// The program to measure [default: the one built beside this]
     #[arg(long)]
     jackline: Option<PathBuf>,
-    /// Where the data lies while it runs
-    #[arg(long, default_value = "/dev/shm")]
-    tmpfs: PathBuf,
-    /// Where the measurements are written [default: bench/repository.json in the target directory]
+    /// Where the data lies while it runs [default: /dev/shm; large: /var/tmp]
+    #[arg(long)]
+    directory: Option<PathBuf>,
+    /// Where the measurements are written [default: bench/<suite>.json in the target directory]
     #[arg(long)]
     json: Option<PathBuf>,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Suite {
-    /// Backups and restores of large and of many files.
+    /// Backups and restores of large and of many files, in memory
     Repository,
+    /// Millions of files, and sources that change, on disk
+    Large,
+}
+
+impl Suite {
+    fn name(self) -> &'static str {
+        match self {
+            Suite::Repository => "repository",
+            Suite::Large => "large",
+        }
+    }
+
+    fn directory(self) -> &'static Path {
+        Path::new(match self {
+            Suite::Repository => "/dev/shm",
+            Suite::Large => "/var/tmp",
+        })
+    }
+
+    /// Room for the sources, the repositories and what is restored.
+    fn needed(self) -> u64 {
+        match self {
+            Suite::Repository => 8 << 30,
+            Suite::Large => 11 << 30,
+        }
+    }
 }
 
 #[tokio::main]
 async fn main() -> ExitCode {
     let children = Children::default();
     let args = Args::parse();
-    let directory = args
-        .tmpfs
+    let directory = (args.directory.as_deref())
+        .unwrap_or(args.suite.directory())
         .join(format!("jackline-bench-{}", std::process::id()));
     let work = {
         let (directory, children) = (directory.clone(), children.clone());
@@ -79,7 +107,7 @@ async fn main() -> ExitCode {
     std::process::exit(code)
 }
 
-/// tmpfs is memory: nothing may stay, whatever happened. The measuring thread may be writing still.
+/// It is large, and perhaps memory: nothing may stay, whatever happened. The measuring thread may be writing still.
 fn remove(directory: &Path) -> Result<()> {
     let mut result = Ok(());
     for _ in 0..100 {
@@ -110,25 +138,36 @@ async fn stopped() {
 }
 
 fn run(args: &Args, directory: &Path, children: &Children) -> Result<()> {
-    let Suite::Repository = args.suite;
     let sizes = if args.small {
         Sizes::small()
     } else {
         Sizes::full()
     };
-    check_room(&args.tmpfs, if args.small { NEEDED / 50 } else { NEEDED })?;
+    let (suite, rounds) = (args.suite, args.rounds.max(1));
+    std::fs::create_dir_all(directory)?;
+    let needed = suite.needed() / if args.small { 50 } else { 1 };
+    check_room(directory, suite, needed)?;
     let target = target_directory()?;
     let jackline = match &args.jackline {
         Some(program) => program.clone(),
         None => built(&target)?,
     };
-    std::fs::create_dir_all(directory)?;
-    let measured = cases::run(directory, &jackline, &sizes, args.rounds.max(1), children)?;
+    let limit = match suite {
+        Suite::Repository => None,
+        Suite::Large => Some(MemoryLimit::new(incremental::MEMORY)?),
+    };
+    let programs = Programs { jackline, limit };
+    let mut bench = Bench::new(directory, programs, &sizes, children)?;
+    match suite {
+        Suite::Repository => cases::run(&mut bench, rounds)?,
+        Suite::Large => incremental::run(&mut bench, rounds)?,
+    }
+    let measured = bench.measured()?;
     print!("{}", report::table(&measured));
     let json = args
         .json
         .clone()
-        .unwrap_or_else(|| target.join("bench/repository.json"));
+        .unwrap_or_else(|| target.join(format!("bench/{}.json", suite.name())));
     if let Some(parent) = json.parent() {
         std::fs::create_dir_all(parent)?;
     }
@@ -140,8 +179,9 @@ fn run(args: &Args, directory: &Path, children: &Children) -> Result<()> {
     Ok(())
 }
 
-fn check_room(tmpfs: &Path, needed: u64) -> Result<()> {
-    let stat = rustix::fs::statvfs(tmpfs).with_context(|| format!("{}", tmpfs.display()))?;
+fn check_room(directory: &Path, suite: Suite, needed: u64) -> Result<()> {
+    let stat =
+        rustix::fs::statvfs(directory).with_context(|| format!("{}", directory.display()))?;
     let free = stat.f_bavail * stat.f_frsize;
     let memory = std::fs::read_to_string("/proc/meminfo").context("read /proc/meminfo")?;
     let line = memory
@@ -150,12 +190,15 @@ fn check_room(tmpfs: &Path, needed: u64) -> Result<()> {
     let available = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
     let available = available.context("/proc/meminfo has no MemAvailable")? << 10;
     let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+    let available = match suite {
+        Suite::Repository => available,
+        Suite::Large => u64::MAX,
+    };
     if free.min(available) < needed {
         bail!(
-            "{} has {:.1} GiB free, memory {:.1} GiB available; {:.1} GiB are needed",
-            tmpfs.display(),
-            gib(free),
-            gib(available),
+            "{} has room for {:.1} GiB; {:.1} GiB are needed",
+            directory.display(),
+            gib(free.min(available)),
             gib(needed)
         );
     }

@@ -7,6 +7,8 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
+use crate::limit::MemoryLimit;
+
 const PASSWORD: &str = "bench";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -37,6 +39,8 @@ impl Repository {
 #[derive(Debug)]
 pub(crate) struct Programs {
     pub(crate) jackline: PathBuf,
+    /// What Jackline has to manage with. restic may use what there is.
+    pub(crate) limit: Option<MemoryLimit>,
 }
 
 impl Programs {
@@ -45,7 +49,10 @@ impl Programs {
         let mut command = match tool {
             Tool::Restic => Command::new("restic"),
             Tool::Jackline => {
-                let mut command = Command::new(&self.jackline);
+                let mut command = match &self.limit {
+                    Some(limit) => limit.command(&self.jackline),
+                    None => Command::new(&self.jackline),
+                };
                 command.arg("repository");
                 command
             }
