@@ -71,18 +71,21 @@ impl Key {
         key
     }
 
-    /// Seals in place: `buffer[start + NONCE..]` holds the plain text, with [`NONCE`] bytes of room before it. The tag
-    /// is appended.
-    pub(crate) fn seal(&self, buffer: &mut Vec<u8>, start: usize) -> Result<()> {
+    /// Appends `plain`, sealed.
+    pub(crate) fn seal(&self, plain: &[u8], to: &mut Vec<u8>) -> Result<()> {
         let mut nonce = [0; NONCE];
         random(&mut nonce)?;
-        buffer[start..start + NONCE].copy_from_slice(&nonce);
+        to.reserve(plain.len() + OVERHEAD);
+        to.extend_from_slice(&nonce);
         let sealed = self.pass(&nonce).and_then(|mut pass| {
-            for slice in buffer[start + NONCE..].chunks_mut(SLICE) {
-                pass.cipher.apply(slice)?;
-                pass.authenticate(slice);
+            for slice in plain.chunks(SLICE) {
+                let start = to.len();
+                to.extend_from_slice(slice);
+                let text = &mut to[start..];
+                pass.cipher.apply(text)?;
+                pass.authenticate(text);
             }
-            buffer.extend_from_slice(&pass.tag());
+            to.extend_from_slice(&pass.tag());
             Ok(())
         });
         sealed.map_err(|Unspecified| Error::Internal("the cipher cannot be used".into()))
@@ -90,11 +93,9 @@ impl Key {
 
     /// Seals a short message.
     pub(crate) fn seal_slice(&self, plain: &[u8]) -> Result<Vec<u8>> {
-        let mut buffer = Vec::with_capacity(plain.len() + OVERHEAD);
-        buffer.resize(NONCE, 0);
-        buffer.extend_from_slice(plain);
-        self.seal(&mut buffer, 0)?;
-        Ok(buffer)
+        let mut sealed = Vec::new();
+        self.seal(plain, &mut sealed)?;
+        Ok(sealed)
     }
 
     /// Opens in place and returns the plain text.

@@ -153,8 +153,9 @@ pub(crate) async fn packing<T: Send + 'static>(
     let stop = cancel.child_token();
     let _stop_when_dropped = stop.clone().drop_guard();
     let (sender, mut packs) = mpsc::channel(1);
-    // One open pack of data a thread and one of trees in all, plus what is under way.
-    let limit = threads() + 1 + IN_FLIGHT;
+    // An open pack for each thread, and what is under way. Of the packs of one kind no more are open than there are threads, so
+    // those of the other kind always find a buffer.
+    let limit = threads() + IN_FLIGHT;
     let packer = Packer::new(
         files.key.clone(),
         files.version,

@@ -74,8 +74,7 @@ pub(crate) fn header_len<'a>(blobs: impl Iterator<Item = &'a PackedBlob>) -> u64
 
 /// Appends the sealed header and its length to a pack's blobs.
 pub(crate) fn finish(pack: &mut Vec<u8>, blobs: &[PackedBlob], key: &Key) -> Result<()> {
-    let start = pack.len();
-    pack.resize(start + crate::crypto::NONCE, 0);
+    let mut header = Vec::with_capacity(blobs.len() * COMPRESSED_ENTRY);
     for blob in blobs {
         let tag = match (blob.kind, blob.uncompressed) {
             (BlobKind::Data, 0) => 0,
@@ -83,14 +82,15 @@ pub(crate) fn finish(pack: &mut Vec<u8>, blobs: &[PackedBlob], key: &Key) -> Res
             (BlobKind::Data, _) => 2,
             (BlobKind::Tree, _) => 3,
         };
-        pack.push(tag);
-        pack.extend_from_slice(&blob.length.to_le_bytes());
+        header.push(tag);
+        header.extend_from_slice(&blob.length.to_le_bytes());
         if blob.uncompressed != 0 {
-            pack.extend_from_slice(&blob.uncompressed.to_le_bytes());
+            header.extend_from_slice(&blob.uncompressed.to_le_bytes());
         }
-        pack.extend_from_slice(&blob.id.0);
+        header.extend_from_slice(&blob.id.0);
     }
-    key.seal(pack, start)?;
+    let start = pack.len();
+    key.seal(&header, pack)?;
     let length = u32::try_from(pack.len() - start)
         .map_err(|_| Error::Internal("a pack header is too long".into()))?;
     pack.extend_from_slice(&length.to_le_bytes());

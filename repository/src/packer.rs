@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::chunker::MAX;
 use crate::compress;
-use crate::crypto::{Key, NONCE, OVERHEAD};
+use crate::crypto::{Key, OVERHEAD};
 use crate::error::{Error, Result};
 use crate::hash::Hash;
 use crate::id::Id;
@@ -215,10 +215,7 @@ impl Packer {
         let start = pack.buffer.len();
         let offset =
             u32::try_from(start).map_err(|_| Error::Internal("a pack is too large".into()))?;
-        pack.buffer.reserve(size);
-        pack.buffer.resize(start + NONCE, 0);
-        pack.buffer.extend_from_slice(stored);
-        self.key.seal(&mut pack.buffer, start)?;
+        self.key.seal(stored, &mut pack.buffer)?;
         pack.blobs.push(PackedBlob {
             kind,
             id,

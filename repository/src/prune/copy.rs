@@ -1,5 +1,7 @@
 //! Copying what is used out of packs that go.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
@@ -10,7 +12,10 @@ use crate::files::FileKind;
 use crate::index::Location;
 use crate::packer::Packer;
 
-/// Copies used blobs into new packs, each verified on the way.
+/// Bytes read at once.
+const SPAN: u64 = 4 << 20;
+
+/// Copies used blobs, sorted by pack and offset, into new packs, each verified on the way.
 pub(super) fn copy(
     reader: &BlobReader,
     runtime: &Handle,
@@ -19,51 +24,88 @@ pub(super) fn copy(
     counters: &Counters,
     copies: &[Location],
 ) -> Result<()> {
-    /// Bytes read at once.
-    const SPAN: u64 = 8 << 20;
-    let mut scratch = Default::default();
-    let mut rest = copies;
-    while let Some(first) = rest.first() {
-        if stop.is_cancelled() {
-            return Err(Error::Cancelled);
+    let spans: Vec<_> = spans(copies).collect();
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut scratch = Default::default();
+        while let Some(span) = spans.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if stop.is_cancelled() {
+                return Err(Error::Cancelled);
+            }
+            let copied = copy_span(reader, runtime, packer, stop, counters, span, &mut scratch);
+            copied.inspect_err(|_| next.store(spans.len(), Ordering::Relaxed))?;
         }
-        let start = u64::from(first.blob.offset);
-        let end = |place: &Location| u64::from(place.blob.offset) + u64::from(place.blob.length);
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..drive::threads().min(spans.len()))
+            .map(|_| scope.spawn(work))
+            .collect();
+        let ended = threads.into_iter().map(|thread| {
+            let panicked = |_| Err(Error::Internal("a thread that copies panicked".into()));
+            thread.join().unwrap_or_else(panicked)
+        });
+        // All are waited for; the first error counts.
+        ended.fold(Ok(()), Result::and)
+    })
+}
+
+fn end(place: &Location) -> u64 {
+    u64::from(place.blob.offset) + u64::from(place.blob.length)
+}
+
+/// What is read at once: blobs of one pack, near to each other.
+fn spans(mut rest: &[Location]) -> impl Iterator<Item = &[Location]> {
+    std::iter::from_fn(move || {
+        let first = rest.first()?;
+        let limit = u64::from(first.blob.offset) + SPAN;
         let count = rest
             .iter()
             .take_while(|place| {
-                place.pack == first.pack && (end(place) <= start + SPAN || *place == first)
+                place.pack == first.pack && (end(place) <= limit || *place == first)
             })
             .count();
         let (span, after) = rest.split_at(count);
         rest = after;
-        let stop_at = span.last().map_or(start, end);
-        let pack = FileKind::Pack.path(&reader.index.pack_id(first.pack));
-        let bytes = drive::wait(runtime, stop, async {
-            Ok(reader.files.store.get_range(&pack, start..stop_at).await?)
-        })?;
-        let mut bytes = Vec::from(bytes);
-        let blobs = span.iter().map(|place| (&place.blob, &place.blob));
-        blobs::open_each(
-            &reader.files.key,
-            &mut bytes,
-            start,
-            blobs,
-            &mut scratch,
-            |blob, plain| {
-                match plain {
-                    Ok(plain) => packer.save_again(blob.kind, blob.id, plain)?,
-                    Err(reason) => {
-                        // Another copy may be sound; if none is, nothing was removed yet.
-                        tracing::warn!(pack, blob = %blob.id, reason, "damaged blob");
-                        let plain = drive::wait(runtime, stop, reader.load(blob.kind, &blob.id))?;
-                        packer.save_again(blob.kind, blob.id, &plain)?;
-                    }
-                }
-                counters.advance(u64::from(blob.length), 0);
-                Ok::<_, Error>(())
-            },
-        )?;
-    }
-    Ok(())
+        Some(span)
+    })
+}
+
+fn copy_span(
+    reader: &BlobReader,
+    runtime: &Handle,
+    packer: &Packer,
+    stop: &CancellationToken,
+    counters: &Counters,
+    span: &[Location],
+    scratch: &mut [Vec<u8>; 2],
+) -> Result<()> {
+    let (Some(first), Some(last)) = (span.first(), span.last()) else {
+        return Ok(());
+    };
+    let start = u64::from(first.blob.offset);
+    let pack = FileKind::Pack.path(&reader.index.pack_id(first.pack));
+    let bytes = drive::wait(runtime, stop, async {
+        Ok(reader
+            .files
+            .store
+            .get_range(&pack, start..end(last))
+            .await?)
+    })?;
+    let mut bytes = Vec::from(bytes);
+    let blobs = span.iter().map(|place| (&place.blob, &place.blob));
+    let key = &reader.files.key;
+    blobs::open_each(key, &mut bytes, start, blobs, scratch, |blob, plain| {
+        match plain {
+            Ok(plain) => packer.save_again(blob.kind, blob.id, plain)?,
+            Err(reason) => {
+                // Another copy may be sound; if none is, nothing was removed yet.
+                tracing::warn!(pack, blob = %blob.id, reason, "damaged blob");
+                let plain = drive::wait(runtime, stop, reader.load(blob.kind, &blob.id))?;
+                packer.save_again(blob.kind, blob.id, &plain)?;
+            }
+        }
+        counters.advance(u64::from(blob.length), 0);
+        Ok(())
+    })
 }
