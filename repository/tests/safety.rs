@@ -198,21 +198,23 @@ async fn exclusive_lock(repo: &Path, holder: &OpenOptions) -> PathBuf {
             .await
             .map(drop)
     });
-    // The first is shared.
-    let mut seen = Vec::new();
-    while seen.len() < 2 {
+    // The last one is exclusive, and stays long enough to be seen.
+    let mut seen = None;
+    while !running.is_finished() {
         let entries = fs::read_dir(&watch).into_iter().flatten();
         for path in entries.map(|entry| entry.unwrap().path()) {
-            if path.file_name().unwrap().len() == 64 && !seen.contains(&path) {
-                seen.push(path);
+            let new = path.file_name().unwrap().len() == 64 && seen.as_ref() != Some(&path);
+            // A shared one may be gone already.
+            if new && fs::copy(&path, &hidden).is_ok() {
+                seen = Some(path);
             }
         }
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    fs::copy(&seen[1], &hidden).unwrap();
     running.await.unwrap().unwrap();
-    fs::copy(&hidden, &seen[1]).unwrap();
-    seen.swap_remove(1)
+    let seen = seen.unwrap();
+    fs::copy(&hidden, &seen).unwrap();
+    seen
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -234,7 +236,7 @@ async fn a_lost_lock_ends_the_operation() {
                 std::thread::sleep(Duration::from_millis(1));
                 continue;
             };
-            // After it was taken for good, before the index is written.
+            // Before the index is written.
             std::thread::sleep(Duration::from_millis(100));
             fs::remove_file(entry.path()).unwrap();
             return;
@@ -261,7 +263,7 @@ async fn cancelled_means_now_and_nothing_broken() {
     let cancel = CancellationToken::new();
     let trigger = cancel.clone();
     tokio::spawn(async move {
-        tokio::time::sleep(Duration::from_millis(600)).await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
         trigger.cancel();
     });
     let started = std::time::Instant::now();
@@ -269,7 +271,7 @@ async fn cancelled_means_now_and_nothing_broken() {
     let result = repository.backup(request, &NoProgress, &cancel).await;
     assert!(matches!(result, Err(Error::Cancelled)), "{result:?}");
     assert!(
-        started.elapsed() < Duration::from_millis(2600),
+        started.elapsed() < Duration::from_millis(1300),
         "{:?}",
         started.elapsed()
     );
