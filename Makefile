@@ -2,7 +2,7 @@
 CLUSTER ?= target/cluster
 built = $${CARGO_TARGET_DIR:-target}/debug
 
-.PHONY: demo test lint bench bench-objects bench-scale crash fuzz generate cluster-up cluster-down bootstrap programs
+.PHONY: demo test lint bench bench-large bench-objects bench-scale crash fuzz generate cluster-up cluster-down bootstrap programs
 
 demo: programs ## the whole story on a real cluster (KEEP=1 leaves it up)
 	$(built)/demo $(if $(KEEP),--keep) --dir $(CLUSTER)
@@ -15,6 +15,9 @@ lint: bootstrap ## formatting and clippy, warnings denied
 
 bench: bootstrap ## side by side with Debian's restic, and beside Velero's times
 	tests/run bench
+
+bench-large: bootstrap ## two million files, and sources that change, on disk: half an hour, 11 GiB
+	tests/run bench-large
 
 bench-objects: bootstrap ## backups and restores on a cluster, beside Velero's times
 	tests/run bench-objects

@@ -227,20 +227,26 @@ impl State {
 
 /// Ends the time in which others that looked at the same moment could show themselves.
 async fn settle(state: Arc<State>, look: impl Future<Output = Result<()>>) {
-    if let Some(Err(error)) = state.given_back.run_until_cancelled(look).await {
-        let refusal = match error {
-            Error::Locked {
-                holder,
-                exclusive,
-                age,
-            } => Refusal::Conflict {
-                holder,
-                exclusive,
-                age,
-            },
-            error => Refusal::Blind(format!("the second look at the locks failed: {error}")),
-        };
-        *state.refused.lock() = Some(refusal);
+    let refusal = match state.given_back.run_until_cancelled(look).await {
+        Some(Ok(())) => None,
+        Some(Err(Error::Locked {
+            holder,
+            exclusive,
+            age,
+        })) => Some(Refusal::Conflict {
+            holder,
+            exclusive,
+            age,
+        }),
+        Some(Err(error)) => {
+            let reason = format!("the second look at the locks failed: {error}");
+            Some(Refusal::Blind(reason))
+        }
+        // Whoever still waits to write comes too late.
+        None => Some(Refusal::Blind("it was given back".into())),
+    };
+    if refusal.is_some() {
+        *state.refused.lock() = refusal;
         state.lost.cancel();
     }
     state.settled.cancel();
@@ -280,9 +286,11 @@ async fn refresh(state: &State, lock: &mut StoredLock, own: &mut Vec<Id>) -> Res
     lock.time = Timestamp::now();
     let begun = (Instant::now(), SystemTime::now());
     let new = put(&state.files, lock).await?;
+    own.push(new);
+    // Who took the old one away before the new one came to sight believes that nobody is here.
+    state.see().await?;
     *state.id.lock() = new;
     *state.refreshed.lock() = begun;
-    own.push(new);
     while own.len() > 1 {
         delete(&state.files, FileKind::Lock, &own[0]).await?;
         own.remove(0);

@@ -145,6 +145,30 @@ async fn what_was_read_before_has_to_be_there_after_the_second_look() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn one_that_was_taken_away_while_it_was_refreshed_is_lost() {
+    let place = Place::new();
+    let guard = place.take(Mode::Shared).await.unwrap();
+    let locks = place.locks().await;
+    place.store.on(|request| match request {
+        request if request.starts_with("put locks/") => Fate::Delay(Duration::from_secs(5)),
+        _ => Fate::Pass,
+    });
+    pass(REFRESH.as_secs() + 2).await;
+    // The look is over, the new file under way.
+    place.memory.delete(&locks[0]).await.unwrap();
+    assert!(guard.ensure().is_ok());
+    pass(5).await;
+    assert!(guard.lost().is_cancelled());
+    let refused = place.index(&guard).await;
+    assert!(
+        matches!(refused, Err(Error::LockLost { .. })),
+        "{refused:?}"
+    );
+    guard.release(&place.never).await;
+    assert!(place.locks().await.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
 async fn it_is_refreshed_every_minute_by_a_new_file_before_the_old_one_goes() {
     let place = Place::new();
     let guard = place.take(Mode::Shared).await.unwrap();
@@ -159,6 +183,7 @@ async fn it_is_refreshed_every_minute_by_a_new_file_before_the_old_one_goes() {
         [
             format!("head {}", first[0]),
             format!("put {}", second[0]),
+            format!("head {}", first[0]),
             format!("delete {}", first[0])
         ]
     );

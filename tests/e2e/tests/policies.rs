@@ -296,7 +296,14 @@ async fn gone_and_still_restorable(env: &Env, data: &Tree) -> Result<()> {
         Ok(env.ready_pods("shop", "app=web").await?.into_iter().next())
     })
     .await?;
-    tree(&env.volume_dir("shop", &pod, "data").await?)?.same_as(data)?;
+    let volume = env.volume_dir("shop", &pod, "data").await?;
+    // It stays until the last pod that shares the volume has gone on.
+    let done = volume.join(names::RESTORE_DONE_DIR);
+    until("the done-file goes", MINUTE, async || {
+        Ok((!done.exists()).then_some(()))
+    })
+    .await?;
+    tree(&volume)?.same_as(data)?;
     env.restic("shop").await?.check()
 }
 
