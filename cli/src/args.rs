@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use jackline_repository::ReadData;
+use jackline_repository::{Id, ReadData};
 
 use crate::exit;
 
@@ -152,7 +152,8 @@ pub(crate) enum RepositoryCommand {
 
 /// Makes a damaged repository whole again, and names what is lost.
 ///
-/// First the index, then the snapshots. Copy the repository before where that is possible.
+/// First packs, if check found damaged data in them, then the index, then the snapshots. Copy the repository before where
+/// that is possible.
 #[derive(Debug, Subcommand)]
 pub(crate) enum RepairCommand {
     /// Make the index anew from the packs that are there
@@ -164,8 +165,18 @@ pub(crate) enum RepairCommand {
         #[arg(short = 'n', long)]
         dry_run: bool,
     },
+    /// Store anew what is sound in damaged packs, and delete these
+    Packs {
+        /// Only these; else all data is read
+        ids: Vec<Id>,
+        /// Change nothing, only say what would be done
+        #[arg(short = 'n', long)]
+        dry_run: bool,
+    },
     /// Make of each damaged snapshot one that holds what can still be read, tagged "repaired"
     Snapshots {
+        /// Only these: ids or the beginnings of ids
+        ids: Vec<String>,
         /// Remove the damaged snapshots, and those that nothing is left of
         #[arg(long)]
         forget: bool,

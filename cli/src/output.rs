@@ -42,13 +42,27 @@ pub(crate) fn problems(problems: &[FileProblem], during: &str, json: bool) {
     }
 }
 
+const BYTES: &str =
+    "{prefix}  {bar:30}  {binary_bytes} of {binary_total_bytes}  {binary_bytes_per_sec}  {elapsed}";
+const FILES: &str = "{prefix}  {bar:30}  {pos} of {len}  {elapsed}";
+
 /// A bar on standard error, when that is a terminal and people are reading.
 pub(crate) struct Bar {
     bar: ProgressBar,
+    counts_files: bool,
 }
 
 impl Bar {
     pub(crate) fn new(what: &'static str, json: bool) -> Bar {
+        Self::with(what, json, false)
+    }
+
+    /// Shows files, or what the operation counts as such, instead of bytes.
+    pub(crate) fn counting(what: &'static str, json: bool) -> Bar {
+        Self::with(what, json, true)
+    }
+
+    fn with(what: &'static str, json: bool, counts_files: bool) -> Bar {
         let shown = !json && std::io::stderr().is_terminal();
         let target = if shown {
             ProgressDrawTarget::stderr()
@@ -56,16 +70,18 @@ impl Bar {
             ProgressDrawTarget::hidden()
         };
         let bar = ProgressBar::with_draw_target(None, target);
-        if let Ok(style) = ProgressStyle::with_template(
-            "{prefix}  {bar:30}  {binary_bytes} of {binary_total_bytes}  {binary_bytes_per_sec}  {elapsed}",
-        ) {
+        if let Ok(style) = ProgressStyle::with_template(if counts_files { FILES } else { BYTES }) {
             bar.set_style(style);
         }
         bar.set_prefix(what);
         if shown {
             bar.enable_steady_tick(Duration::from_millis(250));
         }
-        Bar { bar }
+        Bar { bar, counts_files }
+    }
+
+    fn shown(&self, bytes: u64, files: u64) -> u64 {
+        if self.counts_files { files } else { bytes }
     }
 }
 
@@ -76,11 +92,11 @@ impl Drop for Bar {
 }
 
 impl Progress for Bar {
-    fn total(&self, bytes: u64, _files: u64) {
-        self.bar.set_length(bytes);
+    fn total(&self, bytes: u64, files: u64) {
+        self.bar.set_length(self.shown(bytes, files));
     }
 
-    fn advance(&self, bytes: u64, _files: u64) {
-        self.bar.inc(bytes);
+    fn advance(&self, bytes: u64, files: u64) {
+        self.bar.inc(self.shown(bytes, files));
     }
 }

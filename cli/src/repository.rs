@@ -114,10 +114,7 @@ async fn init(session: &Session, version: u8) -> Result<ExitCode, Exit> {
 
 async fn forget(session: &Session, snapshots: &[String]) -> Result<(), Exit> {
     let repository = session.open().await?;
-    let mut ids = Vec::with_capacity(snapshots.len());
-    for snapshot in snapshots {
-        ids.push(repository.resolve(snapshot).await?);
-    }
+    let ids = snapshots::resolve_all(&repository, snapshots).await?;
     let summary = repository.forget(&ids).await?;
     let text = format!("removed {} snapshots\n", summary.removed.len());
     session.print("forget", &summary, &text)

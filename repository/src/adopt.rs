@@ -63,13 +63,13 @@ async fn adopt(files: &Files, guard: &LockGuard, index: &mut Index) -> Result<u6
     Ok(count)
 }
 
-/// Writes index files that list these packs.
+/// Writes index files that list these packs, and returns their names.
 pub(crate) async fn write_index(
     files: &Files,
     guard: &LockGuard,
     packs: &[(Id, Vec<PackedBlob>)],
-) -> Result<()> {
-    let mut rest = packs;
+) -> Result<Vec<Id>> {
+    let (mut rest, mut written) = (packs, Vec::new());
     while !rest.is_empty() {
         let mut blobs = 0;
         let take = rest
@@ -82,9 +82,10 @@ pub(crate) async fn write_index(
             .count();
         let (file, after) = rest.split_at(take);
         rest = after;
-        lock::write(files, guard, FileKind::Index, &index::to_json(file)?).await?;
+        let json = index::to_json(file)?;
+        written.push(lock::write(files, guard, FileKind::Index, &json).await?.0);
     }
-    Ok(())
+    Ok(written)
 }
 
 /// What a pack holds, by its own header.

@@ -114,7 +114,8 @@ async fn check(
     let drawn = draw(sound, options.read_data);
     if !drawn.is_empty() {
         report.packs_read = drawn.len() as u64;
-        errors.extend(read_data(files, drawn, progress, cancel).await?);
+        let damaged = read_data(files, drawn, progress, cancel).await?;
+        errors.extend(damaged.into_iter().map(|(_, why)| why));
     }
     let mut seen = HashSet::new();
     report.errors = errors
@@ -139,7 +140,7 @@ fn validate(share: ReadData) -> Result<()> {
 }
 
 /// A pack, its size and its blobs.
-type Sized = (Id, u64, Vec<PackedBlob>);
+pub(crate) type Sized = (Id, u64, Vec<PackedBlob>);
 
 /// The packs to read.
 fn draw(mut packs: Vec<Sized>, share: ReadData) -> Vec<Sized> {
@@ -204,13 +205,14 @@ pub(crate) fn by_pack(index: &Index) -> Vec<(Id, Vec<PackedBlob>)> {
     packs
 }
 
-/// Reads packs from end to end and compares everything in them with what the index and their names say.
-async fn read_data(
+/// Reads packs from end to end and compares everything in them with what the index and their names say. Returns those that
+/// are damaged, and how.
+pub(crate) async fn read_data(
     files: &Files,
-    packs: Vec<(Id, u64, Vec<PackedBlob>)>,
+    packs: Vec<Sized>,
     progress: &dyn Progress,
     cancel: &CancellationToken,
-) -> Result<Vec<String>> {
+) -> Result<Vec<(Id, String)>> {
     let counters = Arc::new(Counters::default());
     counters.expect(
         packs.iter().map(|(_, size, _)| size).sum(),
@@ -223,7 +225,7 @@ async fn read_data(
             let bytes = match files.store.get(&name).await {
                 Ok(bytes) => Vec::from(bytes),
                 Err(error) if error.is_not_found() => {
-                    return Ok((size, Some(format!("{name} is missing"))));
+                    return Ok((id, size, Some(format!("{name} is missing"))));
                 }
                 Err(error) => return Err(Error::from(error)),
             };
@@ -231,29 +233,30 @@ async fn read_data(
             let verified =
                 tokio::task::spawn_blocking(move || verify(&name, &id, bytes, &blobs, &key));
             match verified.await {
-                Ok(Ok(())) => Ok((size, None)),
-                Ok(Err(error)) => Ok((size, Some(error.to_string()))),
+                Ok(Ok(())) => Ok((id, size, None)),
+                Ok(Err(error)) => Ok((id, size, Some(error.to_string()))),
                 Err(error) => Err(Error::Internal(error.to_string())),
             }
         })
         .buffer_unordered(drive::threads());
-    let mut errors = Vec::new();
+    let mut damaged = Vec::new();
     loop {
         tokio::select! {
             next = reading.try_next() => match next? {
-                Some((size, error)) => {
+                Some((id, size, error)) => {
                     counters.advance(size, 1);
                     pump.tell();
-                    errors.extend(error);
+                    damaged.extend(error.map(|why| (id, why)));
                 }
-                None => return Ok(errors),
+                None => return Ok(damaged),
             },
             () = cancel.cancelled() => return Err(Error::Cancelled),
         }
     }
 }
 
-fn verify(
+/// Whether a pack is what its name, its header and the index say.
+pub(crate) fn verify(
     name: &str,
     id: &Id,
     mut bytes: Vec<u8>,

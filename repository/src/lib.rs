@@ -60,7 +60,7 @@ pub use lock::{
 };
 pub use options::{KeyCost, OpenOptions, Password, Version};
 pub use progress::{NoProgress, Progress};
-pub use repair::{IndexRepair, RepairOptions, SnapshotRepair, SnapshotsRepair};
+pub use repair::{IndexRepair, PacksRepair, RepairOptions, SnapshotRepair, SnapshotsRepair};
 pub use report::{
     BackupRequest, BackupSummary, CheckOptions, CheckReport, FileProblem, ForgetSummary, Only,
     Overwrite, PruneOptions, PruneSummary, ReadData, RestoreOptions, RestoreSummary, Source,

@@ -18,7 +18,7 @@ use crate::keys;
 use crate::lock::{self, LockGuard, Mode};
 use crate::options::{OpenOptions, Version};
 use crate::progress::Progress;
-use crate::repair::{self, IndexRepair, RepairOptions, SnapshotsRepair};
+use crate::repair::{self, IndexRepair, PacksRepair, RepairOptions, SnapshotsRepair};
 use crate::report::{
     BackupRequest, BackupSummary, CheckOptions, CheckReport, ForgetSummary, PruneOptions,
     PruneSummary, RestoreOptions, RestoreSummary,
@@ -286,16 +286,29 @@ impl Repository {
         repair::index(self, options, progress, cancel).await
     }
 
-    /// Makes of every damaged snapshot one that holds what can still be read, under an exclusive lock: files lose the
-    /// parts that are gone, directories that cannot be read become empty. Sound snapshots are left alone. Repair the
-    /// index first, so that nothing is given up that is still there.
+    /// Reads these packs, or all, under an exclusive lock; of the damaged ones it stores anew what is sound in them, and
+    /// deletes them. An index that cannot be read has to be repaired before. Interrupted anywhere it can be run again.
+    pub async fn repair_packs(
+        &self,
+        ids: &[Id],
+        options: RepairOptions,
+        progress: &dyn Progress,
+        cancel: &CancellationToken,
+    ) -> Result<PacksRepair> {
+        repair::packs(self, ids, options, progress, cancel).await
+    }
+
+    /// Makes of every damaged snapshot, of these or of all, one that holds what can still be read, under an exclusive lock: files lose the
+    /// parts that are gone, directories that cannot be read become empty. Sound snapshots are left alone. Repair packs and
+    /// index first, so that nothing is given up that is still there. Progress counts snapshots as files.
     pub async fn repair_snapshots(
         &self,
+        ids: &[SnapshotId],
         options: RepairOptions,
         progress: &dyn Progress,
         cancel: &CancellationToken,
     ) -> Result<SnapshotsRepair> {
-        repair::snapshots(self, options, progress, cancel).await
+        repair::snapshots(self, ids, options, progress, cancel).await
     }
 
     /// Removes the locks of dead holders, as every operation does before it waits. Returns how many.

@@ -250,6 +250,32 @@ async fn whoever_comes_second_has_nothing_to_add() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_tree_is_stored_alike() {
+    let dir = scratch();
+    let (source, repo) = (dir.path().join("source"), dir.path().join("repo"));
+    golden_tree(&source);
+    let repository = init(&repo).await;
+    assert_both_store_the_same(&repository, &Restic::new(&repo), &source, true).await;
+}
+
+/// The zone is the process's, so each zone needs a process of its own.
+#[test]
+fn a_tree_is_stored_alike_in_every_zone() {
+    for zone in ["Asia/Kathmandu", "America/St_Johns"] {
+        let data = Path::new("/usr/share/zoneinfo").join(zone);
+        assert!(data.exists(), "tzdata must be installed: {data:?}");
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "a_tree_is_stored_alike"])
+            .env("TZ", zone)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{zone}: {said}");
+        assert!(said.contains("1 passed"), "{zone}: {said}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn times_that_restic_cannot_restore_are_stored_alike_and_come_back_with_us() {
     let dir = scratch();
     let (source, repo) = (dir.path().join("source"), dir.path().join("repo"));

@@ -12,8 +12,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use jackline_repository::{
-    BackupRequest, CheckOptions, IndexRepair, NoProgress, ReadData, RepairOptions, Repository,
-    RestoreOptions, SnapshotId, SnapshotsRepair,
+    BackupRequest, CheckOptions, Error, Id, IndexRepair, NoProgress, PacksRepair, ReadData,
+    RepairOptions, Repository, RestoreOptions, SnapshotId, SnapshotsRepair,
 };
 use support::{Restic, assert_same_tree, count, init, noise, open, scratch};
 use tokio_util::sync::CancellationToken;
@@ -93,9 +93,20 @@ impl Place {
         };
         let never = CancellationToken::new();
         self.repository
-            .repair_snapshots(options, &NoProgress, &never)
+            .repair_snapshots(&[], options, &NoProgress, &never)
             .await
             .unwrap()
+    }
+
+    async fn packs(&self, ids: &[Id], dry_run: bool) -> Result<PacksRepair, Error> {
+        let options = RepairOptions {
+            dry_run,
+            ..RepairOptions::default()
+        };
+        let never = CancellationToken::new();
+        self.repository
+            .repair_packs(ids, options, &NoProgress, &never)
+            .await
     }
 
     async fn is_sound(&self) -> bool {
@@ -147,6 +158,9 @@ async fn a_sound_repository_is_left_alone() {
     let place = Place::new().await;
     let before = [place.files("index"), place.files("snapshots")];
     assert!(!place.index(false).await.changed);
+    let packs = place.packs(&[], false).await.unwrap();
+    assert_eq!(packs.packs, count(&place.repo(), "data") as u64);
+    assert!(packs.damaged.is_empty() && packs.lost.is_empty());
     let report = place.snapshots(false, true).await;
     assert_eq!((report.snapshots, report.repaired.len()), (1, 0));
     assert!(report.lost.is_empty() && report.problems.is_empty());
@@ -290,4 +304,89 @@ async fn a_snapshot_file_that_cannot_be_read_is_named_and_goes_when_asked() {
     place.snapshots(false, true).await;
     assert_eq!(count(&place.repo(), "snapshots"), 0);
     place.restic().check();
+}
+
+fn id_of(file: &Path) -> Id {
+    Id::parse(file.file_name().unwrap().to_str().unwrap()).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_sound_in_a_damaged_pack_is_kept_and_only_the_rest_is_given_up() {
+    for damage in ["flipped blob", "flipped header", "truncated"] {
+        for named in [false, true] {
+            let place = Place::new().await;
+            let pack = place.files("data").remove(0);
+            let mut bytes = fs::read(&pack).unwrap();
+            let end = bytes.len() - 20;
+            match damage {
+                "flipped blob" => bytes[1000] ^= 1,
+                "flipped header" => bytes[end] ^= 1,
+                _ => bytes.truncate(bytes.len() / 2),
+            }
+            fs::write(&pack, &bytes).unwrap();
+            assert!(!place.is_sound().await);
+            let ids: Vec<Id> = named.then(|| id_of(&pack)).into_iter().collect();
+
+            let dry = place.packs(&ids, true).await.unwrap();
+            assert_eq!(fs::read(&pack).unwrap(), bytes, "a dry run changes nothing");
+            let report = place.packs(&ids, false).await.unwrap();
+            assert_eq!((&dry.damaged, &dry.lost), (&report.damaged, &report.lost));
+            assert_eq!(dry.blobs_saved, report.blobs_saved);
+            assert_eq!(report.damaged.len(), 1, "{report:?}");
+            assert!(report.blobs_saved > 0, "{damage}: {report:?}");
+            match damage {
+                "flipped blob" => assert_eq!(report.lost.len(), 1),
+                "flipped header" => assert!(report.lost.is_empty()),
+                _ => assert!(report.lost.len() > 1),
+            }
+            assert!(!pack.exists());
+            assert_eq!(count(&place.repo(), "locks"), 0);
+
+            let snapshots = place.snapshots(false, true).await;
+            let shortened = snapshots.files_shortened as usize;
+            assert!(shortened <= report.lost.len() && shortened > 0 || report.lost.is_empty());
+            assert!(place.is_sound().await);
+            place.restic().check();
+            assert_eq!(place.whole("latest").await, 20 - shortened);
+            let again = place.packs(&[], false).await.unwrap();
+            assert!(again.damaged.is_empty() && again.lost.is_empty());
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pack_that_does_not_exist_is_no_pack_to_repair() {
+    let place = Place::new().await;
+    let error = place.packs(&[Id::of(b"x")], false).await.unwrap_err();
+    assert!(error.to_string().contains("there is no data/"), "{error}");
+    for file in place.files("index") {
+        fs::remove_file(file).unwrap();
+    }
+    let id = id_of(&place.files("data")[0]);
+    let error = place.packs(&[id], false).await.unwrap_err();
+    assert!(
+        error.to_string().contains("repair the index first"),
+        "{error}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_the_snapshots_that_are_named_are_repaired() {
+    let place = Place::new().await;
+    let request = BackupRequest::contents(place.dir.path().join("source"), "h");
+    let never = CancellationToken::new();
+    let second = place.repository.backup(request, &NoProgress, &never).await;
+    let second = second.unwrap().snapshot.unwrap();
+    fs::remove_file(place.files("data").remove(0)).unwrap();
+    place.index(false).await;
+    let only = [second];
+    let options = RepairOptions::default();
+    let report = place
+        .repository
+        .repair_snapshots(&only, options, &NoProgress, &never)
+        .await
+        .unwrap();
+    assert_eq!((report.snapshots, report.repaired.len()), (1, 1));
+    assert_eq!(report.repaired[0].old, second);
+    assert_eq!(count(&place.repo(), "snapshots"), 3);
 }

@@ -2,9 +2,9 @@
 
 use std::process::ExitCode;
 
-use jackline_repository::RepairOptions;
+use jackline_repository::{Id, RepairOptions};
 
-use super::Session;
+use super::{Session, snapshots};
 use crate::args::RepairCommand;
 use crate::exit::Exit;
 use crate::output::{self, Bar};
@@ -22,13 +22,24 @@ pub(super) async fn run(session: &Session, command: RepairCommand) -> Result<Exi
             };
             index(session, options).await?;
         }
-        RepairCommand::Snapshots { forget, dry_run } => {
+        RepairCommand::Packs { ids, dry_run } => {
+            let options = RepairOptions {
+                dry_run,
+                ..RepairOptions::default()
+            };
+            packs(session, &ids, options).await?;
+        }
+        RepairCommand::Snapshots {
+            ids,
+            forget,
+            dry_run,
+        } => {
             let options = RepairOptions {
                 forget,
                 dry_run,
                 ..RepairOptions::default()
             };
-            snapshots(session, options).await?;
+            damaged_snapshots(session, &ids, options).await?;
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -57,11 +68,45 @@ async fn index(session: &Session, options: RepairOptions) -> Result<(), Exit> {
     session.print("repair_index", &report, &text)
 }
 
-async fn snapshots(session: &Session, options: RepairOptions) -> Result<(), Exit> {
+async fn packs(session: &Session, ids: &[Id], options: RepairOptions) -> Result<(), Exit> {
     let repository = session.open().await?;
     let bar = Bar::new("repair", session.json);
     let report = repository
-        .repair_snapshots(options, &bar, &session.cancel)
+        .repair_packs(ids, options, &bar, &session.cancel)
+        .await?;
+    drop(bar);
+    if !session.json {
+        for line in &report.damaged {
+            output::note(line);
+        }
+        for blob in &report.lost {
+            output::note(&format!("{blob} is lost"));
+        }
+    }
+    let would = match options.dry_run {
+        true => "would be",
+        false => "are",
+    };
+    let text = format!(
+        "of {} packs {} are damaged: {} blobs {would} stored anew, {} are lost\n",
+        report.packs,
+        report.damaged.len(),
+        report.blobs_saved,
+        report.lost.len(),
+    );
+    session.print("repair_packs", &report, &text)
+}
+
+async fn damaged_snapshots(
+    session: &Session,
+    ids: &[String],
+    options: RepairOptions,
+) -> Result<(), Exit> {
+    let repository = session.open().await?;
+    let wanted = snapshots::resolve_all(&repository, ids).await?;
+    let bar = Bar::counting("repair", session.json);
+    let report = repository
+        .repair_snapshots(&wanted, options, &bar, &session.cancel)
         .await?;
     drop(bar);
     output::problems(&report.lost, "repair", session.json);

@@ -18,10 +18,7 @@ pub(super) async fn list(
     let mut snapshots = repository.snapshots().await?;
     snapshots.retain(|info| matches(info, filter));
     if !ids.is_empty() {
-        let mut wanted = Vec::with_capacity(ids.len());
-        for id in ids {
-            wanted.push(repository.resolve(id).await?);
-        }
+        let wanted = resolve_all(&repository, ids).await?;
         snapshots.retain(|info| wanted.contains(&info.id));
     }
     if session.json {
@@ -37,6 +34,18 @@ pub(super) async fn list(
     output::print(&table::render(&head, &rows, table::terminal_width()))?;
     output::print(&format!("{} snapshots\n", rows.len()))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The snapshots that these ids, or beginnings of ids, stand for.
+pub(super) async fn resolve_all(
+    repository: &Repository,
+    ids: &[String],
+) -> Result<Vec<SnapshotId>, Exit> {
+    let mut resolved = Vec::with_capacity(ids.len());
+    for id in ids {
+        resolved.push(repository.resolve(id).await?);
+    }
+    Ok(resolved)
 }
 
 /// The newest snapshot that the filter lets through.

@@ -27,7 +27,7 @@ use crate::drive::{self, Counters, Pump};
 use crate::error::{Error, Result};
 use crate::files::{FileKind, Files};
 use crate::id::{Id, SnapshotId};
-use crate::index::{self, Index};
+use crate::index::Index;
 use crate::lock::{self, Adding, LockGuard, Mode};
 use crate::mark::{self, Marks};
 use crate::pack::{BlobKind, PackedBlob};
@@ -202,7 +202,15 @@ async fn delete_locked(
     };
     let plan = Plan::make(&facts, None)?;
     if !plan.gone.is_empty() {
-        let written = write_index(files, guard, &index, &plan.gone).await?;
+        let mut kept: Vec<(Id, Vec<PackedBlob>)> =
+            index.packs().iter().map(|id| (*id, Vec::new())).collect();
+        let places = index.iter();
+        for place in places.filter(|place| !plan.gone.contains(&place.pack)) {
+            kept[place.pack as usize].1.push(place.blob);
+        }
+        kept.retain(|(_, blobs)| !blobs.is_empty());
+        let written = adopt::write_index(files, guard, &kept).await?;
+        drop(kept);
         let old: Vec<Id> = old_names
             .into_iter()
             .filter(|name| !written.contains(name))
@@ -247,44 +255,4 @@ async fn snapshots(repository: &Repository) -> Result<std::collections::HashMap<
         .buffer_unordered(CONCURRENCY)
         .try_collect()
         .await
-}
-
-/// Writes an index of all packs but those that go.
-async fn write_index(
-    files: &Files,
-    guard: &LockGuard,
-    index: &Index,
-    gone: &HashSet<u32>,
-) -> Result<Vec<Id>> {
-    let mut packs: Vec<Vec<PackedBlob>> = vec![Vec::new(); index.packs().len()];
-    for place in index.iter().filter(|place| !gone.contains(&place.pack)) {
-        packs[place.pack as usize].push(place.blob);
-    }
-    let mut written = Vec::new();
-    let mut file = Vec::new();
-    let mut count = 0;
-    for (number, blobs) in (0_u32..).zip(packs) {
-        if blobs.is_empty() {
-            continue;
-        }
-        count += blobs.len();
-        file.push((index.pack_id(number), blobs));
-        if count >= index::FULL {
-            written.push(
-                lock::write(files, guard, FileKind::Index, &index::to_json(&file)?)
-                    .await?
-                    .0,
-            );
-            file.clear();
-            count = 0;
-        }
-    }
-    if !file.is_empty() {
-        written.push(
-            lock::write(files, guard, FileKind::Index, &index::to_json(&file)?)
-                .await?
-                .0,
-        );
-    }
-    Ok(written)
 }

@@ -1,6 +1,7 @@
 //! Repair: what a damaged repository still holds becomes whole again, and what is lost is named.
 
 mod index;
+mod packs;
 mod snapshots;
 
 use serde::Serialize;
@@ -8,8 +9,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::drive;
 use crate::error::Result;
-use crate::id::SnapshotId;
-use crate::lock::{self, Mode};
+use crate::id::{Id, SnapshotId};
+use crate::lock::{self, LockGuard, Mode};
 use crate::progress::Progress;
 use crate::report::FileProblem;
 use crate::repository::Repository;
@@ -42,6 +43,19 @@ pub struct IndexRepair {
     pub damaged: Vec<String>,
 }
 
+/// What a repair of the packs found, and unless it was a dry run did.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct PacksRepair {
+    /// Packs read.
+    pub packs: u64,
+    /// Those that are damaged, and how: they go.
+    pub damaged: Vec<String>,
+    /// Blobs in these that are sound, or sound elsewhere: they are stored anew.
+    pub blobs_saved: u64,
+    /// Blobs that are lost to the snapshots.
+    pub lost: Vec<String>,
+}
+
 /// What a repair of the snapshots found, and unless it was a dry run did.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct SnapshotsRepair {
@@ -68,11 +82,21 @@ pub struct SnapshotRepair {
     pub new: Option<SnapshotId>,
 }
 
-fn mode(options: RepairOptions) -> Mode {
-    match options.dry_run {
+/// Does something under a lock: an exclusive one, unless nothing is to be changed.
+async fn locked<T>(
+    repository: &Repository,
+    options: RepairOptions,
+    cancel: &CancellationToken,
+    work: impl AsyncFnOnce(&LockGuard) -> Result<T>,
+) -> Result<T> {
+    let mode = match options.dry_run {
         true => Mode::Shared,
         false => Mode::Exclusive,
-    }
+    };
+    let guard = lock::acquire(&repository.files, &repository.options, mode, cancel).await?;
+    let result = drive::unless_cancelled(cancel, work(&guard)).await;
+    guard.release(cancel).await;
+    result
 }
 
 /// See [`Repository::repair_index`].
@@ -82,25 +106,38 @@ pub(crate) async fn index(
     progress: &dyn Progress,
     cancel: &CancellationToken,
 ) -> Result<IndexRepair> {
-    let (files, opened) = (&repository.files, &repository.options);
-    let guard = lock::acquire(files, opened, mode(options), cancel).await?;
-    let work = index::rebuild(files, options, &guard, progress, cancel);
-    let result = drive::unless_cancelled(cancel, work).await;
-    guard.release(cancel).await;
-    result
+    let files = &repository.files;
+    locked(repository, options, cancel, async |guard| {
+        index::rebuild(files, options, guard, progress, cancel).await
+    })
+    .await
+}
+
+/// See [`Repository::repair_packs`].
+pub(crate) async fn packs(
+    repository: &Repository,
+    ids: &[Id],
+    options: RepairOptions,
+    progress: &dyn Progress,
+    cancel: &CancellationToken,
+) -> Result<PacksRepair> {
+    let files = &repository.files;
+    locked(repository, options, cancel, async |guard| {
+        packs::salvage(files, ids, options, guard, progress, cancel).await
+    })
+    .await
 }
 
 /// See [`Repository::repair_snapshots`].
 pub(crate) async fn snapshots(
     repository: &Repository,
+    ids: &[SnapshotId],
     options: RepairOptions,
     progress: &dyn Progress,
     cancel: &CancellationToken,
 ) -> Result<SnapshotsRepair> {
-    let (files, opened) = (&repository.files, &repository.options);
-    let guard = lock::acquire(files, opened, mode(options), cancel).await?;
-    let work = snapshots::salvage(repository, options, &guard, progress, cancel);
-    let result = drive::unless_cancelled(cancel, work).await;
-    guard.release(cancel).await;
-    result
+    locked(repository, options, cancel, async |guard| {
+        snapshots::salvage(repository, ids, options, guard, progress, cancel).await
+    })
+    .await
 }

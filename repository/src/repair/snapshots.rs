@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::{RepairOptions, SnapshotRepair, SnapshotsRepair};
 use crate::blobs::BlobReader;
 use crate::check;
-use crate::drive::{self, Pump};
+use crate::drive::{self, Counters, Pump};
 use crate::error::{Error, Result};
 use crate::files::{FileKind, Files};
 use crate::id::{Id, SnapshotId};
@@ -34,20 +34,23 @@ const TAG: &str = "repaired";
 
 pub(super) async fn salvage(
     repository: &Repository,
+    wanted: &[SnapshotId],
     options: RepairOptions,
     guard: &LockGuard,
     progress: &dyn Progress,
     cancel: &CancellationToken,
 ) -> Result<SnapshotsRepair> {
     let files = &repository.files;
-    let (mut snapshots, mut unreadable, mut report) = load(repository).await?;
+    let (mut snapshots, mut unreadable, mut report) = load(repository, wanted).await?;
     let index = Arc::new(present(files).await?);
     let reader = BlobReader {
         files: files.clone(),
         index: Arc::clone(&index),
     };
     let runtime = Handle::current();
-    let mut pump = Pump::new(progress, Arc::default());
+    let counters = Arc::new(Counters::default());
+    counters.expect(0, snapshots.len() as u64);
+    let mut pump = Pump::new(progress, Arc::clone(&counters));
     let roots: Vec<Id> = snapshots
         .iter()
         .map(|(_, snapshot)| snapshot.tree)
@@ -62,7 +65,11 @@ pub(super) async fn salvage(
             done: HashMap::new(),
             report: SnapshotsRepair::default(),
         };
-        let trees = roots.iter().map(|root| rewrite.root(root));
+        let trees = roots.iter().map(|root| {
+            let tree = rewrite.root(root);
+            counters.advance(0, 1);
+            tree
+        });
         let trees = trees.collect::<Result<Vec<_>>>()?;
         Ok((trees, rewrite.report))
     };
@@ -107,11 +114,16 @@ type Loaded = (
     SnapshotsRepair,
 );
 
-/// The snapshots that can be read, the others, and a report that names those.
-async fn load(repository: &Repository) -> Result<Loaded> {
+/// The wanted snapshots that can be read, the others, and a report that names those.
+async fn load(repository: &Repository, wanted: &[SnapshotId]) -> Result<Loaded> {
     let mut report = SnapshotsRepair::default();
     let (mut snapshots, mut unreadable) = (Vec::new(), Vec::new());
-    for (id, _) in repository.files.list(FileKind::Snapshot).await? {
+    let listed = repository.files.list(FileKind::Snapshot).await?;
+    let all = wanted.is_empty();
+    for (id, _) in listed
+        .into_iter()
+        .filter(|(id, _)| all || wanted.contains(id))
+    {
         report.snapshots += 1;
         match repository.snapshot(&id).await {
             Ok(snapshot) => snapshots.push((id, snapshot)),

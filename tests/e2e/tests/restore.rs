@@ -365,9 +365,11 @@ async fn restored_into_other_namespaces(env: &Env) -> Result<()> {
     })
     .await?;
     same_as_listing(env, ("shop-then", "db-0", "data"), "first", "db").await?;
-    let nginx = env.ready_pods("nginx-then", "app=nginx").await?;
-    let pod = nginx.first().context("no nginx pod is ready")?;
-    same_as_listing(env, ("nginx-then", pod, "nginx-logs"), "first", "logs").await?;
+    let pod = until("an nginx pod is ready", MINUTE, async || {
+        Ok(env.ready_pods("nginx-then", "app=nginx").await?.pop())
+    })
+    .await?;
+    same_as_listing(env, ("nginx-then", &pod, "nginx-logs"), "first", "logs").await?;
     env.restic("shop").await?.check()
 }
 
