@@ -3,19 +3,26 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 use futures::{StreamExt, TryStreamExt};
 use serde::Deserialize;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::error::{Error, Result};
 use crate::files::{FileKind, Files};
 use crate::id::Id;
 use crate::pack::{BlobKind, PackedBlob};
+use crate::repository::off_runtime;
 
 /// An index file is written when this many blobs are waiting for one (as in restic).
 pub(crate) const FULL: usize = 50_000;
 /// Index files read at once.
 const CONCURRENCY: usize = 4;
+/// Their stored bytes; one that is larger is read alone. In memory each becomes about seven times as large for a moment.
+const READING: u32 = 8 << 20;
+/// At most so many bytes of JSON for a blob.
+const BLOB_JSON: usize = 170;
 const TREE: u32 = 1 << 31;
 const NONE: u32 = u32::MAX;
 
@@ -77,31 +84,16 @@ pub(crate) struct Index {
 impl Index {
     /// Reads all index files. Returns their names too, for those who replace them.
     pub(crate) async fn load(files: &Files) -> Result<(Self, Vec<Id>)> {
-        let names: Vec<Id> = files
-            .list(FileKind::Index)
-            .await?
-            .into_iter()
-            .map(|(id, _)| id)
-            .collect();
+        let listed = files.list(FileKind::Index).await?;
+        let names = listed.iter().map(|(id, _)| *id).collect();
         let mut index = Self::default();
         let mut superseded = Vec::new();
-        let mut parsed = futures::stream::iter(names.clone())
-            .map(|id| async move {
-                let json = match files.load(FileKind::Index, &id).await {
-                    // Another process merged it into a newer one meanwhile; that one is listed or comes next time.
-                    Err(Error::Storage(error)) if error.is_not_found() => return Ok(None),
-                    json => json?,
-                };
-                let parsed =
-                    tokio::task::spawn_blocking(move || parse(&FileKind::Index.path(&id), &json));
-                parsed
-                    .await
-                    .map_err(|error| Error::Internal(error.to_string()))?
-                    .map(Some)
-            })
-            .buffered(CONCURRENCY);
+        let room = Arc::new(Semaphore::new(READING as usize));
+        let mut parsed = futures::stream::iter(listed)
+            .map(|(id, meta)| load_file(files, id, meta.size, Arc::clone(&room)))
+            .buffer_unordered(CONCURRENCY);
         while let Some(file) = parsed.try_next().await? {
-            let Some(file) = file else { continue };
+            let Some((file, _held)) = file else { continue };
             superseded.extend(file.supersedes);
             for (pack, blobs) in file.packs {
                 index.add_pack(pack, &blobs);
@@ -233,6 +225,26 @@ impl Index {
     }
 }
 
+/// One index file, and the room that it takes until it is in the table. `None`: another process merged it into a newer one
+/// meanwhile; that one is listed or comes next time.
+async fn load_file(
+    files: &Files,
+    id: Id,
+    size: u64,
+    room: Arc<Semaphore>,
+) -> Result<Option<(IndexFile, OwnedSemaphorePermit)>> {
+    let size = u32::try_from(size).unwrap_or(READING).min(READING);
+    let held = room.acquire_many_owned(size).await;
+    let held = held.map_err(|error| Error::Internal(error.to_string()))?;
+    let json = match files.load(FileKind::Index, &id).await {
+        Err(Error::Storage(error)) if error.is_not_found() => return Ok(None),
+        json => json?,
+    };
+    let name = FileKind::Index.path(&id);
+    let parsed = off_runtime(move || parse(&name, &json)).await?;
+    Ok(Some((parsed, held)))
+}
+
 /// An index file.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct IndexFile {
@@ -302,7 +314,10 @@ pub(crate) fn parse(name: &str, json: &[u8]) -> Result<IndexFile> {
 
 /// The JSON of an index file.
 pub(crate) fn to_json(packs: &[(Id, Vec<PackedBlob>)]) -> Result<Vec<u8>> {
-    let mut json = String::from("{\"packs\":[");
+    let blobs: usize = packs.iter().map(|(_, blobs)| blobs.len()).sum();
+    // Growing step by step it would take twice the memory.
+    let mut json = String::with_capacity((blobs + packs.len() + 1) * BLOB_JSON);
+    json.push_str("{\"packs\":[");
     for (at, (id, blobs)) in packs.iter().enumerate() {
         let comma = if at > 0 { "," } else { "" };
         let _ = write!(json, "{comma}{{\"id\":\"{id}\",\"blobs\":[");

@@ -14,8 +14,8 @@ const PLAIN_ENTRY: usize = 1 + 4 + 32;
 const COMPRESSED_ENTRY: usize = PLAIN_ENTRY + 4;
 /// restic refuses longer headers.
 const MAX_HEADER: usize = 16 << 20;
-/// A pack holds no more blobs than this, so that its header stays far below the limit.
-pub(crate) const MAX_BLOBS: usize = 200_000;
+/// A pack holds no more blobs than this: whoever reads its header, or the index file that lists it, holds it in memory.
+pub(crate) const MAX_BLOBS: usize = 50_000;
 
 /// What a blob holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
