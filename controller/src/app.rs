@@ -64,5 +64,6 @@ fn register(context: &Arc<Context>, kit: &Kit, lease: &Lease) -> anyhow::Result<
     crate::deletion::register(context, kit, lease)?;
     crate::backup::register(context, kit, lease)?;
     crate::restore::register(context, kit, lease)?;
+    crate::requests::register(context, kit, lease);
     Ok(())
 }

@@ -4,8 +4,8 @@ use std::sync::{Arc, OnceLock};
 
 use futures::future::BoxFuture;
 use jackline_crds::velero::{
-    Backup, BackupRepository, BackupStorageLocation, DeleteBackupRequest, PodVolumeBackup,
-    PodVolumeRestore, Restore, Schedule,
+    Backup, BackupRepository, BackupStorageLocation, DeleteBackupRequest, DownloadRequest,
+    PodVolumeBackup, PodVolumeRestore, Restore, Schedule, ServerStatusRequest,
 };
 use jackline_runtime::{
     CancellationToken, Clients, Events, Key, Kit, Metrics, Store, WatchSpec, kit::instance,
@@ -32,6 +32,10 @@ pub struct Stores {
     pub repositories: Store<BackupRepository>,
     /// Requests to delete backups.
     pub deletions: Store<DeleteBackupRequest>,
+    /// Requests for files.
+    pub downloads: Store<DownloadRequest>,
+    /// Requests for the version.
+    pub server_statuses: Store<ServerStatusRequest>,
     /// Pods of the node agent.
     pub agents: Store<AgentPod>,
 }
@@ -50,6 +54,8 @@ impl Stores {
             pod_volume_restores: kit.watch_guarded(spec("podvolumerestores")),
             repositories: kit.watch_guarded(spec("repositories")),
             deletions: kit.watch_guarded(spec("deletebackuprequests")),
+            downloads: kit.watch_guarded(spec("downloadrequests")),
+            server_statuses: kit.watch_guarded(spec("serverstatusrequests")),
             agents: kit.watch(spec("agents").labels(format!("{role}={agent}"))),
         }
     }
@@ -64,6 +70,8 @@ impl Stores {
         self.pod_volume_restores.ready().await;
         self.repositories.ready().await;
         self.deletions.ready().await;
+        self.downloads.ready().await;
+        self.server_statuses.ready().await;
         self.agents.ready().await;
     }
 }

@@ -25,11 +25,11 @@ use jackline_storage::{
 use jiff::Timestamp;
 use kube::{
     Resource, ResourceExt,
-    api::{DeleteParams, Patch, PatchParams, Preconditions},
+    api::{Patch, PatchParams},
 };
 use prometheus::{IntCounterVec, Opts};
 
-use crate::{context::Context, location, maintenance, sync};
+use crate::{context::Context, location, maintenance, remove::remove, sync};
 
 /// A request that is done with errors is kept this long.
 const KEPT: Duration = Duration::from_secs(24 * 3600);
@@ -429,30 +429,17 @@ impl Deletion<'_> {
     }
 
     async fn remove_restore(&self, restore: &Restore) -> Result<(), Failure> {
-        self.token.check()?;
-        gone(
-            self.context
-                .api::<Restore>()
-                .delete(&restore.name_any(), &of(restore))
-                .await,
-        )
+        remove(&self.context.api::<Restore>(), restore, self.token).await
     }
 
     /// The PodVolumeBackups too: without a garbage collector nobody else removes them.
     async fn remove_backup(&self, backup: &Backup) -> Result<(), Failure> {
         use jackline_crds::velero::PodVolumeBackup;
         for volume in sync::pod_volumes(self.context, backup) {
-            self.token.check()?;
             let api = self.context.api::<PodVolumeBackup>();
-            gone(api.delete(&volume.name_any(), &of(&*volume)).await)?;
+            remove(&api, &*volume, self.token).await?;
         }
-        self.token.check()?;
-        gone(
-            self.context
-                .api::<Backup>()
-                .delete(&backup.name_any(), &of(backup))
-                .await,
-        )
+        remove(&self.context.api::<Backup>(), backup, self.token).await
     }
 
     async fn remove_requests(&self, backup: &str) -> Result<(), Failure> {
@@ -463,13 +450,12 @@ impl Deletion<'_> {
     }
 
     async fn remove_request(&self, request: &DeleteBackupRequest) -> Result<(), Failure> {
-        self.token.check()?;
-        gone(
-            self.context
-                .api::<DeleteBackupRequest>()
-                .delete(&request.name_any(), &of(request))
-                .await,
+        remove(
+            &self.context.api::<DeleteBackupRequest>(),
+            request,
+            self.token,
         )
+        .await
     }
 }
 
@@ -513,26 +499,5 @@ fn patch_params() -> PatchParams {
     PatchParams {
         field_manager: Some(FIELD_MANAGER.to_owned()),
         ..PatchParams::default()
-    }
-}
-
-/// Deletes this very object, not another of its name.
-fn of<K: Resource>(object: &K) -> DeleteParams {
-    let uid = object.meta().uid.clone();
-    let preconditions = Preconditions {
-        uid,
-        resource_version: None,
-    };
-    DeleteParams {
-        preconditions: Some(preconditions),
-        ..DeleteParams::background()
-    }
-}
-
-fn gone<T>(result: Result<T, kube::Error>) -> Result<(), Failure> {
-    match result {
-        Ok(_) => Ok(()),
-        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
-        Err(error) => Err(error.into()),
     }
 }

@@ -33,7 +33,7 @@ use parking_lot::Mutex;
 use prometheus::{GaugeVec, Opts};
 use tokio::time::Instant;
 
-pub use open::{LocationError, is_new, open, read_only, secrets, settings, usable};
+pub use open::{LocationError, is_new, of_backup, open, read_only, secrets, settings, usable};
 pub use password::{PasswordState, read as read_password, repositories};
 
 use crate::context::Context;

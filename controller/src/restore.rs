@@ -221,12 +221,9 @@ impl Controller<'_> {
     }
 
     fn is_location_new(&self, restore: &Restore) -> bool {
-        let stores = &self.context.stores;
-        let name = validate::backup_name(self.context, &restore.spec).ok();
-        let backup = name.and_then(|name| stores.backups.get(&self.context.key(name)));
-        let location = backup.and_then(|backup| backup.spec.storage_location.clone());
-        let location = location.and_then(|name| stores.locations.get(&self.context.key(name)));
-        location.is_some_and(|location| location::is_new(&location))
+        let backup = validate::backup_name(self.context, &restore.spec);
+        let location = backup.and_then(|name| location::of_backup(self.context, &name));
+        location.is_ok_and(|location| location::is_new(&location))
     }
 
     /// Adds the finalizer, and the name of the backup where only the schedule is given.
@@ -394,13 +391,9 @@ impl Controller<'_> {
     }
 
     async fn remove_files(&self, restore: &Restore) -> Result<(), Failure> {
-        let stores = &self.context.stores;
-        let backup = restore.spec.backup_name.as_ref();
-        let backup = backup.and_then(|name| stores.backups.get(&self.context.key(name)));
-        let location = backup.and_then(|backup| backup.spec.storage_location.clone());
-        let location = location.and_then(|name| stores.locations.get(&self.context.key(name)));
+        let backup = restore.spec.backup_name.as_deref().unwrap_or_default();
         // Without its backup nobody knows where the files are.
-        let Some(location) = location else {
+        let Ok(location) = location::of_backup(self.context, backup) else {
             return Ok(());
         };
         if location::read_only(&location) {

@@ -8,6 +8,8 @@ use jackline_runtime::secrets::{ReadError, read_secret_key};
 use jackline_storage::{LocationConfig, ObjectStore, open_location};
 use kube::{Client, ResourceExt};
 
+use crate::context::Context;
+
 /// Why a location's store could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum LocationError {
@@ -98,6 +100,19 @@ pub async fn open(
     location: &BackupStorageLocation,
 ) -> Result<Arc<dyn ObjectStore>, LocationError> {
     Ok(open_location(settings(client, namespace, location).await?).await?)
+}
+
+/// The location that a backup lies in.
+///
+/// # Errors
+/// Which of both is not there, in Velero's words.
+pub fn of_backup(context: &Context, backup: &str) -> Result<Arc<BackupStorageLocation>, String> {
+    let stores = &context.stores;
+    let found = stores.backups.get(&context.key(backup));
+    let found = found.ok_or_else(|| format!("backup {backup} not found"))?;
+    let name = found.spec.storage_location.clone().unwrap_or_default();
+    let location = stores.locations.get(&context.key(&name));
+    location.ok_or_else(|| format!("backup storage location {name} not found"))
 }
 
 /// Whether the location may be used now; the error says why not, in Velero's words. `write`: also for writing and deleting.

@@ -5,9 +5,11 @@ mod env;
 pub mod fixture;
 mod restic;
 mod tree;
+mod velero;
 mod wait;
 
 pub use env::{BUCKET, Env, NAMESPACE};
 pub use restic::Restic;
 pub use tree::{Entry, Tree};
+pub use velero::Velero;
 pub use wait::{until, wait_for, wait_gone};

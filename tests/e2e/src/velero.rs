@@ -1,0 +1,76 @@
+//! Velero's client as users run it: from outside the cluster, with a kubeconfig and nothing else.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use jackline_test_cluster::Cluster;
+use tempfile::TempDir;
+
+/// The client, pointed at one cluster.
+#[derive(Debug)]
+pub struct Velero {
+    program: PathBuf,
+    kubeconfig: PathBuf,
+    /// Where it keeps its settings, and what it downloads.
+    home: TempDir,
+}
+
+impl Velero {
+    /// Builds the client where that was not done before.
+    ///
+    /// # Errors
+    /// When it cannot be built.
+    pub async fn new(cluster: &Cluster) -> Result<Self> {
+        let velero = Self {
+            program: tokio::task::spawn_blocking(jackline_test_cluster::velero).await??,
+            kubeconfig: cluster.kubeconfig(),
+            home: TempDir::new()?,
+        };
+        velero.run("client config set colorized=false")?;
+        Ok(velero)
+    }
+
+    /// A directory for files.
+    pub fn home(&self) -> &Path {
+        self.home.path()
+    }
+
+    /// Runs it with arguments as a user types them, and returns what it prints.
+    ///
+    /// # Errors
+    /// When it fails, with what it said.
+    pub fn run(&self, arguments: &str) -> Result<String> {
+        let output = Command::new(&self.program)
+            .args(arguments.split_whitespace())
+            .env("KUBECONFIG", &self.kubeconfig)
+            .env("HOME", self.home.path())
+            .current_dir(self.home.path())
+            .output()
+            .context("start velero")?;
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        ensure!(
+            output.status.success(),
+            "velero {arguments}: {complaint}{said}"
+        );
+        Ok(said + &complaint)
+    }
+
+    /// Runs it and looks for words in what it prints, whatever the space between them.
+    ///
+    /// # Errors
+    /// When it fails, or does not say them.
+    pub fn says(&self, arguments: &str, wanted: &[&str]) -> Result<String> {
+        let said = self.run(arguments)?;
+        let words: Vec<&str> = said.split_whitespace().collect();
+        let line = words.join(" ");
+        for part in wanted {
+            ensure!(
+                line.contains(part),
+                "velero {arguments}: {part:?} is missing in\n{said}"
+            );
+        }
+        Ok(said)
+    }
+}

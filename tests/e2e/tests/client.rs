@@ -1,0 +1,259 @@
+//! Velero's client, unmodified, does everything against Jackline that users do with it.
+
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use jackline_crds::velero::{
+    Backup, BackupStorageLocation, DownloadPhase, DownloadRequest, Restore, Schedule,
+};
+use jackline_e2e::{Env, Velero, until, wait_for, wait_gone};
+use kube::api::{Patch, PatchParams, PostParams};
+use serde_json::json;
+
+const MINUTE: Duration = Duration::from_secs(60);
+const WORKLOADS: &str = include_str!("../demo/workloads.yaml");
+const SHOP: &str = "nginx-example";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn velero_s_client_finds_what_it_knows() -> Result<()> {
+    let env = Env::up("client").await?;
+    let velero = Velero::new(&env.cluster).await?;
+    reachable_from_outside(&env).await?;
+    velero.says(
+        "version",
+        &[
+            "Client: Version: v1.18.0",
+            "Server: Version: v1.16.2+jackline.",
+        ],
+    )?;
+    velero.says("plugin get", &["velero.io/aws ObjectStore"])?;
+    locations(&env, &velero).await?;
+    workloads(&env).await?;
+    backups(&env, &velero).await?;
+    downloads(&env).await?;
+    restores(&env, &velero).await?;
+    schedules(&env, &velero).await?;
+    deletions(&env, &velero).await?;
+    env.cluster.down()
+}
+
+/// Downloads come from an address that the client can reach, as the location says.
+async fn reachable_from_outside(env: &Env) -> Result<()> {
+    let url = &env.cluster.s3().host_endpoint;
+    let patch = json!({"spec": {"config": {"publicUrl": url}}});
+    let params = PatchParams::default();
+    let locations = env.api::<BackupStorageLocation>();
+    locations
+        .patch("default", &params, &Patch::Merge(patch))
+        .await?;
+    Ok(())
+}
+
+async fn locations(env: &Env, velero: &Velero) -> Result<()> {
+    until("the location is available", MINUTE, async || {
+        let said = velero.run("backup-location get")?;
+        Ok(said.contains("Available").then_some(()))
+    })
+    .await?;
+    velero.says(
+        "backup-location get",
+        &[
+            "NAME PROVIDER BUCKET/PREFIX PHASE LAST VALIDATED ACCESS MODE DEFAULT",
+            "default aws velero Available",
+            "ReadWrite true",
+        ],
+    )?;
+    let s3 = env.cluster.s3();
+    velero.run(&format!(
+        "backup-location create second --provider aws --bucket velero --prefix second \
+         --config region={},s3Url={},s3ForcePathStyle=true --access-mode ReadOnly \
+         --credential cloud-credentials=cloud",
+        s3.region, s3.endpoint
+    ))?;
+    until("the second location is available", MINUTE, async || {
+        let said = velero.run("backup-location get second")?;
+        Ok((said.contains("Available") && said.contains("ReadOnly")).then_some(()))
+    })
+    .await?;
+    velero.run("backup-location set default --default=false")?;
+    let locations = env.api::<BackupStorageLocation>();
+    let is_default =
+        |wanted| move |location: &BackupStorageLocation| location.spec.default == wanted;
+    wait_for(&locations, "default", MINUTE, is_default(false)).await?;
+    velero.run("backup-location set second --default")?;
+    wait_for(&locations, "second", MINUTE, is_default(true)).await?;
+    velero.run("backup-location set second --default=false")?;
+    velero.run("backup-location set default --default")?;
+    wait_for(&locations, "default", MINUTE, is_default(true)).await?;
+    velero.run("backup-location delete second --confirm")?;
+    wait_gone(&locations, "second", MINUTE).await
+}
+
+async fn workloads(env: &Env) -> Result<()> {
+    env.cluster.apply(WORKLOADS)?;
+    until("everything runs", 2 * MINUTE, async || {
+        let nginx = env.ready_pods(SHOP, "app=nginx").await?;
+        let db = env.ready_pods(SHOP, "app=db").await?;
+        Ok((nginx.len() == 2 && db.len() == 1).then_some(()))
+    })
+    .await
+}
+
+async fn backups(env: &Env, velero: &Velero) -> Result<()> {
+    let said = velero.run(&format!(
+        "backup create one --include-namespaces {SHOP} --default-volumes-to-fs-backup \
+         --snapshot-volumes=false --ttl 24h --labels team=shop \
+         --ordered-resources pods={SHOP}/db-0 --wait"
+    ))?;
+    ensure!(
+        said.contains("Backup completed with status: Completed"),
+        "{said}"
+    );
+    let backup = env.api::<Backup>().get("one").await?;
+    ensure!(backup.metadata.labels.context("labels")?["team"] == "shop");
+    velero.says(
+        "backup get",
+        &[
+            "NAME STATUS ERRORS WARNINGS CREATED EXPIRES STORAGE LOCATION QUEUE POSITION SELECTOR",
+            "one Completed 0 0",
+            "23h default",
+        ],
+    )?;
+    velero.says(
+        "backup get -l team=shop -o json",
+        &["\"name\": \"one\"", "\"phase\": \"Completed\""],
+    )?;
+    velero.says(
+        "backup describe one --details",
+        &[
+            "Name: one",
+            "Phase: Completed",
+            "Namespaces: Included: nginx-example",
+            "Storage Location: default",
+            "TTL: 24h0m0s",
+            "Backup Format Version: 1.1.0",
+            "Resource List:",
+            "apps/v1/StatefulSet: - nginx-example/db",
+            "Pod Volume Backups - restic:",
+            "Completed: nginx-example/db-0: cache (size: 4, incremental size:",
+        ],
+    )?;
+    let log = velero.run("backup logs one")?;
+    ensure!(log.contains("Retrieved 3 items"), "{log}");
+    ensure!(log.contains("Backed up a total of"), "{log}");
+    velero.run("backup download one")?;
+    let tarball = velero.home().join("one-data.tar.gz");
+    let listed = Command::new("tar").arg("-tzf").arg(&tarball).output()?;
+    let listed = String::from_utf8(listed.stdout)?;
+    ensure!(
+        listed.contains("resources/pods/namespaces/nginx-example/db-0.json"),
+        "{listed}"
+    );
+    velero.says("repo get", &["NAME STATUS LAST MAINTENANCE", "Ready"])?;
+    Ok(())
+}
+
+/// What cannot be downloaded is said, and answers do not stay for ever.
+async fn downloads(env: &Env) -> Result<()> {
+    let requests = env.api::<DownloadRequest>();
+    let target = json!({"target": {"kind": "BackupLog", "name": "nobody"}});
+    let request = DownloadRequest::new("nothing", serde_json::from_value(target)?);
+    requests.create(&PostParams::default(), &request).await?;
+    let failed = |request: &DownloadRequest| request.phase() == DownloadPhase::Failed;
+    let request = wait_for(&requests, "nothing", MINUTE, failed).await?;
+    let status = request.status.context("a status")?;
+    ensure!(status.message.as_deref() == Some("backup nobody not found"));
+    ensure!(status.download_url.is_none() && status.expiration.is_some());
+    // As if its time had come.
+    let past = json!({"status": {"expiration": "2020-01-01T00:00:00Z"}});
+    requests
+        .patch("nothing", &PatchParams::default(), &Patch::Merge(past))
+        .await?;
+    wait_gone(&requests, "nothing", MINUTE).await
+}
+
+async fn restores(env: &Env, velero: &Velero) -> Result<()> {
+    let said = velero.run(&format!(
+        "restore create back --from-backup one --namespace-mappings {SHOP}:shop-again \
+         --exclude-resources services --wait"
+    ))?;
+    ensure!(
+        said.contains("Restore completed with status: Completed"),
+        "{said}"
+    );
+    velero.says(
+        "restore get",
+        &[
+            "NAME BACKUP STATUS STARTED COMPLETED ERRORS WARNINGS CREATED SELECTOR",
+            "back one Completed",
+        ],
+    )?;
+    velero.says(
+        "restore describe back --details",
+        &[
+            "Name: back",
+            "Phase: Completed",
+            "Backup: one",
+            "Namespace mappings: nginx-example=shop-again",
+            "restic Restores:",
+            "Completed: shop-again/db-0: cache (size: 4), data",
+            "Resource List:",
+            "v1/ConfigMap: - shop-again/greeting(created)",
+        ],
+    )?;
+    let log = velero.run("restore logs back")?;
+    ensure!(log.contains("shop-again"), "{log}");
+    until("the copy runs", MINUTE, async || {
+        Ok((env.ready_pods("shop-again", "app=db").await?.len() == 1).then_some(()))
+    })
+    .await?;
+    velero.run("restore delete back --confirm")?;
+    wait_gone(&env.api::<Restore>(), "back", MINUTE).await
+}
+
+async fn schedules(env: &Env, velero: &Velero) -> Result<()> {
+    let schedules = env.api::<Schedule>();
+    velero.run(&format!(
+        "schedule create nightly --schedule=@daily --include-namespaces {SHOP} --ttl 72h"
+    ))?;
+    until("the schedule is enabled", MINUTE, async || {
+        let said = velero.run("schedule get nightly")?;
+        Ok(said.contains("Enabled").then_some(()))
+    })
+    .await?;
+    velero.says(
+        "schedule describe nightly",
+        &[
+            "Name: nightly",
+            "Phase: Enabled",
+            "Schedule: @daily",
+            "TTL: 72h0m0s",
+        ],
+    )?;
+    velero.run("schedule pause nightly")?;
+    velero.says("schedule get nightly", &["@daily", "true"])?;
+    velero.run("schedule unpause nightly")?;
+    ensure!(!schedules.get("nightly").await?.spec.paused);
+    let said = velero.run("backup create two --from-schedule nightly --wait")?;
+    ensure!(
+        said.contains("Backup completed with status: Completed"),
+        "{said}"
+    );
+    let said = velero
+        .run("restore create --from-schedule nightly --existing-resource-policy=update --wait")?;
+    ensure!(said.contains("Restore completed with status"), "{said}");
+    velero.run("schedule delete nightly --confirm")?;
+    wait_gone(&schedules, "nightly", MINUTE).await
+}
+
+async fn deletions(env: &Env, velero: &Velero) -> Result<()> {
+    for name in ["one", "two"] {
+        velero.run(&format!("backup delete {name} --confirm"))?;
+        wait_gone(&env.api::<Backup>(), name, MINUTE).await?;
+    }
+    let left = env.cluster.s3().list("velero", "backups/").await?;
+    ensure!(left.is_empty(), "{left:?}");
+    velero.says("backup get", &[])?;
+    Ok(())
+}
