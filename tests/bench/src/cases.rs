@@ -48,8 +48,8 @@ impl Sizes {
             tiny_directories: 2_000,
             wide_files: 200_000,
             plenty_files: 100_000,
-            plenty_bytes: 16 << 10,
-            one_bytes: 2 << 30,
+            plenty_bytes: 100 << 10,
+            one_bytes: 10 << 30,
         }
     }
 

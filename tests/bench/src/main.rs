@@ -74,7 +74,7 @@ impl Suite {
     fn needed(self) -> u64 {
         match self {
             Suite::Repository => 8 << 30,
-            Suite::Large => 11 << 30,
+            Suite::Large => 36 << 30,
         }
     }
 }
