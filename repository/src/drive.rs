@@ -174,18 +174,23 @@ pub(crate) async fn packing<T: Send + 'static>(
 
     let mut uploader = Uploader::new(files, guard);
     let mut tick = tokio::time::interval(TICK);
-    let stored = loop {
-        tokio::select! {
-            more = uploader.step(&mut packs) => match more {
-                Ok(true) => {}
-                Ok(false) => break Ok(()),
-                Err(error) => break Err(error),
-            },
-            _ = tick.tick() => pump.tell(),
-            () = cancel.cancelled() => break Err(Error::Cancelled),
-            () = guard.lost().cancelled() => {
-                break guard.ensure().and(Err(Error::Internal("a lost lock holds".into())));
-            }
+    // One future to the end: what is being written must not begin anew with every tick.
+    let uploading = async {
+        while uploader.step(&mut packs).await? {}
+        Ok(())
+    };
+    let telling = async {
+        loop {
+            tick.tick().await;
+            pump.tell();
+        }
+    };
+    let stored = tokio::select! {
+        stored = uploading => stored,
+        () = telling => Ok(()),
+        () = cancel.cancelled() => Err(Error::Cancelled),
+        () = guard.lost().cancelled() => {
+            guard.ensure().and(Err(Error::Internal("a lost lock holds".into())))
         }
     };
     if stored.is_err() {

@@ -50,7 +50,7 @@ impl<'a> Uploader<'a> {
     }
 
     /// Handles what comes next: a finished pack or a finished upload. `false` when there is nothing more to come.
-    /// Cancel-safe: nothing is lost when the future is dropped between two events.
+    /// To be run to its end: dropped while it writes an index file, it would write that again.
     pub(crate) async fn step(&mut self, packs: &mut mpsc::Receiver<FinishedPack>) -> Result<bool> {
         let room = self.uploads.len() < IN_FLIGHT;
         tokio::select! {

@@ -186,3 +186,25 @@ async fn cancelled_at_any_moment_it_ends_within_a_second_and_leaves_nothing_wron
         assert!(in_time > 12, "{operation:?}: {in_time}");
     }
 }
+
+/// A write that takes longer than progress is told must not begin anew each time.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_store_gets_every_index_file_once() {
+    let dir = scratch();
+    let (source, repo) = (dir.path().join("source"), dir.path().join("repo"));
+    fs::create_dir(&source).unwrap();
+    for n in 0..50_100 {
+        fs::write(source.join(n.to_string()), n.to_string()).unwrap();
+    }
+    let faulty = Faulty::new(support::store(&repo));
+    let repository = Repository::init(faulty.clone(), &options()).await.unwrap();
+    faulty.on(|request| match request.starts_with("put index/") {
+        true => Fate::Delay(Duration::from_millis(700)),
+        false => Fate::Pass,
+    });
+    let request = BackupRequest::contents(&source, "h");
+    let never = CancellationToken::new();
+    let made = repository.backup(request, &NoProgress, &never).await;
+    assert_eq!(made.unwrap().files_new, 50_100);
+    assert_eq!(faulty.asked("put index/").len(), 2);
+}
