@@ -16,7 +16,7 @@ lint: bootstrap ## formatting and clippy, warnings denied
 bench: bootstrap ## side by side with Debian's restic, and beside Velero's times
 	tests/run bench
 
-bench-large: bootstrap ## two million files, and sources that change, on disk: half an hour, 36 GiB
+bench-large: bootstrap ## two million files, and sources that change, on disk: 20 minutes, 36 GiB
 	tests/run bench-large
 
 bench-objects: bootstrap ## backups and restores on a cluster, beside Velero's times

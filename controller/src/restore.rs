@@ -4,6 +4,7 @@
 //! status. Invariants: a restore that was cut off is continued by whoever leads next, never marked Failed for that; no pod of a claim
 //! and no workload that would make one starts before the claim's data is back.
 
+mod adapt;
 mod begin;
 mod catalog;
 mod cluster;
@@ -182,7 +183,7 @@ impl Controller<'_> {
         }
         let restore = self.claim(restore).await?;
         let served = Served::discover(&self.context.clients.call).await?;
-        let checked = validate::validate(self.context, &served, &restore);
+        let checked = validate::validate(self.context, &served, &restore).await?;
         let mut status = restore.status.clone().unwrap_or_default();
         status.start_timestamp = Some(Time(Timestamp::now()));
         match checked {
@@ -257,7 +258,7 @@ impl Controller<'_> {
     /// Takes up a restore that another run began.
     async fn carry_on(&self, restore: &Restore) -> Result<Next, Failure> {
         let served = Served::discover(&self.context.clients.call).await?;
-        match validate::validate(self.context, &served, restore) {
+        match validate::validate(self.context, &served, restore).await? {
             Ok(valid) => self.run(restore, valid, served).await,
             // It was valid; its location may be away for the moment.
             Err(errors) => {

@@ -11,15 +11,20 @@
 //! - [`claim`]: claims and persistent volumes;
 //! - [`volume`]: which volume's data goes into which pod, and who waits for it;
 //! - [`wait`]: the init container that waits;
+//! - [`mapping`]: storage classes, nodes and images that are called differently here;
+//! - [`modify`], [`strategic`]: patches that the user asks for;
 //! - [`conflict`]: an object that is there already.
 
 pub mod action;
 pub mod claim;
 pub mod conflict;
 pub mod json;
+pub mod mapping;
 pub mod meta;
+pub mod modify;
 pub mod order;
 pub mod scope;
 pub mod skip;
+pub mod strategic;
 pub mod volume;
 pub mod wait;

@@ -4,7 +4,7 @@ use jackline_crds::names::annotation;
 use jackline_policy::restore::{
     action, claim,
     conflict::{self, Conflict},
-    json, meta,
+    json, mapping, meta,
     skip::{pinned_node, skip},
     volume::claims_of_workload,
     wait,
@@ -32,6 +32,8 @@ struct Prepared {
     status: Option<Value>,
     api: ApiResource,
     binding: Option<claim::Binding>,
+    /// Storage classes that were put into it.
+    classes: Vec<String>,
 }
 
 impl Run<'_> {
@@ -164,7 +166,8 @@ impl Run<'_> {
                 let blocked = pod.volumes.iter().find_map(|volume| match &volume.kind {
                     jackline_policy::restore::volume::VolumeKind::Claim(claim) => {
                         let key = (namespace.to_owned(), claim.clone());
-                        self.blocked.contains(&key).then_some(claim)
+                        let unmade = self.state.lock().unmade.contains(&key);
+                        (unmade || self.blocked.contains(&key)).then_some(claim)
                     }
                     _ => None,
                 });
@@ -229,14 +232,22 @@ impl Run<'_> {
             return Ok(());
         }
         self.token.check()?;
-        let done = match objects.create(&wanted).await {
+        let made = self.check_classes(&prepared.classes).await;
+        let made = match made {
+            Ok(()) => objects.create(&wanted).await.map_err(|error| chain(&error)),
+            Err(why) => Err(why),
+        };
+        let done = match made {
             Ok(Some(made)) => self.made(kind, item, &objects, &prepared, &made).await,
             Ok(None) => self.exists(kind, item, &objects, &prepared, &wanted).await,
-            Err(error) => Err(error),
+            Err(why) => {
+                self.unmade(kind, item);
+                self.failed(kind, item, &why);
+                Ok(Done::Failed)
+            }
         };
         let done = done.unwrap_or_else(|error| {
-            let why = format!("error restoring {kind} {}: {}", item.name, chain(&error));
-            self.report.error(Place::from(target), &why);
+            self.failed(kind, item, &chain(&error));
             Done::Failed
         });
         self.report.info(&format!("{kind} {} {done}", item.name));
@@ -247,6 +258,42 @@ impl Run<'_> {
             &item.name,
             done,
         );
+        Ok(())
+    }
+
+    fn failed(&self, kind: &str, item: &Item, why: &str) {
+        let place = item.namespace.as_deref();
+        let place = Place::from(place.map(|namespace| self.target(namespace)));
+        self.report.error(
+            place,
+            &format!("error restoring {kind} {}: {why}", item.name),
+        );
+    }
+
+    /// Pods of a claim that is not there would wait for it for ever.
+    fn unmade(&self, kind: &str, item: &Item) {
+        if let ("persistentvolumeclaims", Some(namespace)) = (kind, &item.namespace) {
+            let key = (namespace.clone(), item.name.clone());
+            self.state.lock().unmade.insert(key);
+        }
+    }
+
+    /// A storage class that a mapping names has to be there.
+    async fn check_classes(&self, classes: &[String]) -> Result<(), String> {
+        let api = ApiResource::erase::<k8s_openapi::api::storage::v1::StorageClass>(&());
+        let api = Objects::new(&self.context.clients.call, &api, None);
+        for class in classes {
+            match api.get(class).await {
+                Ok(Some(_)) => {}
+                Ok(None) => {
+                    return Err(format!(
+                        "storage class {class}, to which the ConfigMap with label velero.io/change-storage-class maps its own, does \
+                         not exist"
+                    ));
+                }
+                Err(error) => return Err(chain(&error)),
+            }
+        }
         Ok(())
     }
 
@@ -268,7 +315,16 @@ impl Run<'_> {
             .in_version(version)
             .unwrap_or_else(|| resource.api.clone());
         object["apiVersion"] = Value::String(api.api_version.clone());
+        let adaptation = &self.valid.adaptation;
+        let node = adaptation.mappings.node(&object).map(str::to_owned);
         let status = self.strip(kind, &mut object, binding);
+        if let (Some(claim::Binding::Provision), Some(node)) = (binding, node) {
+            mapping::select_node(&mut object, &node);
+        }
+        let classes = adaptation.mappings.apply(kind, &mut object);
+        for why in adaptation.modifiers.apply(kind, &mut object) {
+            self.failed(kind, item, &why);
+        }
         if let Some(namespace) = item.namespace.as_deref() {
             meta::put_namespace(&mut object, self.target(namespace));
         }
@@ -277,6 +333,7 @@ impl Run<'_> {
             status,
             api,
             binding,
+            classes,
         })
     }
 

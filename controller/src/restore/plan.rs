@@ -46,6 +46,7 @@ impl Run<'_> {
                 }
             }
         }
+        let empty = self.restore.spec.restore_p_vs == Some(false);
         let mut plan = volume::plan(&copies.good, &pods);
         for restoration in &plan.restorations {
             if let Some(claim) = &restoration.claim {
@@ -66,7 +67,7 @@ impl Run<'_> {
             let wanted = object.is_some_and(|object| {
                 self.admits("persistentvolumeclaims", Some(&copy.namespace), &object)
             });
-            if wanted {
+            if wanted && !empty {
                 self.report.warning(
                     Place::Namespace(self.target(&copy.namespace)),
                     &format!(
@@ -75,6 +76,11 @@ impl Run<'_> {
                     ),
                 );
             }
+        }
+        if empty {
+            self.report
+                .info("claims stay empty: the restore asks for no volumes (restorePVs)");
+            plan.restorations.clear();
         }
         self.leave_used_claims(&mut plan).await?;
         self.plan = plan;

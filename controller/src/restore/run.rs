@@ -81,6 +81,8 @@ pub(super) struct Held {
 #[derive(Debug, Default)]
 pub(super) struct State {
     pub held: Vec<Held>,
+    /// Claims that could not be made: namespace and name in the backup.
+    pub unmade: BTreeSet<(String, String)>,
     /// Pods that this restore made: namespace and name in the backup → UID.
     pub pods: BTreeMap<(String, String), String>,
     pub shown: Option<Instant>,

@@ -14,10 +14,14 @@ use jackline_policy::{
         scope::{Filters, Scope},
     },
 };
+use jackline_runtime::Failure;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::ResourceExt;
 
-use super::served::Served;
+use super::{
+    adapt::{self, Adaptation},
+    served::Served,
+};
 use crate::{context::Context, location};
 
 /// A restore that can be carried out.
@@ -31,6 +35,8 @@ pub struct Valid {
     pub scope: Scope,
     /// What happens to objects that exist.
     pub existing: ExistingPolicy,
+    /// What is changed on each object.
+    pub adaptation: Adaptation,
     /// How long the volumes may take.
     pub volume_timeout: Duration,
 }
@@ -60,14 +66,25 @@ pub fn backup_name(context: &Context, spec: &RestoreSpec) -> Result<String, Stri
 /// Checks a restore.
 ///
 /// # Errors
-/// Everything that is wrong with it, for `validationErrors`.
-pub fn validate(
+/// When the API server does not answer; within, everything that is wrong with the restore, for `validationErrors`.
+pub async fn validate(
     context: &Context,
     served: &Served,
     restore: &Restore,
+) -> Result<Result<Valid, Vec<String>>, Failure> {
+    let mut errors = Vec::new();
+    let adaptation = adapt::read(context, &restore.spec, &mut errors).await?;
+    Ok(check(context, served, restore, adaptation, errors))
+}
+
+fn check(
+    context: &Context,
+    served: &Served,
+    restore: &Restore,
+    adaptation: Adaptation,
+    mut errors: Vec<String>,
 ) -> Result<Valid, Vec<String>> {
     let spec = &restore.spec;
-    let mut errors = Vec::new();
     let mut note = |error: String| errors.push(error);
     let backup = backup_name(context, spec).and_then(|name| usable_backup(context, &name));
     let backup = backup.map_err(&mut note).ok();
@@ -86,12 +103,6 @@ pub fn validate(
     });
     let existing = ExistingPolicy::parse(spec.existing_resource_policy.as_deref());
     let existing = existing.map_err(&mut note).unwrap_or_default();
-    if let Some(modifier) = &spec.resource_modifier {
-        note(format!(
-            "resourceModifier {} is not supported",
-            modifier.name
-        ));
-    }
     let timeout = volume_timeout(context, restore).map_err(&mut note).ok();
     let selectors = selectors(spec).map_err(&mut note).unwrap_or_default();
     let scope = Scope::new(Filters {
@@ -118,6 +129,7 @@ pub fn validate(
                 location,
                 scope,
                 existing,
+                adaptation,
                 volume_timeout,
             })
         }

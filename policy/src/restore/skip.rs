@@ -15,6 +15,7 @@ pub const NEVER: &[&str] = &[
     "csinodes.storage.k8s.io",
     "volumeattachments.storage.k8s.io",
     "backuprepositories.velero.io",
+    "backupcoverages.jackline.dev",
 ];
 
 /// Why an object is left out. None of these is a warning: the cluster makes or made these itself.

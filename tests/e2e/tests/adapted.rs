@@ -1,0 +1,235 @@
+//! What a restore changes on its way: storage classes, patches, ports, statuses; and what it does not when told so.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use jackline_crds::velero::{PodVolumeRestore, Restore, RestorePhase};
+use jackline_e2e::{Env, Velero, until, wait_gone};
+use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, PersistentVolumeClaim, Pod, Service};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
+use kube::{Api, ResourceExt};
+use serde_json::{Value, json};
+
+const MINUTE: Duration = Duration::from_secs(60);
+const WORKLOADS: &str = include_str!("adapted.yaml");
+
+#[tokio::test(flavor = "multi_thread")]
+async fn restored_objects_are_adapted_as_asked() -> Result<()> {
+    let env = Env::up("adapted").await?;
+    let velero = Velero::new(&env.cluster).await?;
+    env.cluster.apply(WORKLOADS)?;
+    running(&env, "mover").await?;
+    let port = given_by_the_cluster(&env).await?;
+    backed_up(&env, &velero).await?;
+    moved(&env, &velero, port).await?;
+    without_volumes(&env, &velero).await?;
+    what_cannot_be_is_said(&env, &velero).await?;
+    env.cluster.down()
+}
+
+async fn running(env: &Env, namespace: &str) -> Result<()> {
+    until("everything runs", 2 * MINUTE, async || {
+        let web = env.ready_pods(namespace, "app=web").await?;
+        let db = env.ready_pods(namespace, "app=db").await?;
+        Ok((web.len() == 1 && db.len() == 1).then_some(()))
+    })
+    .await
+}
+
+async fn pod(env: &Env, namespace: &str, app: &str) -> Result<String> {
+    let pods = env.ready_pods(namespace, &format!("app={app}")).await?;
+    pods.into_iter().next().context("a pod")
+}
+
+/// An address and a port that nobody wrote down.
+async fn given_by_the_cluster(env: &Env) -> Result<i32> {
+    let services: Api<Service> = env.api_in("mover");
+    let status = json!({"status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.7"}]}}});
+    let params = PatchParams::default();
+    let service = services
+        .patch_status("web", &params, &Patch::Merge(status))
+        .await?;
+    node_port(&service)
+}
+
+fn node_port(service: &Service) -> Result<i32> {
+    let ports = service.spec.as_ref().and_then(|spec| spec.ports.as_ref());
+    let port = ports.and_then(|ports| ports.first()).context("a port")?;
+    port.node_port.context("a node port")
+}
+
+async fn backed_up(env: &Env, velero: &Velero) -> Result<()> {
+    let web = pod(env, "mover", "web").await?;
+    env.cluster
+        .exec("mover", &web, &["sh", "-c", "echo page > /files/index"])?;
+    env.cluster.exec(
+        "mover",
+        "db-0",
+        &["sh", "-c", "seq 100000 > /data/table; sync"],
+    )?;
+    let said = velero.run(
+        "backup create one --include-namespaces mover --default-volumes-to-fs-backup --wait",
+    )?;
+    ensure!(said.contains("completed with status: Completed"), "{said}");
+    let namespaces: Api<Namespace> = Api::all(env.cluster.client());
+    namespaces.delete("mover", &DeleteParams::default()).await?;
+    wait_gone(&namespaces, "mover", 2 * MINUTE).await
+}
+
+async fn moved(env: &Env, velero: &Velero, port: i32) -> Result<()> {
+    let said = velero.run(
+        "restore create moved --from-backup one --resource-modifier-configmap rules \
+         --preserve-nodeports --status-include-resources services --wait",
+    )?;
+    ensure!(said.contains("completed with status: Completed"), "{said}");
+    velero.says(
+        "restore describe moved",
+        &[
+            "Preserve Service NodePorts: true",
+            "Resource modifier: Type: ConfigMap Name: rules",
+        ],
+    )?;
+    running(env, "mover").await?;
+
+    let claims: Api<PersistentVolumeClaim> = env.api_in("mover");
+    for (claim, class) in [("files", "csi"), ("data-db-0", "local")] {
+        let found = claims.get(claim).await?.spec.context("a spec")?;
+        ensure!(
+            found.storage_class_name.as_deref() == Some(class),
+            "{found:?}"
+        );
+    }
+    let sets: Api<StatefulSet> = env.api_in("mover");
+    let set = serde_json::to_value(sets.get("db").await?)?;
+    ensure!(set["spec"]["volumeClaimTemplates"][0]["spec"]["storageClassName"] == "local");
+    same_data(env, "mover").await?;
+
+    let service = env.api_in::<Service>("mover").get("web").await?;
+    ensure!(node_port(&service)? == port, "{service:?}");
+    let status = serde_json::to_value(&service.status)?;
+    ensure!(
+        status["loadBalancer"]["ingress"][0]["ip"] == "192.0.2.7",
+        "{status}"
+    );
+
+    let settings = env.api_in::<ConfigMap>("mover").get("settings").await?;
+    let data = serde_json::to_value(settings.data)?;
+    let wanted = json!({"endpoint": "new.example", "mode": "live", "retries": "3"});
+    ensure!(data == wanted, "{data}");
+    let web = env.api_in::<Deployment>("mover").get("web").await?;
+    ensure!(
+        web.labels()
+            .get("moved")
+            .is_some_and(|value| value == "yes")
+    );
+    ensure!(!web.labels().contains_key("tier"));
+    let web = serde_json::to_value(web.spec)?;
+    let env_of = &web["template"]["spec"]["containers"][0]["env"];
+    let named = |name: &str| -> Option<&Value> {
+        let entries = env_of.as_array()?;
+        let entry = entries.iter().find(|entry| entry["name"] == name)?;
+        entry.get("value")
+    };
+    ensure!(named("COLOUR") == Some(&json!("green")), "{env_of}");
+    ensure!(named("SIZE") == Some(&json!("small")), "{env_of}");
+    let db = env.api_in::<Pod>("mover").get("db-0").await?;
+    ensure!(db.annotations().contains_key("example.com/moved"));
+    Ok(())
+}
+
+async fn same_data(env: &Env, namespace: &str) -> Result<()> {
+    let web = pod(env, namespace, "web").await?;
+    let page = env
+        .cluster
+        .exec(namespace, &web, &["cat", "/files/index"])?;
+    ensure!(page == "page\n", "{page:?}");
+    let table = env
+        .cluster
+        .exec(namespace, "db-0", &["cat", "/data/table"])?;
+    let wanted: String = (1..=100_000).map(|n| format!("{n}\n")).collect();
+    ensure!(table == wanted, "{} bytes of the table", table.len());
+    Ok(())
+}
+
+/// Objects without their data.
+async fn without_volumes(env: &Env, velero: &Velero) -> Result<()> {
+    let said = velero.run(
+        "restore create empty --from-backup one --namespace-mappings mover:hollow \
+         --restore-volumes=false --exclude-resources services --wait",
+    )?;
+    ensure!(said.contains("completed with status: Completed"), "{said}");
+    velero.says("restore describe empty", &["Restore PVs: false"])?;
+    running(env, "hollow").await?;
+    let left = env
+        .cluster
+        .exec("hollow", "db-0", &["sh", "-c", "ls -A /data"])?;
+    ensure!(left.is_empty(), "{left}");
+    let of = ListParams::default().labels("velero.io/restore-name=empty");
+    let volumes = env.api::<PodVolumeRestore>().list(&of).await?;
+    ensure!(volumes.items.is_empty());
+    Ok(())
+}
+
+async fn what_cannot_be_is_said(env: &Env, velero: &Velero) -> Result<()> {
+    let restores = env.api::<Restore>();
+    // No such ConfigMap, none that can be read.
+    velero.run(
+        "restore create unknown --from-backup one --resource-modifier-configmap nobody --wait",
+    )?;
+    let status = restores.get("unknown").await?.status.context("a status")?;
+    ensure!(status.phase == Some(RestorePhase::FailedValidation));
+    let why = status.validation_errors.join(" ");
+    ensure!(
+        why == "failed to get resource modifiers configmap velero/nobody: it does not exist",
+        "{why}"
+    );
+    let configs: Api<ConfigMap> = env.api_in("velero");
+    let params = PatchParams::default();
+    let rules = |text: &str| Patch::Merge(json!({"data": {"rules.yaml": text}}));
+    let broken =
+        "version: v1\nresourceModifierRules:\n- conditions: {groupResource: pods}\n  patch: []\n";
+    configs.patch("rules", &params, &rules(broken)).await?;
+    velero.run(
+        "restore create broken --from-backup one --resource-modifier-configmap rules --wait",
+    )?;
+    let status = restores.get("broken").await?.status.context("a status")?;
+    ensure!(status.phase == Some(RestorePhase::FailedValidation));
+    let why = status.validation_errors.join(" ");
+    ensure!(
+        why.contains("configmap velero/rules: resourceModifierRules[0]: unknown field `patch`"),
+        "{why}"
+    );
+
+    // A rule that cannot be applied, and a class that does not exist, are errors of their objects alone.
+    let wrong = "version: v1\nresourceModifierRules:\n- conditions: {groupResource: configmaps, resourceNameRegex: ^settings$}\n  \
+        patches: [{operation: remove, path: /data/nothing}]\n";
+    configs.patch("rules", &params, &rules(wrong)).await?;
+    let classes = Patch::Merge(json!({"data": {"csi": "gone", "local": null}}));
+    configs.patch("classes", &params, &classes).await?;
+    velero.run(
+        "restore create partly --from-backup one --resource-modifier-configmap rules \
+         --namespace-mappings mover:partly --exclude-resources services --wait",
+    )?;
+    let restore = restores.get("partly").await?;
+    let status = restore.status.context("a status")?;
+    ensure!(
+        status.phase == Some(RestorePhase::PartiallyFailed),
+        "{status:?}"
+    );
+    velero.says(
+        "restore describe partly",
+        &[
+            "error restoring configmaps settings: resourceModifierRules[0] was not applied",
+            "error restoring persistentvolumeclaims data-db-0: storage class gone",
+            "pod db-0 was not restored: claim data-db-0 was not",
+        ],
+    )?;
+    until("the other pod runs", MINUTE, async || {
+        Ok((env.ready_pods("partly", "app=web").await?.len() == 1).then_some(()))
+    })
+    .await?;
+    let settings = env.api_in::<ConfigMap>("partly").get("settings").await?;
+    ensure!(settings.data.context("data")?["endpoint"] == "old.example");
+    Ok(())
+}
