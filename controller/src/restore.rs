@@ -40,6 +40,7 @@ use kube::{
     api::{Patch, PatchParams},
 };
 use prometheus::{IntCounterVec, IntGauge, Opts};
+use serde_json::{Value, json};
 
 pub use pods::RestoredPod;
 
@@ -227,26 +228,33 @@ impl Controller<'_> {
         location.is_ok_and(|location| location::is_new(&location))
     }
 
-    /// Adds the finalizer, and the name of the backup where only the schedule is given.
+    /// Adds the finalizer, the name of the backup where only the schedule is given, and Velero's default of a time limit that
+    /// nothing here takes.
     async fn claim(&self, restore: Restore) -> Result<Restore, Failure> {
         let name = validate::backup_name(self.context, &restore.spec).ok();
         let named = restore.spec.backup_name.is_some() || name.is_none();
         let finalizers = restore.finalizers().to_vec();
         let kept = finalizers.iter().any(|entry| entry == finalizer::RESTORE);
-        if kept && named {
+        let limited = restore.spec.item_operation_timeout;
+        let limited = limited.is_some_and(|limit| !limit.is_zero());
+        if kept && named && limited {
             return Ok(restore);
         }
-        let mut patch = serde_json::json!({"metadata": {
+        let mut patch = json!({"metadata": {
             "uid": restore.metadata.uid,
             "resourceVersion": restore.metadata.resource_version,
         }});
+        if !limited {
+            patch["spec"]["itemOperationTimeout"] = json!("4h0m0s");
+        }
         if !kept {
             let mut all = finalizers;
             all.push(finalizer::RESTORE.to_owned());
-            patch["metadata"]["finalizers"] = serde_json::json!(all);
+            patch["metadata"]["finalizers"] = json!(all);
         }
         if let (false, Some(name)) = (named, name) {
-            patch["spec"] = serde_json::json!({"backupName": name, "scheduleName": null});
+            patch["spec"]["backupName"] = json!(name);
+            patch["spec"]["scheduleName"] = Value::Null;
         }
         self.token.check()?;
         let api = self.context.api::<Restore>();

@@ -4,8 +4,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use jackline_test_cluster::Cluster;
+use jackline_crds::velero::BackupStorageLocation;
+use kube::api::{Patch, PatchParams};
+use serde_json::json;
 use tempfile::TempDir;
+
+use crate::Env;
 
 /// The client, pointed at one cluster.
 #[derive(Debug)]
@@ -17,17 +21,23 @@ pub struct Velero {
 }
 
 impl Velero {
-    /// Builds the client where that was not done before.
+    /// Builds the client where that was not done before, and has the location give it addresses that it can reach.
     ///
     /// # Errors
-    /// When it cannot be built.
-    pub async fn new(cluster: &Cluster) -> Result<Self> {
+    /// When it cannot be built, or there is no location `default`.
+    pub async fn new(env: &Env) -> Result<Self> {
         let velero = Self {
             program: tokio::task::spawn_blocking(jackline_test_cluster::velero).await??,
-            kubeconfig: cluster.kubeconfig(),
+            kubeconfig: env.cluster.kubeconfig(),
             home: TempDir::new()?,
         };
         velero.run("client config set colorized=false")?;
+        let url = &env.cluster.s3().host_endpoint;
+        let patch = Patch::Merge(json!({"spec": {"config": {"publicUrl": url}}}));
+        let locations = env.api::<BackupStorageLocation>();
+        locations
+            .patch("default", &PatchParams::default(), &patch)
+            .await?;
         Ok(velero)
     }
 

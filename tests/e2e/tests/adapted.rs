@@ -17,7 +17,7 @@ const WORKLOADS: &str = include_str!("adapted.yaml");
 #[tokio::test(flavor = "multi_thread")]
 async fn restored_objects_are_adapted_as_asked() -> Result<()> {
     let env = Env::up("adapted").await?;
-    let velero = Velero::new(&env.cluster).await?;
+    let velero = Velero::new(&env).await?;
     env.cluster.apply(WORKLOADS)?;
     running(&env, "mover").await?;
     let port = given_by_the_cluster(&env).await?;
@@ -86,8 +86,9 @@ async fn moved(env: &Env, velero: &Velero, port: i32) -> Result<()> {
     velero.says(
         "restore describe moved",
         &[
+            "ItemOperationTimeout: 4h0m0s",
             "Preserve Service NodePorts: true",
-            "Resource modifier: Type: ConfigMap Name: rules",
+            "Resource modifier: Type: configmap Name: rules",
         ],
     )?;
     running(env, "mover").await?;
