@@ -22,6 +22,7 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     Repository(Box<RepositoryArgs>),
     Coverage(CoverageArgs),
+    Doctor(DoctorArgs),
     /// Print the reference of all commands as Markdown
     #[command(hide = true)]
     Docs,
@@ -385,6 +386,19 @@ pub(crate) struct CoverageArgs {
     /// End with code 3 when a volume is neither protected nor exempt
     #[arg(long)]
     pub(crate) strict: bool,
+}
+
+/// Looks at an installation: what is as it should be, and what to do about the rest.
+///
+/// Ends with code 1 where backups or restores do not work.
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {
+    /// Jackline's namespace
+    #[arg(short, long, default_value = "velero")]
+    pub(crate) namespace: String,
+    /// How the findings are printed
+    #[arg(short, long, value_enum, default_value = "text")]
+    pub(crate) output: Format,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

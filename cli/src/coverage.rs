@@ -4,13 +4,13 @@ use std::process::ExitCode;
 
 use jackline_crds::jackline::{BackupCoverage, CoverageCounts, Verdict, VolumeVerdict};
 use jiff::Timestamp;
+use kube::Api;
 use kube::api::ListParams;
-use kube::{Api, Client};
 use serde_json::{Value, json};
 
 use crate::args::{CoverageArgs, CoverageFormat};
 use crate::exit::{Exit, chain};
-use crate::{output, table};
+use crate::{cluster, output, table};
 
 const HEAD: [&str; 7] = [
     "NAMESPACE",
@@ -32,11 +32,7 @@ pub(crate) async fn run(args: CoverageArgs) -> Result<ExitCode, Exit> {
         output,
         strict,
     } = args;
-    // The only place of this program that speaks TLS through kube; S3 has its own set-up.
-    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let client = Client::try_default()
-        .await
-        .map_err(|error| Exit::failed(chain(&error)))?;
+    let client = cluster::client().await?;
     let api: Api<BackupCoverage> = match (all_namespaces, namespace) {
         (true, _) => Api::all(client),
         (false, Some(namespace)) => Api::namespaced(client, &namespace),

@@ -1,8 +1,10 @@
 //! `jackline`: what is protected, and repositories without a cluster.
 
 mod args;
+mod cluster;
 mod coverage;
 mod docs;
+mod doctor;
 mod exit;
 mod output;
 mod repository;
@@ -56,6 +58,7 @@ async fn run(command: Command) -> Result<ExitCode, Exit> {
     match command {
         Command::Repository(args) => repository::run(*args).await,
         Command::Coverage(args) => coverage::run(args).await,
+        Command::Doctor(args) => doctor::run(args).await,
         Command::Docs => docs::print(),
     }
 }

@@ -93,6 +93,8 @@ impl Controller {
         let Some(backup) = context.api::<Backup>().get_opt(&key.name).await? else {
             return Ok(Next::Done);
         };
+        let tell = |why: &Failure| self.event(&backup, why.reason, why.source.to_string());
+        context.alone().await.inspect_err(tell)?;
         let (backup, location) = match backup.phase() {
             BackupPhase::InProgress => {
                 let Some(location) = prepare::location(context, &backup) else {

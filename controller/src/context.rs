@@ -1,17 +1,25 @@
 //! What every controller is given: clients, shared watches, publishers, settings.
 
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use futures::future::BoxFuture;
+use jackline_crds::foreign;
 use jackline_crds::velero::{
     Backup, BackupRepository, BackupStorageLocation, DeleteBackupRequest, DownloadRequest,
     PodVolumeBackup, PodVolumeRestore, Restore, Schedule, ServerStatusRequest,
 };
 use jackline_runtime::{
-    CancellationToken, Clients, Events, Key, Kit, Metrics, Store, WatchSpec, kit::instance,
+    CancellationToken, Clients, Events, Failure, Key, Kit, Metrics, Store, WatchSpec, kit::instance,
 };
 
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt;
+
 use crate::{agents::AgentPod, args::Args};
+
+/// How soon somebody is seen to have gone for whom everything waits.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
 /// The watches that more than one controller reads. One per kind; each holds only Jackline's namespace.
 #[derive(Debug, Clone)]
@@ -38,6 +46,8 @@ pub struct Stores {
     pub server_statuses: Store<ServerStatusRequest>,
     /// Pods of the node agent.
     pub agents: Store<AgentPod>,
+    /// Pods of a Velero in Jackline's namespace.
+    pub veleros: Store<Pod>,
 }
 
 impl Stores {
@@ -57,6 +67,7 @@ impl Stores {
             downloads: kit.watch_guarded(spec("downloadrequests")),
             server_statuses: kit.watch_guarded(spec("serverstatusrequests")),
             agents: kit.watch(spec("agents").labels(format!("{role}={agent}"))),
+            veleros: kit.watch_some(spec("veleros"), |pod| foreign::role(pod).is_some()),
         }
     }
 
@@ -73,6 +84,7 @@ impl Stores {
         self.downloads.ready().await;
         self.server_statuses.ready().await;
         self.agents.ready().await;
+        self.veleros.ready().await;
     }
 }
 
@@ -136,6 +148,28 @@ impl Context {
             instance: instance(),
             governed: OnceLock::new(),
         })
+    }
+
+    /// Why nothing is dispatched: a Velero is at work in the namespace.
+    pub fn foreign(&self) -> Option<String> {
+        let pods = self.stores.veleros.list();
+        let found = pods
+            .iter()
+            .filter_map(|pod| Some((foreign::role(pod)?, pod)));
+        let (role, pod) = found.min_by_key(|(role, pod)| (*role, pod.name_any()))?;
+        Some(foreign::warning(pod, role))
+    }
+
+    /// Whether nobody else works on the objects of this namespace.
+    ///
+    /// # Errors
+    /// While a Velero does.
+    pub async fn alone(&self) -> Result<(), Failure> {
+        self.stores.veleros.ready().await;
+        match self.foreign() {
+            None => Ok(()),
+            Some(why) => Err(Failure::waiting(LOOK_AGAIN, "ForeignVelero", why)),
+        }
     }
 
     /// The key of an object in Jackline's namespace.

@@ -87,6 +87,7 @@ pub fn register(context: &Arc<Context>, kit: &Kit, lease: &Lease) -> Result<(), 
     kit.run_leading(&queue, options, lease, move |key, token| {
         let (context, families) = (context.clone(), families.clone());
         async move {
+            context.alone().await?;
             Deletion {
                 context: &context,
                 families: &families,

@@ -113,6 +113,7 @@ pub fn register(context: &Arc<Context>, kit: &Kit, lease: &Lease) {
         move |key, token| {
             let (context, seen, gauge) = (context.clone(), seen.clone(), gauge.clone());
             async move {
+                context.alone().await?;
                 let result = pass(&context, &seen, &key, &token).await;
                 show(&context, &gauge, &key);
                 result

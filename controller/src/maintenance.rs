@@ -122,7 +122,10 @@ pub fn register(context: &Arc<Context>, kit: &Kit, lease: &Lease) -> Result<(), 
     let context = context.clone();
     kit.run_leading(&queue, RunOptions::new(), lease, move |key, token| {
         let (context, jobs, families) = (context.clone(), jobs.clone(), families.clone());
-        async move { pass(&context, &jobs, &families, &key, &token).await }
+        async move {
+            context.alone().await?;
+            pass(&context, &jobs, &families, &key, &token).await
+        }
     });
     Ok(())
 }

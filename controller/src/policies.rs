@@ -23,6 +23,7 @@ use jiff::Timestamp;
 use kube::api::PostParams;
 use kube::{Api, ResourceExt};
 
+use crate::args::Engine;
 use crate::context::Context;
 use crate::coverage::short_name;
 use crate::world::World;
@@ -70,6 +71,9 @@ fn register(
         .stores
         .schedules
         .on_change(move |_| of.every_policy());
+    // So does a Velero in the namespace.
+    let of = world.clone();
+    context.stores.veleros.on_change(move |_| of.every_policy());
     let options = RunOptions::new().pass_deadline(Duration::from_secs(120));
     kit.run_leading(&world.policy_queue, options, lease, move |id, token| {
         let policies = policies.clone();
@@ -261,6 +265,11 @@ impl Policies {
     /// What keeps a valid policy from being in force.
     fn refusal(&self, policy: &Policy, location: &str) -> Option<Refusal> {
         let refuse = |reason, message| Some(Refusal { reason, message });
+        if self.context.args.engine == Engine::Builtin
+            && let Some(why) = self.context.foreign()
+        {
+            return refuse(Reason::ForeignVelero, why);
+        }
         let name = naming::schedule_name(&policy.id);
         if self
             .context

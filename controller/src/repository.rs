@@ -269,7 +269,10 @@ pub fn register(context: &Arc<Context>, kit: &Kit, lease: &Lease) -> Result<(), 
     let context = context.clone();
     kit.run_leading(&queue, RunOptions::new(), lease, move |key, token| {
         let (context, opened) = (context.clone(), opened.clone());
-        async move { pass(&context, &opened, &key, &token).await }
+        async move {
+            context.alone().await?;
+            pass(&context, &opened, &key, &token).await
+        }
     });
     Ok(())
 }

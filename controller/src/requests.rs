@@ -37,7 +37,10 @@ pub fn register(context: &Arc<Context>, kit: &Kit, lease: &Lease) {
     let shared = context.clone();
     kit.run_leading(&downloads, RunOptions::new(), lease, move |key, token| {
         let (context, requests) = (shared.clone(), requests.clone());
-        async move { download(&context, &requests, &key, &token).await }
+        async move {
+            context.alone().await?;
+            download(&context, &requests, &key, &token).await
+        }
     });
 
     let statuses = Queue::new("serverstatusrequests");
@@ -46,7 +49,10 @@ pub fn register(context: &Arc<Context>, kit: &Kit, lease: &Lease) {
     let shared = context.clone();
     kit.run_leading(&statuses, RunOptions::new(), lease, move |key, token| {
         let (context, requests) = (shared.clone(), requests.clone());
-        async move { server_status(&context, &requests, &key, &token).await }
+        async move {
+            context.alone().await?;
+            server_status(&context, &requests, &key, &token).await
+        }
     });
 }
 

@@ -162,6 +162,14 @@ impl Controller<'_> {
         let Some(restore) = self.context.api::<Restore>().get_opt(&key.name).await? else {
             return Ok(Next::Done);
         };
+        let tell = |why: &Failure| {
+            let warning = EventKind::Warning;
+            self.say(&restore, warning, why.reason, why.source.to_string());
+        };
+        let ended = restore.phase().is_terminal() && restore.metadata.deletion_timestamp.is_none();
+        if !ended {
+            self.context.alone().await.inspect_err(tell)?;
+        }
         if restore.metadata.deletion_timestamp.is_some() {
             return self.clean_up(&restore).await;
         }

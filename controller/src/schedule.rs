@@ -57,6 +57,7 @@ struct Schedules {
 impl Schedules {
     async fn pass(&self, key: &Key, token: &LeaderToken) -> Result<Next, Failure> {
         self.context.stores.ready().await;
+        self.context.alone().await?;
         let Some(schedule) = self.context.stores.schedules.get(key) else {
             // The name may be that of a policy's backups, whose series is its own.
             let is_policys = |backup: &Backup| {

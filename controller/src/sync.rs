@@ -65,7 +65,10 @@ pub fn register(context: &Arc<Context>, kit: &Kit, lease: &Lease) {
         .pass_deadline(Duration::from_secs(1800));
     kit.run_leading(&queue, options, lease, move |key, token| {
         let (context, verified) = (context.clone(), verified.clone());
-        async move { pass(&context, &verified, &key, &token).await }
+        async move {
+            context.alone().await?;
+            pass(&context, &verified, &key, &token).await
+        }
     });
 }
 

@@ -2,6 +2,7 @@
 //!
 //! The CustomResourceDefinitions in `crds/yaml` are generated from these types.
 
+pub mod foreign;
 mod go_duration;
 pub mod jackline;
 mod kind;

@@ -17,6 +17,8 @@ pub const AGENT_FIELD_MANAGER: &str = "jackline-node-agent";
 /// Name of the one BackupCoverage of a namespace.
 pub const COVERAGE: &str = "coverage";
 
+/// Name of the Deployment of the controller.
+pub const CONTROLLER: &str = "jackline-controller";
 /// Name of the DaemonSet, and value of the label `name`, of the node agents.
 pub const NODE_AGENT: &str = "node-agent";
 /// Label and value that select node agent pods, as Velero has them.

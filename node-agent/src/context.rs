@@ -2,8 +2,11 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use jackline_crds::velero::{PodVolumeBackup, PodVolumeRestore};
-use jackline_runtime::{CancellationToken, Event, EventKind, Events, Key, Store};
+use jackline_crds::{
+    foreign::{self, Role},
+    velero::{PodVolumeBackup, PodVolumeRestore},
+};
+use jackline_runtime::{CancellationToken, Event, EventKind, Events, Failure, Key, Store};
 use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use kube::{Api, Client, Resource};
 use tokio::sync::Semaphore;
@@ -17,6 +20,9 @@ use crate::{
 
 /// Time after which a directory that does not answer counts as dead (a network volume whose server is gone).
 const RESOLVE_DEADLINE: Duration = Duration::from_secs(30);
+
+/// How soon another agent is seen to have gone.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
 pub(crate) struct Context {
@@ -63,6 +69,20 @@ impl Context {
         K: Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>,
     {
         Api::namespaced(self.client.0.clone(), &self.namespace)
+    }
+
+    /// Whether no other agent works for this node's volumes. Wait for `pods.ready()` first.
+    ///
+    /// # Errors
+    /// While a Velero's does.
+    pub fn alone(&self) -> Result<(), Failure> {
+        let foreign = self.pods.find(|pod| {
+            pod.metadata.namespace.as_deref() == Some(&self.namespace)
+                && foreign::role(pod) == Some(Role::NodeAgent)
+        });
+        let Some(pod) = foreign else { return Ok(()) };
+        let why = foreign::warning(&pod, Role::NodeAgent);
+        Err(Failure::waiting(LOOK_AGAIN, "ForeignVelero", why))
     }
 
     /// The pod of this reference, as far as it is on this node. Wait for `pods.ready()` first.

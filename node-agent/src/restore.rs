@@ -105,6 +105,7 @@ impl Restores {
             };
             return self.end(key, &object, &record, Ok(summary)).await;
         }
+        context.alone()?;
         if pods::waits_since(&pod, &uid).is_none() {
             return Ok(Next::OnChange);
         }

@@ -51,6 +51,8 @@ pub enum Reason {
     InvalidSpec,
     /// A Schedule or another policy gives its backups the same names.
     NameTaken,
+    /// A Velero is at work in the same namespace.
+    ForeignVelero,
     UnknownLocation,
     LocationUnavailable,
     Suspended,

@@ -57,7 +57,10 @@ pub fn register(context: &Arc<Context>, kit: &Kit, lease: &Lease, pods: &Store<R
     let (context, pods) = (context.clone(), pods.clone());
     kit.run_leading(&queue, RunOptions::new(), lease, move |key, token| {
         let (context, pods) = (context.clone(), pods.clone());
-        async move { pass(&context, &pods, &key, &token).await }
+        async move {
+            context.alone().await?;
+            pass(&context, &pods, &key, &token).await
+        }
     });
 }
 
