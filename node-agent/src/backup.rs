@@ -73,7 +73,7 @@ impl Backups {
         else {
             return Ok(Next::Done);
         };
-        context.alone()?;
+        context.alone(&object, &object.spec.pod)?;
         let record = Record::new(api, object.clone());
         let running = context.metrics.begin(Operation::Backup);
         let result = self.attempt(&object, &record).await;
@@ -126,8 +126,7 @@ impl Backups {
             Some(PodVolumePhase::Failed) => {
                 tracing::warn!(what, message, "backup failed");
                 let note = format!("backup of {what} failed: {message}");
-                self.context
-                    .failed_event(object, pod, "VolumeBackupFailed", note);
+                self.context.warn(object, pod, "VolumeBackupFailed", note);
             }
             phase => {
                 let phase = phase.map(PodVolumePhase::as_str);

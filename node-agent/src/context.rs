@@ -74,14 +74,19 @@ impl Context {
     /// Whether no other agent works for this node's volumes. Wait for `pods.ready()` first.
     ///
     /// # Errors
-    /// While a Velero's does.
-    pub fn alone(&self) -> Result<(), Failure> {
+    /// While a Velero's does, which is said on the object that waits and its pod.
+    pub fn alone<K: Resource<DynamicType = ()>>(
+        &self,
+        object: &K,
+        target: &ObjectReference,
+    ) -> Result<(), Failure> {
         let foreign = self.pods.find(|pod| {
             pod.metadata.namespace.as_deref() == Some(&self.namespace)
                 && foreign::role(pod) == Some(Role::NodeAgent)
         });
         let Some(pod) = foreign else { return Ok(()) };
         let why = foreign::warning(&pod, Role::NodeAgent);
+        self.warn(object, target, "ForeignVelero", why.clone());
         Err(Failure::waiting(LOOK_AGAIN, "ForeignVelero", why))
     }
 
@@ -114,8 +119,8 @@ impl Context {
         }
     }
 
-    /// Says that a volume failed, on the object and the pod.
-    pub fn failed_event<K: Resource<DynamicType = ()>>(
+    /// Says what keeps a volume from being moved, on the object and the pod.
+    pub fn warn<K: Resource<DynamicType = ()>>(
         &self,
         object: &K,
         pod: &ObjectReference,

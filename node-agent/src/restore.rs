@@ -105,7 +105,7 @@ impl Restores {
             };
             return self.end(key, &object, &record, Ok(summary)).await;
         }
-        context.alone()?;
+        context.alone(&*object, &object.spec.pod)?;
         if pods::waits_since(&pod, &uid).is_none() {
             return Ok(Next::OnChange);
         }
@@ -206,8 +206,7 @@ impl Restores {
         if status.phase == Some(PodVolumePhase::Failed) {
             tracing::warn!(what, message, "restore failed");
             let note = format!("restore of {what} failed: {message}");
-            self.context
-                .failed_event(object, pod, "VolumeRestoreFailed", note);
+            self.context.warn(object, pod, "VolumeRestoreFailed", note);
         } else {
             let bytes = status.progress.as_ref().map(|p| p.total_bytes);
             tracing::info!(
