@@ -141,6 +141,20 @@ pub fn velero() -> Result<PathBuf> {
     ready(VELERO)
 }
 
+/// The source of a release of Velero, such as `v1.14.1`.
+///
+/// # Errors
+/// When it cannot be had.
+pub fn velero_source(version: &str) -> Result<PathBuf> {
+    let module = format!("github.com/vmware-tanzu/velero@{version}");
+    let said = run(&mut command("go", ["mod", "download", "-json", &module]))?;
+    let said: serde_json::Value = serde_json::from_str(&said)?;
+    let directory = said["Dir"].as_str();
+    Ok(directory
+        .with_context(|| format!("{module}: {said}"))?
+        .into())
+}
+
 /// A hash over everything that decides what the binary does.
 fn fingerprint(module: &Path, tool: Tool) -> Result<String> {
     let mut hash = Sha256::new();
