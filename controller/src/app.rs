@@ -62,6 +62,7 @@ fn register(context: &Arc<Context>, kit: &Kit, lease: &Lease) -> anyhow::Result<
     crate::repository::register(context, kit, lease)?;
     crate::maintenance::register(context, kit, lease)?;
     crate::deletion::register(context, kit, lease)?;
+    crate::expiry::register(context, kit, lease);
     crate::backup::register(context, kit, lease)?;
     crate::restore::register(context, kit, lease)?;
     crate::requests::register(context, kit, lease);

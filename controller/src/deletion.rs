@@ -3,6 +3,7 @@
 //! Each step can be repeated, and a request is worked on until it is done or cannot be: a crash in the middle costs nothing. The files
 //! in the bucket go only when every snapshot was forgotten, so that nothing which names a snapshot is lost before the snapshot is.
 
+mod request;
 mod snapshots;
 
 use std::{sync::Arc, time::Duration};
@@ -30,6 +31,8 @@ use kube::{
 use prometheus::{IntCounterVec, Opts};
 
 use crate::{context::Context, location, maintenance, remove::remove, sync};
+
+pub use request::{is_requested, request};
 
 /// A request that is done with errors is kept this long.
 const KEPT: Duration = Duration::from_secs(24 * 3600);

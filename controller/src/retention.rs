@@ -6,25 +6,26 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jackline_crds::GoDuration;
-use jackline_crds::names::{FIELD_MANAGER, annotation, label, label_value};
-use jackline_crds::velero::{
-    Backup, BackupPhase, BackupRepository, DeleteBackupRequest, DeleteBackupRequestSpec,
-    PodVolumeBackup, Restore,
-};
+use jackline_crds::names::{FIELD_MANAGER, annotation, label};
+use jackline_crds::velero::{Backup, BackupPhase, BackupRepository, PodVolumeBackup, Restore};
+use jackline_policy::Policy;
 use jackline_policy::retention::{BackupFacts, Existence, Outcome, Plan, farewell, plan};
 use jackline_policy::spec::{Mode, Retention};
-use jackline_policy::{Policy, naming};
 use jackline_runtime::{Failure, LeaderToken};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use kube::ResourceExt;
-use kube::api::{ObjectMeta, Patch, PatchParams, PostParams};
+use kube::api::{Patch, PatchParams};
 use serde_json::json;
 
 use crate::context::Context;
+use crate::deletion;
 use crate::policies::policy_of;
 use crate::world::points::Point;
 use crate::world::{Upkeep, World};
+
+/// Why a backup goes.
+const UNKEPT: &str = "no rule of its policy keeps it";
 
 /// What became of a policy's retention.
 #[derive(Debug, Default)]
@@ -87,7 +88,7 @@ pub async fn apply(
     record_gone(context, retention, &points, &plan, &exist, token, now).await?;
     for name in &plan.delete {
         if let Some(backup) = backups.iter().find(|backup| backup.name_any() == *name) {
-            request(context, backup, policy, token).await?;
+            deletion::request(context, backup, UNKEPT, token).await?;
         }
     }
     Ok(Kept {
@@ -119,7 +120,7 @@ pub async fn take_along(
     );
     for backup in &backups {
         if farewell.delete.contains(&backup.name_any()) {
-            request(context, backup, policy, token).await?;
+            deletion::request(context, backup, UNKEPT, token).await?;
         }
     }
     Ok(farewell.later.is_empty())
@@ -151,10 +152,9 @@ fn held_message(backups: usize, limit: usize) -> String {
 
 fn facts(context: &Context, world: &World, backup: &Backup) -> BackupFacts {
     let name = backup.name_any();
-    let deleting = |request: &DeleteBackupRequest| request.spec.backup_name == name;
     let outcome = match backup.phase() {
         BackupPhase::Deleting => Outcome::Deleting,
-        _ if context.stores.deletions.find(deleting).is_some() => Outcome::Deleting,
+        _ if deletion::is_requested(context, &name) => Outcome::Deleting,
         BackupPhase::Completed | BackupPhase::PartiallyFailed => Outcome::Usable,
         BackupPhase::Failed | BackupPhase::FailedValidation => Outcome::Failed,
         _ => Outcome::Unfinished,
@@ -190,55 +190,6 @@ fn facts(context: &Context, world: &World, backup: &Backup) -> BackupFacts {
             .collect(),
         name,
     }
-}
-
-/// Asks for a deletion. The request's name is a function of the Backup, so asking twice asks once.
-async fn request(
-    context: &Context,
-    backup: &Backup,
-    policy: &Policy,
-    token: &LeaderToken,
-) -> Result<(), Failure> {
-    let name = backup.name_any();
-    let uid = backup.uid().unwrap_or_default();
-    let labels = [
-        (label::BACKUP_NAME, label_value(&name)),
-        (label::BACKUP_UID, uid.clone()),
-    ];
-    let request = DeleteBackupRequest {
-        metadata: ObjectMeta {
-            name: Some(naming::delete_request_name(&name, &uid)),
-            namespace: Some(context.namespace.clone()),
-            labels: Some(
-                labels
-                    .into_iter()
-                    .map(|(key, value)| (key.to_owned(), value))
-                    .collect(),
-            ),
-            ..ObjectMeta::default()
-        },
-        spec: DeleteBackupRequestSpec {
-            backup_name: name.clone(),
-        },
-        status: None,
-    };
-    let params = PostParams {
-        field_manager: Some(FIELD_MANAGER.to_owned()),
-        ..PostParams::default()
-    };
-    token.check()?;
-    match context
-        .api::<DeleteBackupRequest>()
-        .create(&params, &request)
-        .await
-    {
-        Ok(_) => {
-            tracing::info!(policy = %policy.id, backup = name, "nothing keeps the backup: its deletion is requested")
-        }
-        Err(kube::Error::Api(status)) if status.is_already_exists() => {}
-        Err(error) => return Err(error.into()),
-    }
-    Ok(())
 }
 
 /// Notes on a volume's newest record since when it is gone, and takes the note back where it is there again.

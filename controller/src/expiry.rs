@@ -1,0 +1,117 @@
+//! Backups whose time is over are deleted, each when it is: Velero looks once an hour. What may go is decided by
+//! `jackline_policy::expiry`.
+
+use std::{sync::Arc, time::Duration};
+
+use jackline_crds::{
+    names::{FIELD_MANAGER, annotation, label},
+    velero::{AccessMode, Backup, BackupPhase, LocationPhase, Restore},
+};
+use jackline_policy::expiry::{Facts, Location, Verdict, expiry};
+use jackline_runtime::{Failure, Key, Kit, LeaderToken, Lease, Next, Queue, RunOptions};
+use jiff::Timestamp;
+use kube::{
+    ResourceExt,
+    api::{Patch, PatchParams},
+};
+
+use crate::{context::Context, deletion};
+
+/// How soon it is looked again whether a restore has ended.
+const SOON: Duration = Duration::from_secs(30);
+/// How soon it is looked again at a location that takes no deletions, and at a deletion that failed.
+const RETRY: Duration = Duration::from_secs(600);
+
+/// Starts the controller.
+pub fn register(context: &Arc<Context>, kit: &Kit, lease: &Lease) {
+    let queue = Queue::new("expiry");
+    let backups = &context.stores.backups;
+    backups.enqueue(&queue, |change| vec![change.key.clone()]);
+    let context = context.clone();
+    kit.run_leading(&queue, RunOptions::new(), lease, move |key, token| {
+        let context = context.clone();
+        async move {
+            context.alone().await?;
+            pass(&context, &key, &token).await
+        }
+    });
+}
+
+async fn pass(context: &Context, key: &Key, token: &LeaderToken) -> Result<Next, Failure> {
+    context.stores.ready().await;
+    let Some(backup) = context.stores.backups.get(key) else {
+        return Ok(Next::Done);
+    };
+    match expiry(facts(context, &backup), Timestamp::now()) {
+        Verdict::Keep => Ok(Next::OnChange),
+        Verdict::At(time) => Ok(Next::At(time)),
+        Verdict::Later => Ok(Next::After(SOON)),
+        Verdict::Blocked(reason) => {
+            mark(context, &backup, Some(reason), token).await?;
+            Ok(Next::After(RETRY))
+        }
+        Verdict::Delete => {
+            mark(context, &backup, None, token).await?;
+            deletion::request(context, &backup, "its time is over", token).await?;
+            Ok(Next::After(RETRY))
+        }
+    }
+}
+
+fn facts(context: &Context, backup: &Backup) -> Facts {
+    let name = backup.name_any();
+    let status = backup.status.as_ref();
+    let cluster = backup
+        .labels()
+        .get(label::CLUSTER_UID)
+        .or_else(|| backup.annotations().get(annotation::CLUSTER_UID));
+    let reads = |restore: &Restore| {
+        restore.spec.backup_name.as_deref() == Some(&*name) && !restore.phase().is_terminal()
+    };
+    let location = backup.spec.storage_location.clone().unwrap_or_default();
+    let location = context.stores.locations.get(&context.key(location));
+    let location = location.map_or(Location::Missing, |location| {
+        let phase = location.status.as_ref().and_then(|status| status.phase);
+        match (location.spec.access_mode, phase) {
+            (Some(AccessMode::ReadOnly), _) => Location::ReadOnly,
+            (_, Some(LocationPhase::Unavailable)) => Location::Unavailable,
+            _ => Location::Writable,
+        }
+    });
+    Facts {
+        expires: status.and_then(|status| Some(status.expiration.as_ref()?.0)),
+        ended: backup.phase().is_terminal(),
+        going: backup.phase() == BackupPhase::Deleting || deletion::is_requested(context, &name),
+        foreign: cluster.is_some_and(|cluster| *cluster != context.cluster_uid),
+        read: context.stores.restores.find(reads).is_some(),
+        location,
+    }
+}
+
+/// Says on the Backup why it cannot go, as Velero does.
+async fn mark(
+    context: &Context,
+    backup: &Backup,
+    reason: Option<&str>,
+    token: &LeaderToken,
+) -> Result<(), Failure> {
+    let said = backup.labels().get(label::GC_FAILURE).map(String::as_str);
+    if said == reason {
+        return Ok(());
+    }
+    token.check()?;
+    let patch = serde_json::json!({"metadata": {"uid": backup.uid(), "labels": {(label::GC_FAILURE): reason}}});
+    let params = PatchParams {
+        field_manager: Some(FIELD_MANAGER.to_owned()),
+        ..PatchParams::default()
+    };
+    let api = context.api::<Backup>();
+    match api
+        .patch_metadata(&backup.name_any(), &params, &Patch::Merge(patch))
+        .await
+    {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
