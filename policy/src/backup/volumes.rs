@@ -205,6 +205,9 @@ pub struct Selection {
     pub notes: Vec<Note>,
 }
 
+/// What Velero logs of a pod whose claim another one carries.
+const ELSEWHERE: &str = "Pod volume uses a persistent volume claim which has already been backed up from another pod, skipping.";
+
 /// Chooses the volumes and their carriers. `claim` tells what is known of a claim (`None`: it does not exist), `claims_stored` whether
 /// the backup's filters let claims in, `agent` whether an agent runs on a node.
 pub fn select(
@@ -381,6 +384,7 @@ impl Selector<'_> {
         self.take(index, name, None);
     }
 
+    /// A claim, and the volumes of pods that ask for it.
     fn claim(&mut self, namespace: &str, claim: &str, asked: &[(usize, String)], mode: &Mode) {
         let pods = self.pods;
         let said = |index: usize, name: &str| {
@@ -431,8 +435,15 @@ impl Selector<'_> {
                 ),
             )),
             (Some(&(index, volume)), _) => {
-                let (name, claim) = (volume.name.clone(), claim.to_owned());
-                self.take(index, &name, Some(claim));
+                let name = volume.name.clone();
+                self.take(index, &name, Some(claim.to_owned()));
+                for (other, volume) in asked {
+                    let pod = &pods[*other];
+                    if *other != index && pod.is_running() {
+                        let message = ELSEWHERE.to_owned();
+                        self.note(Level::Info, pod, volume, Some(claim), message);
+                    }
+                }
                 return;
             }
             (None, Some((index, name))) => {

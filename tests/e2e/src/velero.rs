@@ -51,8 +51,16 @@ impl Velero {
     /// # Errors
     /// When it fails, with what it said.
     pub fn run(&self, arguments: &str) -> Result<String> {
+        self.call(&arguments.split_whitespace().collect::<Vec<_>>())
+    }
+
+    /// As [`Self::run`], for arguments with spaces.
+    ///
+    /// # Errors
+    /// When it fails, with what it said.
+    pub fn call(&self, arguments: &[&str]) -> Result<String> {
         let output = Command::new(&self.program)
-            .args(arguments.split_whitespace())
+            .args(arguments)
             .env("KUBECONFIG", &self.kubeconfig)
             .env("HOME", self.home.path())
             .current_dir(self.home.path())
@@ -62,7 +70,7 @@ impl Velero {
         let complaint = String::from_utf8_lossy(&output.stderr);
         ensure!(
             output.status.success(),
-            "velero {arguments}: {complaint}{said}"
+            "velero {arguments:?}: {complaint}{said}"
         );
         Ok(said + &complaint)
     }
