@@ -9,6 +9,7 @@ pub mod collect;
 pub mod context;
 pub mod coverage;
 pub mod deletion;
+pub mod exec;
 pub mod expiry;
 mod finalizer;
 pub mod location;

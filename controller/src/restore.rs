@@ -10,6 +10,7 @@ mod catalog;
 mod cluster;
 mod copies;
 mod files;
+mod hooks;
 mod items;
 mod namespaces;
 mod plan;
@@ -366,6 +367,7 @@ impl Controller<'_> {
         let (warnings, errors) = finished.report.counts();
         status.warnings = warnings;
         status.errors = errors;
+        status.hook_status = Some(finished.hooks.clone());
         status.progress = Some(RestoreProgress {
             total_items: finished.total,
             items_restored: finished.report.items(),

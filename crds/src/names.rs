@@ -96,10 +96,8 @@ pub mod annotation {
     pub const RESTORE_STATUS: &str = "velero.io/restore-status";
     /// On a restored volume: its name in the backup.
     pub const ORIGINAL_PV_NAME: &str = "velero.io/original-pv-name";
-    /// On a pod: the image of an init container that a restore of it adds.
-    pub const INIT_HOOK_IMAGE: &str = "init.hook.restore.velero.io/container-image";
-    /// On a pod: the command that runs in it after a restore of it.
-    pub const POST_RESTORE_HOOK: &str = "post.hook.restore.velero.io/command";
+    /// On a restored pod: UID of the restore whose commands have begun to run in it.
+    pub const RESTORE_HOOKS: &str = "jackline.dev/restore-hooks";
     /// Prefix of what very old Velero versions wrote on pods: volume to snapshot id.
     pub const SNAPSHOT_PREFIX: &str = "snapshot.velero.io/";
     /// On a claim, pod or namespace: `true` takes it out of the policies. Needs a reason.

@@ -10,6 +10,7 @@
 //! - [`action`]: per-kind changes (pods, services, jobs, role bindings, …);
 //! - [`claim`]: claims and persistent volumes;
 //! - [`volume`]: which volume's data goes into which pod, and who waits for it;
+//! - [`hook`]: what runs before and in a restored pod;
 //! - [`wait`]: the init container that waits;
 //! - [`mapping`]: storage classes, nodes and images that are called differently here;
 //! - [`modify`], [`strategic`]: patches that the user asks for;
@@ -18,6 +19,7 @@
 pub mod action;
 pub mod claim;
 pub mod conflict;
+pub mod hook;
 pub mod json;
 pub mod mapping;
 pub mod meta;

@@ -1,23 +1,19 @@
 //! Commands in pods before and after their volumes are read.
 
-use std::sync::atomic::{AtomicI32, Ordering};
-
 use jackline_crds::velero::{
-    BackupHooks, BackupResourceHook, BackupResourceHookSpec, HookErrorMode, HookStatus,
+    BackupHooks, BackupResourceHook, BackupResourceHookSpec, HookErrorMode,
 };
 use jackline_policy::backup::{
     hook::{DEFAULT_TIMEOUT, Hook},
     names::{Names, Star},
 };
-use k8s_openapi::api::core::v1::Pod;
-use kube::{Api, api::AttachParams};
-use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::{log::BackupLog, prepare};
-use crate::{collect::PodFacts, context::Context};
-
-/// How much of a command's output is kept for the log.
-const OUTPUT: usize = 4096;
+use crate::{
+    collect::PodFacts,
+    context::Context,
+    exec::{HookCount, exec},
+};
 
 /// The hooks of a pod.
 #[derive(Debug, Default)]
@@ -29,22 +25,6 @@ pub(super) struct PodHooks {
 impl PodHooks {
     pub(super) fn is_empty(&self) -> bool {
         self.pre.is_empty() && self.post.is_empty()
-    }
-}
-
-/// Counts hooks.
-#[derive(Debug, Default)]
-pub(super) struct HookCount {
-    attempted: AtomicI32,
-    failed: AtomicI32,
-}
-
-impl HookCount {
-    pub(super) fn status(&self) -> HookStatus {
-        HookStatus {
-            hooks_attempted: self.attempted.load(Ordering::Relaxed),
-            hooks_failed: self.failed.load(Ordering::Relaxed),
-        }
     }
 }
 
@@ -130,7 +110,7 @@ pub(super) async fn run(
         ("name", volumes.name.as_str()),
     ];
     for hook in hooks {
-        count.attempted.fetch_add(1, Ordering::Relaxed);
+        count.add(1, 0);
         let command = hook.command.join(" ");
         log.info(
             &format!(
@@ -139,12 +119,14 @@ pub(super) async fn run(
             ),
             &fields,
         );
-        let result = match tokio::time::timeout(hook.timeout, exec(context, pod, hook)).await {
+        let target = (volumes.namespace.as_str(), volumes.name.as_str());
+        let running = exec(context, target, &hook.container, &hook.command);
+        let result = match tokio::time::timeout(hook.timeout, running).await {
             Ok(result) => result,
             Err(_) => Err(format!("timed out after {:?}", hook.timeout)),
         };
         if let Err(why) = result {
-            count.failed.fetch_add(1, Ordering::Relaxed);
+            count.add(0, 1);
             let fields = [fields[0], fields[1], fields[2], ("error", why.as_str())];
             log.error("Error executing hook", &fields);
             if hook.required {
@@ -153,48 +135,4 @@ pub(super) async fn run(
         }
     }
     true
-}
-
-async fn exec(context: &Context, pod: &PodFacts, hook: &Hook) -> Result<(), String> {
-    // The client for streams: a command may be silent for longer than a request may take.
-    let api: Api<Pod> = Api::namespaced(context.clients.watch.clone(), &pod.volumes.namespace);
-    let params = AttachParams::default()
-        .container(&hook.container)
-        .stdin(false)
-        .stdout(true)
-        .stderr(true);
-    let process = api.exec(&pod.volumes.name, &hook.command, &params).await;
-    let mut process = process.map_err(|error| error.to_string())?;
-    let status = process.take_status();
-    let (stdout, stderr) = (process.stdout(), process.stderr());
-    let (_, errors) = tokio::join!(drain(stdout), drain(stderr));
-    let status = match status {
-        Some(status) => status.await,
-        None => None,
-    };
-    match status {
-        Some(status) if status.status.as_deref() == Some("Success") => Ok(()),
-        Some(status) => {
-            let message = status.message.unwrap_or_default();
-            Err(format!("{message} {errors}").trim().to_owned())
-        }
-        None => Err("the connection broke before the command ended".to_owned()),
-    }
-}
-
-/// Reads to the end and keeps the beginning.
-async fn drain(stream: Option<impl AsyncRead + Unpin>) -> String {
-    let Some(mut stream) = stream else {
-        return String::new();
-    };
-    let mut kept = Vec::new();
-    let mut buffer = vec![0; OUTPUT];
-    while let Ok(read) = stream.read(&mut buffer).await {
-        if read == 0 {
-            break;
-        }
-        let room = OUTPUT.saturating_sub(kept.len()).min(read);
-        kept.extend_from_slice(buffer.get(..room).unwrap_or_default());
-    }
-    String::from_utf8_lossy(&kept).trim().to_owned()
 }

@@ -33,7 +33,7 @@ use tokio::{
 };
 
 use super::{
-    hooks::{self, HookCount, PodHooks},
+    hooks::{self, PodHooks},
     job::{Job, JobError, timeout},
     log::BackupLog,
 };
@@ -41,6 +41,7 @@ use crate::{
     agents,
     collect::{Facts, PodFacts},
     context::Context,
+    exec::HookCount,
     repository,
 };
 

@@ -401,6 +401,7 @@ impl Run<'_> {
                 };
                 wait::add(&mut wanted, waiter);
             }
+            self.add_init_hooks(self.target(namespace), &mut wanted);
         }
         Ok(wanted)
     }

@@ -2,10 +2,7 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use jackline_crds::{
-    names::{annotation, label},
-    velero::PodVolumeRestore,
-};
+use jackline_crds::{names::label, velero::PodVolumeRestore};
 use jackline_policy::{
     labels::Labels,
     restore::{
@@ -30,13 +27,6 @@ impl Run<'_> {
                 self.report
                     .warning(Place::Namespace(self.target(namespace)), why);
             }
-        }
-        let hooks = self.restore.spec.hooks.as_ref();
-        let hooks = hooks.map_or(0, |hooks| hooks.resources.len());
-        if hooks > 0 {
-            let why =
-                format!("hooks are not supported in a restore: {hooks} in spec.hooks were not run");
-            self.report.warning(Place::Velero, &why);
         }
         let pods = self.admitted_pods().await?;
         for pod in &pods {
@@ -114,17 +104,7 @@ impl Run<'_> {
                     continue;
                 }
             }
-            let pod = Pod::read(&object);
-            if has_hooks(&object) {
-                self.report.warning(
-                    Place::Namespace(self.target(&pod.namespace)),
-                    &format!(
-                        "hooks are not supported in a restore: those of pod {} were not run",
-                        pod.name
-                    ),
-                );
-            }
-            pods.push(pod);
+            pods.push(Pod::read(&object));
         }
         Ok(pods)
     }
@@ -260,29 +240,5 @@ impl Run<'_> {
             }
             _ => scope.admits(kind, namespace, &labels),
         }
-    }
-}
-
-/// Whether a pod's annotations ask for hooks when it is restored.
-fn has_hooks(pod: &Value) -> bool {
-    let annotations = &pod["metadata"]["annotations"];
-    [annotation::INIT_HOOK_IMAGE, annotation::POST_RESTORE_HOOK]
-        .iter()
-        .any(|hook| !annotations[hook].is_null())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn hooks_of_a_pod_are_seen() {
-        let pod = |name: &str| serde_json::json!({"metadata": {"annotations": {name: "x"}}});
-        assert!(has_hooks(&pod(
-            "init.hook.restore.velero.io/container-image"
-        )));
-        assert!(has_hooks(&pod("post.hook.restore.velero.io/command")));
-        assert!(!has_hooks(&pod("pre.hook.backup.velero.io/command")));
-        assert!(!has_hooks(&serde_json::json!({"metadata": {}})));
     }
 }

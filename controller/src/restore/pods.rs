@@ -26,12 +26,22 @@ pub struct RestoredPodSpec {
     /// Its node, once it is scheduled.
     #[serde(default)]
     pub node_name: Option<String>,
+    /// Its containers.
+    #[serde(default)]
+    pub containers: Vec<Container>,
     /// Its init containers; the first may be the waiter.
     #[serde(default)]
     pub init_containers: Vec<InitContainer>,
     /// Its volumes.
     #[serde(default)]
     pub volumes: Vec<Volume>,
+}
+
+/// A container.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Container {
+    /// Its name.
+    pub name: String,
 }
 
 /// An init container.
@@ -73,7 +83,35 @@ pub struct RestoredPodStatus {
     /// Its init containers.
     #[serde(default)]
     pub init_container_statuses: Vec<InitStatus>,
+    /// Its containers.
+    #[serde(default)]
+    pub container_statuses: Vec<ContainerStatus>,
 }
+
+/// How a container does.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct ContainerStatus {
+    /// Its name.
+    pub name: String,
+    /// Its readiness probe is content.
+    #[serde(default)]
+    pub ready: bool,
+    /// What it does.
+    #[serde(default)]
+    pub state: ContainerState,
+}
+
+/// What a container does.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct ContainerState {
+    /// It runs; since when is of no concern.
+    #[serde(default)]
+    pub running: Option<Running>,
+}
+
+/// It runs.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Running {}
 
 /// How far an init container is.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -124,6 +162,16 @@ impl RestoredPod {
             .persistent_volume_claim
             .as_ref()
             .map(|claim| claim.claim_name.as_str())
+    }
+
+    /// Whether a container runs or, where asked, is ready.
+    pub fn is_up(&self, container: &str, ready: bool) -> bool {
+        let statuses = &self.status.container_statuses;
+        let status = statuses.iter().find(|status| status.name == container);
+        status.is_some_and(|status| match ready {
+            true => status.ready,
+            false => status.state.running.is_some(),
+        })
     }
 
     /// Whether the pod mounts the claim.

@@ -6,14 +6,14 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
 use futures::{StreamExt, stream::FuturesUnordered};
 use jackline_crds::{
     names::{FIELD_MANAGER, label, label_value},
-    velero::{Restore, RestoreProgress},
+    velero::{HookStatus, Restore, RestoreProgress},
 };
 use jackline_policy::restore::{json::list, meta, order, volume::Plan};
 use jackline_runtime::{Failure, Key, LeaderToken, Store};
@@ -36,6 +36,7 @@ use super::{
 };
 use crate::{
     context::Context,
+    exec::HookCount,
     location::{self, chain},
 };
 
@@ -66,6 +67,8 @@ pub struct Finished {
     pub store: Arc<dyn ObjectStore>,
     /// Objects in all.
     pub total: i32,
+    /// Commands that were run in pods.
+    pub hooks: HookStatus,
 }
 
 /// A workload that waits for the data of its claims.
@@ -112,6 +115,9 @@ pub(super) struct Run<'a> {
     pub total: i32,
     pub namespaces: tokio::sync::Mutex<BTreeMap<String, bool>>,
     pub state: Mutex<State>,
+    pub hooks: HookCount,
+    /// Since when no more data comes.
+    pub data_over: OnceLock<Instant>,
     backup_label: String,
     restore_label: String,
 }
@@ -174,6 +180,8 @@ pub(super) async fn execute(
         total: i32::try_from(total).unwrap_or(i32::MAX),
         namespaces: tokio::sync::Mutex::default(),
         state: Mutex::default(),
+        hooks: HookCount::default(),
+        data_over: OnceLock::new(),
         backup_label: label_value(&backup),
         restore_label: label_value(&restore.name_any()),
     };
@@ -187,15 +195,23 @@ pub(super) async fn execute(
     if !result {
         return Ok(Ending::Deleted);
     }
-    let Some(volumes) = run.volumes().await? else {
+    let data = async {
+        let volumes = run.volumes().await;
+        let _ = run.data_over.set(Instant::now());
+        volumes
+    };
+    let (volumes, hooks) = tokio::join!(data, run.run_hooks());
+    let Some(volumes) = volumes? else {
         return Ok(Ending::Deleted);
     };
+    hooks?;
     run.report.info("restore completed");
     let finished = Finished {
         report: run.report,
         volumes,
         store,
         total: run.total,
+        hooks: run.hooks.status(),
     };
     Ok(Ending::Done(Box::new(finished)))
 }

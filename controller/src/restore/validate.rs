@@ -11,6 +11,7 @@ use jackline_policy::{
     labels::Selector,
     restore::{
         conflict::ExistingPolicy,
+        hook::SpecHooks,
         scope::{Filters, Scope},
     },
 };
@@ -20,6 +21,7 @@ use kube::ResourceExt;
 
 use super::{
     adapt::{self, Adaptation},
+    hooks,
     served::Served,
 };
 use crate::{context::Context, location};
@@ -35,6 +37,8 @@ pub struct Valid {
     pub scope: Scope,
     /// What happens to objects that exist.
     pub existing: ExistingPolicy,
+    /// Hooks for pods that name none themselves.
+    pub hooks: Vec<SpecHooks>,
     /// What is changed on each object.
     pub adaptation: Adaptation,
     /// How long the volumes may take.
@@ -103,6 +107,7 @@ fn check(
     });
     let existing = ExistingPolicy::parse(spec.existing_resource_policy.as_deref());
     let existing = existing.map_err(&mut note).unwrap_or_default();
+    let hooks = hooks::of_spec(spec).map_err(&mut note).unwrap_or_default();
     let timeout = volume_timeout(context, restore).map_err(&mut note).ok();
     let selectors = selectors(spec).map_err(&mut note).unwrap_or_default();
     let scope = Scope::new(Filters {
@@ -129,6 +134,7 @@ fn check(
                 location,
                 scope,
                 existing,
+                hooks,
                 adaptation,
                 volume_timeout,
             })
@@ -173,7 +179,8 @@ fn selectors(spec: &RestoreSpec) -> Result<Vec<Selector>, String> {
         .collect()
 }
 
-fn parse(field: &str, selector: &LabelSelector) -> Result<Selector, String> {
+/// A label selector of a field.
+pub fn parse(field: &str, selector: &LabelSelector) -> Result<Selector, String> {
     let labels = selector.match_labels.iter().flatten();
     let labels = labels.map(|(key, value)| (key.as_str(), value.as_str()));
     let expressions: Vec<_> = selector

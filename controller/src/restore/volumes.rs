@@ -141,7 +141,8 @@ impl Run<'_> {
         })
     }
 
-    fn deadline(&self) -> Instant {
+    /// Until when volumes and hooks may take.
+    pub fn deadline(&self) -> Instant {
         let gone = jiff::Timestamp::now()
             .duration_since(self.started)
             .unsigned_abs();

@@ -80,7 +80,7 @@ pub fn first_container(pod: &Value) -> String {
 }
 
 /// A JSON array of strings, or the name of one program.
-fn command_of(text: &str) -> Vec<String> {
+pub(crate) fn command_of(text: &str) -> Vec<String> {
     if text.starts_with('[')
         && let Ok(command) = serde_json::from_str::<Vec<String>>(text)
         && !command.is_empty()

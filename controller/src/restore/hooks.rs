@@ -1,0 +1,394 @@
+//! Hooks of restored pods: init containers are put in when a pod is made; commands run when their container does, beside the data that
+//! other pods wait for.
+
+use std::{
+    collections::BTreeSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures::future::join_all;
+use jackline_crds::{
+    GoDuration,
+    names::{FIELD_MANAGER, annotation},
+    velero::{ExecRestoreHook, HookErrorMode, RestoreResourceHookSpec, RestoreSpec},
+};
+use jackline_policy::{
+    backup::{
+        hook::DEFAULT_TIMEOUT,
+        names::{Names, Star},
+    },
+    labels::Labels,
+    restore::hook::{self, Exec, SpecHooks},
+};
+use jackline_runtime::Failure;
+use k8s_openapi::api::core::v1::Pod;
+use kube::{
+    Api, ResourceExt,
+    api::{Patch, PatchParams},
+};
+use serde_json::Value;
+
+use super::{pods::RestoredPod, report::Place, run::Run, validate};
+use crate::{exec::exec, location::chain};
+
+/// How long the watch may take to see what was just made.
+const SEEN: Duration = Duration::from_secs(10);
+/// How long a pod may take to go on when its data is back.
+const GOES_ON: Duration = Duration::from_secs(60);
+/// How often a deadline is looked at; changes of a pod are seen at once.
+const TICK: Duration = Duration::from_secs(1);
+
+/// The hooks of a restore's specification.
+///
+/// # Errors
+/// What is wrong with the first wrong one.
+pub fn of_spec(spec: &RestoreSpec) -> Result<Vec<SpecHooks>, String> {
+    let hooks = spec.hooks.iter().flat_map(|hooks| &hooks.resources);
+    let hooks = hooks.enumerate();
+    let parsed = hooks.map(|(at, hooks)| {
+        let field = format!("spec.hooks.resources[{at}]");
+        of_resources(&field, hooks)
+    });
+    Ok(parsed
+        .collect::<Result<Vec<_>, _>>()?
+        .into_iter()
+        .flatten()
+        .collect())
+}
+
+/// `None` where it is not for pods: nothing else has hooks.
+fn of_resources(field: &str, spec: &RestoreResourceHookSpec) -> Result<Option<SpecHooks>, String> {
+    let names = |include: &[String], exclude: &[String]| {
+        let names = Names::new(include, exclude, Star::IncludeOnly);
+        names.map_err(|errors| format!("{field}: {}", errors.join("; ")))
+    };
+    let resources = names(&spec.included_resources, &spec.excluded_resources)?;
+    let pods = ["pods", "pod", "po"];
+    if !pods.iter().any(|name| resources.includes(name))
+        || pods.iter().any(|name| resources.excludes(name))
+    {
+        return Ok(None);
+    }
+    let selector = spec.label_selector.as_ref();
+    let selector =
+        selector.map(|selector| validate::parse(&format!("{field}.labelSelector"), selector));
+    let init = spec.post_hooks.iter().filter_map(|hook| hook.init.as_ref());
+    let exec = spec.post_hooks.iter().filter_map(|hook| hook.exec.as_ref());
+    Ok(Some(SpecHooks {
+        namespaces: names(&spec.included_namespaces, &spec.excluded_namespaces)?,
+        selector: selector.transpose()?.unwrap_or_default(),
+        init: init
+            .flat_map(|hook| hook.init_containers.0.clone())
+            .collect(),
+        exec: exec.map(|hook| of_exec(&spec.name, hook)).collect(),
+    }))
+}
+
+fn of_exec(name: &str, hook: &ExecRestoreHook) -> Exec {
+    let time =
+        |time: Option<GoDuration>| time.filter(|time| !time.is_zero()).map(GoDuration::to_std);
+    Exec {
+        name: name.to_owned(),
+        container: hook.container.clone(),
+        command: hook.command.clone(),
+        required: hook.on_error == Some(HookErrorMode::Fail),
+        timeout: time(hook.exec_timeout).unwrap_or(DEFAULT_TIMEOUT),
+        wait: time(hook.wait_timeout),
+        ready: hook.wait_for_ready == Some(true),
+    }
+}
+
+/// Why commands of a pod do not run any more.
+enum Over {
+    /// A required one failed.
+    Failed,
+    Gone,
+    Ended(String),
+    /// It still waits for data although no more comes.
+    NoData,
+    Late,
+}
+
+impl Run<'_> {
+    /// Puts the init containers of its hooks into a pod that is about to be made.
+    pub fn add_init_hooks(&self, namespace: &str, pod: &mut Value) {
+        let facts = hook::Pod {
+            namespace,
+            labels: &pairs(&pod["metadata"]["labels"]),
+            annotations: &pairs(&pod["metadata"]["annotations"]),
+        };
+        let id = self.uid.get(..8).unwrap_or(&self.uid);
+        let containers = hook::init(&facts, &self.valid.hooks, id);
+        hook::insert(pod, containers);
+    }
+
+    /// Runs the commands of every pod that this restore made.
+    ///
+    /// # Errors
+    /// When this process may not act any more.
+    pub async fn run_hooks(&self) -> Result<(), Failure> {
+        let made: Vec<((String, String), String)> =
+            self.state.lock().pods.clone().into_iter().collect();
+        let pods = made.iter().map(|((namespace, name), uid)| async move {
+            self.hooks_of(self.target(namespace), name, uid).await
+        });
+        join_all(pods).await.into_iter().collect()
+    }
+
+    async fn hooks_of(&self, namespace: &str, name: &str, uid: &str) -> Result<(), Failure> {
+        // Made a moment ago: the watch may not have seen it yet.
+        let seen = self.restored_pods.wait_for(|_| self.live(uid));
+        let Ok(pod) = tokio::time::timeout(SEEN, seen).await else {
+            return Ok(());
+        };
+        let place = Place::Namespace(namespace);
+        let first = pod.spec.containers.first();
+        let first = first
+            .map(|container| container.name.clone())
+            .unwrap_or_default();
+        let facts = hook::Pod {
+            namespace,
+            labels: &pod.labels().clone().into_iter().collect(),
+            annotations: &pod.annotations().clone().into_iter().collect(),
+        };
+        let parse = |text: &str| text.parse::<GoDuration>().ok().map(GoDuration::to_std);
+        let (hooks, warnings) = hook::exec(&facts, &self.valid.hooks, &parse);
+        for warning in warnings {
+            self.report
+                .warning(place, &format!("pod {name}: {warning}"));
+        }
+        let known: BTreeSet<&str> = pod
+            .spec
+            .containers
+            .iter()
+            .map(|container| container.name.as_str())
+            .collect();
+        let (groups, unknown): (Vec<_>, Vec<_>) = hook::by_container(hooks, &first)
+            .into_iter()
+            .partition(|(container, _)| known.contains(container.as_str()));
+        for (container, _) in unknown {
+            let why = format!(
+                "pod {name} does not have container {container}: discarding post-restore exec hooks"
+            );
+            self.report.warning(place, &why);
+        }
+        if groups.is_empty() {
+            return Ok(());
+        }
+        if pod.annotations().get(annotation::RESTORE_HOOKS) == Some(&self.uid) {
+            // A command may do harm when it runs twice, and how far it came nobody knows.
+            let why = format!(
+                "pod {name}: its post-restore exec hooks were begun before this server took over, and do not run again"
+            );
+            self.report.warning(place, &why);
+            return Ok(());
+        }
+        self.run_groups(&pod, groups).await
+    }
+
+    /// Pods whose data is back have gone on within this time.
+    fn waits_in_vain(&self, pod: &RestoredPod) -> bool {
+        let over = self.data_over.get();
+        let over = over.is_some_and(|over| over.elapsed() > GOES_ON);
+        over && pod.waits_for() == Some(&self.uid) && !pod.has_left()
+    }
+
+    fn live(&self, uid: &str) -> Option<Arc<RestoredPod>> {
+        self.restored_pods
+            .find(|pod| pod.metadata.uid.as_deref() == Some(uid))
+    }
+
+    async fn run_groups(
+        &self,
+        pod: &RestoredPod,
+        mut groups: Vec<(String, Vec<Exec>)>,
+    ) -> Result<(), Failure> {
+        let (namespace, name) = (pod.namespace().unwrap_or_default(), pod.name_any());
+        let uid = pod.uid().unwrap_or_default();
+        let began = Instant::now();
+        let deadline = match hook::longest_wait(&groups) {
+            Some(wait) => began + wait,
+            None => self.deadline(),
+        };
+        let mut noted = false;
+        let over = loop {
+            let news = self.restored_pods.next_change();
+            self.token.check()?;
+            if groups.is_empty() {
+                return Ok(());
+            }
+            let Some(now) = self.live(&uid).filter(|_| !self.is_deleted()) else {
+                break Over::Gone;
+            };
+            if let Some(phase @ ("Succeeded" | "Failed")) = now.status.phase.as_deref() {
+                break Over::Ended(phase.to_owned());
+            }
+            let up = groups.iter().position(|(container, hooks)| {
+                now.is_up(container, hooks.iter().any(|hook| hook.ready))
+            });
+            if let Some(at) = up {
+                if !noted {
+                    self.note_begun(&namespace, &name).await?;
+                    noted = true;
+                }
+                let (container, hooks) = groups.remove(at);
+                if let Err(left) = self
+                    .run_group(&namespace, &name, &container, hooks, began)
+                    .await
+                {
+                    groups.push((container, left));
+                    break Over::Failed;
+                }
+                continue;
+            }
+            if self.waits_in_vain(&now) {
+                break Over::NoData;
+            }
+            if Instant::now() >= deadline {
+                break Over::Late;
+            }
+            tokio::select! {
+                () = news => {}
+                () = tokio::time::sleep(TICK) => {}
+            }
+        };
+        let why = match over {
+            Over::Failed => "a hook before it failed".to_owned(),
+            Over::Gone => "the pod is gone".to_owned(),
+            Over::Ended(phase) => format!("the pod entered phase {phase}"),
+            Over::NoData => "the data of the pod was not restored".to_owned(),
+            Over::Late => "its container was not up in time".to_owned(),
+        };
+        for (container, hooks) in groups {
+            for hook in hooks {
+                self.hooks.add(1, 1);
+                let hook = &hook.name;
+                let why = format!(
+                    "hook {hook} in container {container} in pod {namespace}/{name} not executed: {why}"
+                );
+                self.report.error(Place::Namespace(&namespace), &why);
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs the commands of one container. The error is what is left when a required one failed.
+    async fn run_group(
+        &self,
+        namespace: &str,
+        pod: &str,
+        container: &str,
+        hooks: Vec<Exec>,
+        began: Instant,
+    ) -> Result<(), Vec<Exec>> {
+        let mut hooks = hooks.into_iter();
+        while let Some(hook) = hooks.next() {
+            let name = &hook.name;
+            let result = if hook.wait.is_some_and(|wait| began.elapsed() > wait) {
+                Err(format!(
+                    "hook {name} in container {container} of pod {pod} expired before executing"
+                ))
+            } else {
+                let command = hook.command.join(" ");
+                self.report.info(&format!(
+                    "running exec hook in container {container} of pod {namespace}/{pod}: {command}"
+                ));
+                let running = exec(self.context, (namespace, pod), container, &hook.command);
+                let result = tokio::time::timeout(hook.timeout, running).await;
+                let result =
+                    result.unwrap_or_else(|_| Err(format!("timed out after {:?}", hook.timeout)));
+                result.map_err(|why| format!("hook {name} in container {container} of pod {pod} failed to execute, err: {why}"))
+            };
+            self.hooks.add(1, i32::from(result.is_err()));
+            if let Err(why) = result {
+                self.report.error(Place::Namespace(namespace), &why);
+                if hook.required {
+                    return Err(hooks.collect());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes down that commands run in a pod, before the first does.
+    async fn note_begun(&self, namespace: &str, pod: &str) -> Result<(), Failure> {
+        self.token.check()?;
+        let api: Api<Pod> = Api::namespaced(self.context.clients.call.clone(), namespace);
+        let patch = serde_json::json!({"metadata": {"annotations": {(annotation::RESTORE_HOOKS): self.uid}}});
+        let params = PatchParams {
+            field_manager: Some(FIELD_MANAGER.to_owned()),
+            ..PatchParams::default()
+        };
+        match api.patch_metadata(pod, &params, &Patch::Merge(patch)).await {
+            Ok(_) => Ok(()),
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+            Err(error) => Err(Failure::transient("NotNoted", chain(&error))),
+        }
+    }
+}
+
+fn pairs(map: &Value) -> Labels {
+    let pairs = map.as_object().into_iter().flatten();
+    pairs
+        .filter_map(|(key, value)| Some((key.as_str(), value.as_str()?)))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(hooks: Value) -> Result<Vec<SpecHooks>, String> {
+        let spec = serde_json::json!({"backupName": "b", "hooks": {"resources": hooks}});
+        of_spec(&serde_json::from_value(spec).unwrap())
+    }
+
+    #[test]
+    fn hooks_of_a_specification_are_for_pods() {
+        let post = serde_json::json!([
+            {"exec": {"command": ["/x"], "onError": "Fail", "execTimeout": "5s", "waitTimeout": "1m", "waitForReady": true}},
+            {"init": {"initContainers": [{"name": "i", "image": "j", "restartPolicy": "Always"}]}},
+            {"exec": {"container": "side", "command": ["/y"]}}]);
+        let hooks = parsed(serde_json::json!([
+            {"name": "mine", "includedResources": ["pods"], "postHooks": post},
+            {"name": "not-for-pods", "includedResources": ["services"], "postHooks": post}]));
+        let hooks = hooks.unwrap();
+        assert_eq!(hooks.len(), 1);
+        assert_eq!(
+            hooks[0].init,
+            [serde_json::json!({"name": "i", "image": "j", "restartPolicy": "Always"})]
+        );
+        let first = Exec {
+            name: "mine".to_owned(),
+            container: None,
+            command: vec!["/x".to_owned()],
+            required: true,
+            timeout: Duration::from_secs(5),
+            wait: Some(Duration::from_secs(60)),
+            ready: true,
+        };
+        let second = Exec {
+            container: Some("side".to_owned()),
+            command: vec!["/y".to_owned()],
+            required: false,
+            timeout: DEFAULT_TIMEOUT,
+            wait: None,
+            ready: false,
+            ..first.clone()
+        };
+        assert_eq!(hooks[0].exec, [first, second]);
+    }
+
+    #[test]
+    fn wrong_hooks_are_named() {
+        let selector = serde_json::json!({"matchExpressions": [{"key": "a", "operator": "Like"}]});
+        let error =
+            parsed(serde_json::json!([{"name": "x"}, {"name": "y", "labelSelector": selector}]));
+        assert!(
+            error
+                .unwrap_err()
+                .contains("spec.hooks.resources[1].labelSelector")
+        );
+    }
+}

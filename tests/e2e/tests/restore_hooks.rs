@@ -1,0 +1,188 @@
+//! Hooks of restored pods: init containers and commands, from annotations and from the restore, well and ill.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use jackline_crds::velero::{Backup, BackupSpec, Restore, RestorePhase, RestoreSpec};
+use jackline_e2e::{Env, Velero, until};
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt;
+use kube::api::PostParams;
+use serde_json::{Value, json};
+
+const MINUTE: Duration = Duration::from_secs(60);
+const BOX: &str = "docker.io/local/busybox:1";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn restored_pods_get_their_hooks() -> Result<()> {
+    let env = Env::up("restore-hooks").await?;
+    let velero = Velero::new(&env).await?;
+    workloads(&env).await?;
+    back_up(&env).await?;
+    restored(&env, &velero).await?;
+    wrong_hooks_are_refused(&env).await?;
+    env.cluster.down()
+}
+
+fn pod(name: &str, annotations: Value, container: Value) -> String {
+    let mut all = json!({"backup.velero.io/backup-volumes": "data"});
+    if let (Some(all), Some(more)) = (all.as_object_mut(), annotations.as_object()) {
+        all.extend(more.clone());
+    }
+    let mut spec = json!({"name": "box", "image": BOX, "imagePullPolicy": "Never", "command": ["sleep", "100000"],
+        "volumeMounts": [{"name": "data", "mountPath": "/data"}]});
+    if let (Some(spec), Some(more)) = (spec.as_object_mut(), container.as_object()) {
+        spec.extend(more.clone());
+    }
+    json!({"apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": name, "namespace": "hooks", "labels": {"app": name}, "annotations": all},
+        "spec": {"terminationGracePeriodSeconds": 0, "containers": [spec], "volumes": [{"name": "data", "emptyDir": {}}]}})
+    .to_string()
+}
+
+async fn workloads(env: &Env) -> Result<()> {
+    let annotated = json!({
+        "init.hook.restore.velero.io/container-image": BOX,
+        "init.hook.restore.velero.io/container-name": "fix",
+        "init.hook.restore.velero.io/command": "[\"echo\", \"fixed\"]",
+        "post.hook.restore.velero.io/command": "[\"cp\", \"/data/file\", \"/data/seen\"]",
+    });
+    let ready = json!({
+        "post.hook.restore.velero.io/command": "[\"cp\", \"/tmp/ready\", \"/data/seen\"]",
+        "post.hook.restore.velero.io/wait-for-ready": "true",
+        "post.hook.restore.velero.io/wait-timeout": "1m",
+    });
+    let slow = json!({
+        "command": ["sh", "-c", "sleep 3; echo ready > /tmp/ready; exec sleep 100000"],
+        "readinessProbe": {"exec": {"command": ["test", "-e", "/tmp/ready"]}, "periodSeconds": 1},
+    });
+    let never = json!({
+        "post.hook.restore.velero.io/command": "/bin/true",
+        "post.hook.restore.velero.io/wait-timeout": "3s",
+    });
+    let manifests = [
+        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "hooks"}}).to_string(),
+        pod("annotated", annotated, json!({})),
+        pod("plain", json!({}), json!({})),
+        pod("strict", json!({}), json!({})),
+        pod("lax", json!({}), json!({})),
+        pod("slow", ready, slow),
+        pod(
+            "never",
+            never,
+            json!({"image": "docker.io/local/nothing:1"}),
+        ),
+    ];
+    env.cluster.apply(&manifests.join("\n---\n"))?;
+    for app in ["annotated", "plain", "strict", "lax", "slow"] {
+        until("a pod is ready", 2 * MINUTE, async || {
+            let ready = env.ready_pods("hooks", &format!("app={app}")).await?;
+            Ok((ready.len() == 1).then_some(()))
+        })
+        .await?;
+    }
+    let write = ["sh", "-c", "echo kept > /data/file"];
+    env.cluster.exec("hooks", "annotated", &write)?;
+    Ok(())
+}
+
+async fn back_up(env: &Env) -> Result<()> {
+    let spec: BackupSpec = serde_json::from_value(json!({"includedNamespaces": ["hooks"]}))?;
+    let backups = env.api::<Backup>();
+    backups
+        .create(&PostParams::default(), &Backup::new("hooks", spec))
+        .await?;
+    env.backup_completed("hooks", MINUTE).await?;
+    Ok(())
+}
+
+async fn restored(env: &Env, velero: &Velero) -> Result<()> {
+    let exec = |script: &str, on_error: &str| json!({"exec": {"command": ["sh", "-c", script], "onError": on_error}});
+    let of = |app: &str, hooks: Value| json!({"name": format!("of-{app}"), "includedNamespaces": ["hooked"], "labelSelector": {"matchLabels": {"app": app}}, "postHooks": hooks});
+    let init = json!({"init": {"initContainers": [{"name": "order", "image": BOX, "imagePullPolicy": "Never",
+        "command": ["sh", "-c", "echo init >> /data/order"], "volumeMounts": [{"name": "data", "mountPath": "/data"}]}]}});
+    let spec = json!({"backupName": "hooks", "namespaceMapping": {"hooks": "hooked"}, "hooks": {"resources": [
+        of("plain", json!([init, exec("echo exec >> /data/order", "Continue")])),
+        of("strict", json!([exec("echo broken >&2; exit 3", "Fail"), exec("touch /data/after", "Continue")])),
+        of("lax", json!([exec("exit 3", "Continue"), exec("touch /data/after", "Continue")])),
+        // Not for pods that say themselves what they want.
+        of("annotated", json!([exec("touch /data/not-meant", "Continue")])),
+    ]}});
+    let spec: RestoreSpec = serde_json::from_value(spec)?;
+    let restores = env.api::<Restore>();
+    restores
+        .create(&PostParams::default(), &Restore::new("hooks", spec))
+        .await?;
+    let restore = env.restore_ended("hooks", 2 * MINUTE).await?;
+    let status = restore.status.context("a status")?;
+    ensure!(
+        status.phase == Some(RestorePhase::PartiallyFailed),
+        "{status:?}"
+    );
+    let hooks = status.hook_status.clone().unwrap_or_default();
+    // annotated, plain, slow and never one each, strict and lax two.
+    ensure!(
+        (hooks.hooks_attempted, hooks.hooks_failed) == (8, 4),
+        "{status:?}"
+    );
+    ensure!(status.errors == 4, "{status:?}");
+    velero.says(
+        "restore describe hooks",
+        &[
+            "hook of-strict in container box of pod strict failed to execute",
+            "broken",
+            "hook of-strict in container box in pod hooked/strict not executed: a hook before it failed",
+            "hook of-lax in container box of pod lax failed to execute",
+            "hook <from-annotation> in container box in pod hooked/never not executed: its container was not up in time",
+            "HooksAttempted: 8 HooksFailed: 4",
+        ],
+    )?;
+    let says = |pod: &str, command: &[&str], wanted: &str| -> Result<()> {
+        let said = env.cluster.exec("hooked", pod, command)?;
+        ensure!(said == wanted, "{pod} {command:?}: {said:?}");
+        Ok(())
+    };
+    says("annotated", &["cat", "/data/seen"], "kept\n")?;
+    says("annotated", &["ls", "/data"], "file\nseen\n")?;
+    says("plain", &["cat", "/data/order"], "init\nexec\n")?;
+    says("strict", &["ls", "/data"], "")?;
+    says("lax", &["ls", "/data"], "after\n")?;
+    says("slow", &["cat", "/data/seen"], "ready\n")?;
+    let fix = ["-n", "hooked", "logs", "annotated", "-c", "fix"];
+    ensure!(env.cluster.kubectl(fix)? == "fixed\n");
+    let pod = env.api_in::<Pod>("hooked").get("annotated").await?;
+    let init = pod
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.init_containers.clone());
+    let init: Vec<_> = init
+        .unwrap_or_default()
+        .into_iter()
+        .map(|container| container.name)
+        .collect();
+    ensure!(init == ["restore-wait", "fix"], "{init:?}");
+    ensure!(pod.annotations().get("jackline.dev/restore-hooks") == restore.metadata.uid.as_ref());
+    Ok(())
+}
+
+async fn wrong_hooks_are_refused(env: &Env) -> Result<()> {
+    let selector =
+        json!({"matchExpressions": [{"key": "app", "operator": "Like", "values": ["x"]}]});
+    let spec = json!({"backupName": "hooks", "hooks": {"resources": [{"name": "wrong", "labelSelector": selector}]}});
+    let spec: RestoreSpec = serde_json::from_value(spec)?;
+    env.api::<Restore>()
+        .create(&PostParams::default(), &Restore::new("wrong", spec))
+        .await?;
+    let restore = env.restore_ended("wrong", MINUTE).await?;
+    let status = restore.status.context("a status")?;
+    ensure!(
+        status.phase == Some(RestorePhase::FailedValidation),
+        "{status:?}"
+    );
+    let why = status.validation_errors.join(" ");
+    ensure!(
+        why.contains("spec.hooks.resources[0].labelSelector"),
+        "{why}"
+    );
+    Ok(())
+}
