@@ -1,5 +1,6 @@
 //! Velero's client, unmodified, does everything against Jackline that users do with it.
 
+use std::collections::BTreeSet;
 use std::process::Command;
 use std::time::Duration;
 
@@ -21,6 +22,7 @@ const SHOP: &str = "nginx-example";
 async fn velero_s_client_finds_what_it_knows() -> Result<()> {
     let env = Env::up("client").await?;
     let velero = Velero::new(&env).await?;
+    every_flag_is_spoken_of(&velero)?;
     everything(&env, &velero).await?;
     downloads(&env).await?;
     env.cluster.down()
@@ -60,6 +62,42 @@ async fn everything(env: &Env, velero: &Velero) -> Result<()> {
     restores(env, velero).await?;
     schedules(env, velero).await?;
     deletions(env, velero).await
+}
+
+/// The document names every flag that the client has, and no other.
+fn every_flag_is_spoken_of(velero: &Velero) -> Result<()> {
+    const TABLE: &str = include_str!("../../../docs/reference/velero-compatibility.md");
+    let flag = |word: &str| {
+        let word = word.trim_matches(|sign: char| !sign.is_ascii_alphanumeric() && sign != '-');
+        word.strip_prefix("--").map(str::to_owned)
+    };
+    let sections: Vec<_> = TABLE.split("\n### `velero ").skip(1).collect();
+    ensure!(sections.len() > 20, "{}", sections.len());
+    for section in sections {
+        let (command, text) = section.split_once("`\n").context("a heading")?;
+        let text = text.split("\n## ").next().unwrap_or_default();
+        let rows = text.lines().filter(|line| line.starts_with("| `--"));
+        let cells = rows.filter_map(|row| row.split('|').nth(1));
+        let named: BTreeSet<String> = cells
+            .flat_map(str::split_whitespace)
+            .filter_map(flag)
+            .collect();
+        let help = velero.run(&format!("{command} --help"))?;
+        let flags = help.split("\nFlags:\n").nth(1).context("flags")?;
+        let flags = flags.split("\nGlobal Flags:").next().unwrap_or_default();
+        let first = |line: &str| line.split_whitespace().take(2).find_map(flag);
+        let known: BTreeSet<String> = flags
+            .lines()
+            .filter(|line| line.trim_start().starts_with('-'))
+            .filter_map(first)
+            .filter(|flag| flag != "help")
+            .collect();
+        ensure!(
+            named == known,
+            "velero {command}: in the table {named:?}, in the client {known:?}"
+        );
+    }
+    Ok(())
 }
 
 async fn locations(env: &Env, velero: &Velero) -> Result<()> {
