@@ -20,6 +20,7 @@ pub mod repository;
 mod requests;
 pub mod restore;
 pub mod retention;
+mod rules;
 pub mod schedule;
 pub mod sync;
 pub mod tarball;

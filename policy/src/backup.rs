@@ -8,6 +8,7 @@ pub mod hook;
 pub mod names;
 pub mod object;
 pub mod resource;
+pub mod volume_policy;
 pub mod volumes;
 
 pub use filter::Filter;

@@ -26,3 +26,6 @@ pub mod spec;
 
 pub use invalid::Invalid;
 pub use spec::{Policy, PolicyId, PolicyKind, PolicySpec};
+
+/// Reads YAML, of which JSON is a part.
+pub type Yaml<'a> = &'a dyn Fn(&str) -> Result<serde_json::Value, String>;

@@ -201,9 +201,6 @@ impl Job<'_> {
             &format!("Backing up all volumes using pod volume backup: {all}"),
             &[],
         );
-        if spec.resource_policy.is_some() {
-            log.error("Volume policies (resourcePolicy) are not applied: volumes are chosen by annotations and policies", &[]);
-        }
         if spec.snapshot_move_data == Some(true) {
             log.error(
                 "snapshotMoveData is not supported: volumes are only read through pods",
@@ -275,9 +272,17 @@ impl Job<'_> {
         let context = self.context;
         let client = &context.clients.call;
         let spec = &self.backup.spec;
-        let (discovered, mode) =
-            tokio::join!(discover(client), volumes::mode(context, self.backup));
+        let (discovered, mode, policies) = tokio::join!(
+            discover(client),
+            volumes::mode(context, self.backup),
+            prepare::volume_policies(context, spec)
+        );
         let discovered = discovered?;
+        // A resumed backup reads them again, and they may have been changed since it was accepted.
+        let policies = policies?.map_err(JobError::Fatal)?;
+        for doubt in &policies.doubts {
+            log.warning(doubt, &[]);
+        }
         for stale in &discovered.stale {
             log.warning(
                 "API group does not answer: its resources may be missing",
@@ -301,12 +306,14 @@ impl Job<'_> {
             selectors: &selectors,
             page: context.args.client_page_size,
             scratch: &scratch,
+            know_volumes: !policies.is_empty(),
         };
         let mut plan = Some(plan);
         let early = |collection: &Collection| {
             if let Some(plan) = plan.take() {
                 // Nobody listens any more: the backup is being given up.
-                let _ = plan.send(Plan::new(context, &collection.facts, &mode, claims_stored));
+                let facts = &collection.facts;
+                let _ = plan.send(Plan::new(context, facts, &mode, &policies, claims_stored));
             }
         };
         collect(client, discovered, &request, log, early)

@@ -5,22 +5,29 @@ use std::{sync::Arc, time::Duration};
 use jackline_crds::{
     GoDuration,
     names::{FIELD_MANAGER, annotation, label, label_value},
-    velero::{Backup, BackupPhase, BackupSpec, BackupStatus, BackupStorageLocation},
+    velero::{
+        Backup, BackupPhase, BackupSpec, BackupStatus, BackupStorageLocation,
+        TypedLocalObjectReference,
+    },
 };
-use jackline_policy::{backup::filter::RawFilter, labels::Selector};
+use jackline_policy::{
+    backup::{filter::RawFilter, volume_policy::VolumePolicies},
+    labels::Selector,
+};
 use jackline_runtime::{Failure, LeaderToken};
-use k8s_openapi::{
-    api::core::v1::ConfigMap,
-    apimachinery::pkg::apis::meta::v1::{LabelSelector, Time},
-};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, Time};
 use kube::{
-    Api, ResourceExt,
+    ResourceExt,
     api::{Patch, PatchParams},
 };
 use serde_json::{Value, json};
 
 use super::now;
-use crate::{context::Context, location};
+use crate::{
+    context::Context,
+    location,
+    rules::{self, Unusable},
+};
 
 /// What the layout in the bucket calls itself.
 const FORMAT_VERSION: &str = "1.1.0";
@@ -100,7 +107,7 @@ pub(super) async fn begin(
             }
         }
     }
-    errors.extend(resource_policy_problem(context, &spec).await?);
+    errors.extend(volume_policies(context, &spec).await?.err());
 
     let started = now();
     let ttl = spec.ttl.unwrap_or_default();
@@ -170,7 +177,7 @@ pub(super) fn problems(spec: &BackupSpec) -> Vec<String> {
         errors.push(error);
     }
     if let Some(policy) = &spec.resource_policy
-        && !policy.kind.eq_ignore_ascii_case("configmap")
+        && !is_config_map(policy)
     {
         errors.push(format!(
             "resource policies: resourcePolicy kind {:?} is not supported, only configmap is",
@@ -178,6 +185,10 @@ pub(super) fn problems(spec: &BackupSpec) -> Vec<String> {
         ));
     }
     errors
+}
+
+fn is_config_map(reference: &TypedLocalObjectReference) -> bool {
+    reference.kind.eq_ignore_ascii_case("configmap")
 }
 
 /// The filters of a specification.
@@ -229,21 +240,24 @@ pub(super) fn selector(raw: &LabelSelector) -> Result<(String, Selector), String
     Ok((text.to_string(), compiled))
 }
 
-/// A ConfigMap with volume policies has to be there.
-async fn resource_policy_problem(
+/// The volume policies that a backup is under, or what is wrong with them.
+pub(super) async fn volume_policies(
     context: &Context,
     spec: &BackupSpec,
-) -> Result<Option<String>, Failure> {
-    let Some(policy) = &spec.resource_policy else {
-        return Ok(None);
+) -> Result<Result<VolumePolicies, String>, Failure> {
+    // Another kind is refused by the specification alone.
+    let Some(wanted) = spec.resource_policy.as_ref().filter(|it| is_config_map(it)) else {
+        return Ok(Ok(VolumePolicies::default()));
     };
-    let api: Api<ConfigMap> = Api::namespaced(context.clients.call.clone(), &context.namespace);
-    let found = api.get_opt(&policy.name).await?;
-    Ok(found.is_none().then(|| {
-        format!(
-            "resource policies: ConfigMap {}/{} does not exist",
-            context.namespace, policy.name
-        )
+    let place = format!("{}/{}", context.namespace, wanted.name);
+    let read = rules::read(context, &wanted.name, VolumePolicies::parse).await?;
+    Ok(read.map_err(|unusable| match unusable {
+        Unusable::Missing => {
+            format!("fail to get ResourcePolicies {place} ConfigMap with error: it does not exist")
+        }
+        Unusable::Wrong(why) => {
+            format!("fail to read the ResourcePolicies from ConfigMap {place} with error: {why}")
+        }
     }))
 }
 
@@ -273,7 +287,6 @@ async fn metadata(context: &Context, backup: &Backup, location: &str) -> Result<
 #[cfg(test)]
 mod tests {
     use super::*;
-    use jackline_crds::velero::TypedLocalObjectReference;
     use std::collections::BTreeMap;
 
     fn labelled(key: &str, value: &str) -> LabelSelector {

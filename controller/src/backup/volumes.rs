@@ -24,6 +24,7 @@ use jackline_crds::{
 };
 use jackline_policy::backup::{
     object::ObjectRef,
+    volume_policy::VolumePolicies,
     volumes::{ClaimFacts, Level, Mode, Note, PodVolumes, Selected, Wanted, select},
 };
 use kube::ResourceExt;
@@ -86,12 +87,19 @@ pub(super) async fn mode(context: &Context, backup: &Backup) -> Mode {
 
 impl Plan {
     /// Chooses volumes and their carriers.
-    pub(super) fn new(context: &Context, facts: &Facts, mode: &Mode, claims_stored: bool) -> Self {
+    pub(super) fn new(
+        context: &Context,
+        facts: &Facts,
+        mode: &Mode,
+        policies: &VolumePolicies,
+        claims_stored: bool,
+    ) -> Self {
         let pods: Vec<PodVolumes> = facts.pods.iter().map(|pod| pod.volumes.clone()).collect();
         let agents: BTreeSet<String> = agents::nodes(&context.stores.agents);
         let selection = select(
             &pods,
             mode,
+            policies,
             claims_stored,
             &|namespace, claim| facts.claim(namespace, claim),
             &|node| agents.contains(node),

@@ -7,6 +7,7 @@ use jackline_policy::{
     backup::{
         hook::{self, Hook, When},
         object::{self, Binding, ObjectRef},
+        volume_policy::Volume,
         volumes::{ClaimFacts, PodVolumes},
     },
     labels::Labels,
@@ -67,8 +68,8 @@ pub struct VolumeFacts {
     pub reclaim_policy: String,
     /// Its labels; null when it has none.
     pub labels: Value,
-    /// Whether it is a directory of the host.
-    pub host_path: bool,
+    /// What volume policies look at.
+    pub volume: Volume,
 }
 
 /// What was learnt from objects in passing.
@@ -114,7 +115,8 @@ impl Facts {
                 let facts = ClaimFacts {
                     uid: text("/metadata/uid"),
                     volume: object::volume_of_claim(object).map(str::to_owned),
-                    host_path: false,
+                    labels: labels_of(object),
+                    bound: None,
                     ancestor: Some(text(&pointer)).filter(|uid| !uid.is_empty()),
                 };
                 self.claims.insert((namespace.clone(), name.clone()), facts);
@@ -126,7 +128,7 @@ impl Facts {
                         .pointer("/metadata/labels")
                         .cloned()
                         .unwrap_or_default(),
-                    host_path: object.pointer("/spec/hostPath").is_some(),
+                    volume: Volume::of(object),
                 };
                 self.volumes.insert(name.clone(), facts);
             }
@@ -169,7 +171,7 @@ impl Facts {
             .volume
             .as_ref()
             .and_then(|volume| self.volumes.get(volume));
-        facts.host_path = volume.is_some_and(|volume| volume.host_path);
+        facts.bound = volume.map(|volume| volume.volume.clone());
         Some(facts)
     }
 }

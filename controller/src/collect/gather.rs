@@ -28,11 +28,12 @@ use crate::backup::log::BackupLog;
 
 /// Lists that run at once. Each holds a connection and a few chunks of memory.
 const PARALLEL: usize = 12;
+const VOLUMES: &str = "persistentvolumes";
 const NAMESPACES: &str = "namespaces";
 const DEFINITIONS: &str = "customresourcedefinitions.apiextensions.k8s.io";
 const BINDINGS: &str = "clusterrolebindings.rbac.authorization.k8s.io";
 /// Kinds that are listed first, because volumes wait for them.
-const VOLUME_KINDS: [&str; 3] = ["pods", "persistentvolumeclaims", "persistentvolumes"];
+const VOLUME_KINDS: [&str; 3] = ["pods", "persistentvolumeclaims", VOLUMES];
 
 /// What to gather.
 #[derive(Debug)]
@@ -45,6 +46,8 @@ pub struct Request<'a> {
     pub page: u32,
     /// Where temporary files go.
     pub scratch: &'a Path,
+    /// Whether the facts have to be there of volumes that are left out.
+    pub know_volumes: bool,
 }
 
 /// Why nothing could be gathered.
@@ -85,10 +88,14 @@ fn keep(sink: &mut Sink, mut object: Value) -> io::Result<()> {
         (Some(namespace), Some(included)) => !included.contains(namespace),
         _ => false,
     };
-    if outside || object::skip(&object).is_some() {
+    let left_out = outside || object::skip(&object).is_some();
+    // What a claim is bound to matters even where the volume itself is not stored.
+    if !left_out || sink.name == VOLUMES {
+        sink.page.facts.learn(&sink.name, &object);
+    }
+    if left_out {
         return Ok(());
     }
-    sink.page.facts.learn(&sink.name, &object);
     if sink.name == NAMESPACES {
         sink.page
             .namespace_labels
@@ -291,6 +298,9 @@ pub async fn collect(
     let mut collection = Collection::new(catalogue.clone(), spool.reader()?);
     gatherer.lists(&first, &scope, &mut collection).await;
     gatherer.complete(&mut collection, false).await;
+    if request.know_volumes {
+        gatherer.volumes(&mut collection).await;
+    }
     early(&collection);
     gatherer.lists(&rest, &scope, &mut collection).await;
     gatherer.complete(&mut collection, true).await;
@@ -426,6 +436,29 @@ impl Gatherer<'_> {
                 }
                 tried.insert(wanted);
             }
+        }
+    }
+
+    /// Volumes that the filters leave out are looked at all the same.
+    async fn volumes(&self, collection: &mut Collection) {
+        let facts = &mut collection.facts;
+        let mut bound = facts
+            .claims
+            .values()
+            .filter_map(|claim| claim.volume.as_ref());
+        if bound.all(|volume| facts.volumes.contains_key(volume)) {
+            return;
+        }
+        let mut resources = self.resources.iter();
+        let Some(index) = resources.position(|r| r.group_resource() == VOLUMES) else {
+            return;
+        };
+        match self.list(index, None, None, None).await {
+            Ok(page) => facts.volumes.extend(page.facts.volumes),
+            Err(error) => self.log.error(
+                "Error listing persistent volumes, which volume policies look at",
+                &[("error", &chain(&error))],
+            ),
         }
     }
 

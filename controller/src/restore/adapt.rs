@@ -7,9 +7,11 @@ use jackline_policy::restore::{mapping::Mappings, modify::Modifiers};
 use jackline_runtime::Failure;
 use k8s_openapi::api::core::v1::{ConfigMap, Node};
 use kube::{Api, ResourceExt, api::ListParams};
-use serde_json::Value;
 
-use crate::context::Context;
+use crate::{
+    context::Context,
+    rules::{self, Unusable},
+};
 
 /// What is changed on each object that a restore makes.
 #[derive(Debug, Default)]
@@ -57,7 +59,7 @@ pub async fn read(
         let nodes: BTreeSet<_> = nodes.items.iter().map(ResourceExt::name_any).collect();
         mappings.nodes.retain(|_, node| nodes.contains(node));
     }
-    let modifiers = match modifiers(&api, context, spec).await? {
+    let modifiers = match modifiers(context, spec).await? {
         Ok(modifiers) => modifiers,
         Err(why) => {
             errors.push(why);
@@ -71,7 +73,6 @@ pub async fn read(
 }
 
 async fn modifiers(
-    api: &Api<ConfigMap>,
     context: &Context,
     spec: &RestoreSpec,
 ) -> Result<Result<Modifiers, String>, Failure> {
@@ -87,53 +88,13 @@ async fn modifiers(
             "resource modifiers: kind {kind:?} is not supported, only configmap is"
         )));
     }
-    let Some(config) = api.get_opt(&wanted.name).await? else {
-        let why = format!("failed to get resource modifiers configmap {place}: it does not exist");
-        return Ok(Err(why));
-    };
-    let parsed = source(&config).and_then(|text| Modifiers::parse(text, &yaml));
-    Ok(parsed.map_err(|why| {
-        format!("Error in parsing resource modifiers provided in configmap {place}: {why}")
+    let read = rules::read(context, &wanted.name, Modifiers::parse).await?;
+    Ok(read.map_err(|unusable| match unusable {
+        Unusable::Missing => {
+            format!("failed to get resource modifiers configmap {place}: it does not exist")
+        }
+        Unusable::Wrong(why) => {
+            format!("Error in parsing resource modifiers provided in configmap {place}: {why}")
+        }
     }))
-}
-
-/// The only value of a ConfigMap.
-fn source(config: &ConfigMap) -> Result<&str, String> {
-    let data = config.data.iter().flatten();
-    let texts: Vec<_> = data.map(|(_, text)| text.as_str()).collect();
-    match texts.as_slice() {
-        [text] => Ok(text),
-        other => Err(format!("it has {} keys in data; allowed: one", other.len())),
-    }
-}
-
-fn yaml(text: &str) -> Result<Value, String> {
-    serde_saphyr::from_str(text).map_err(|error| error.to_string())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn modifiers_are_yaml_within_yaml() {
-        let source = "version: v1\nresourceModifierRules:\n- conditions:\n    groupResource: deployments.apps\n    namespaces: [shop]\n  \
-            mergePatches:\n  - patchData: |\n      spec:\n        replicas: 1\n        paused: null\n";
-        let modifiers = Modifiers::parse(source, &yaml).unwrap();
-        let mut object = serde_json::json!({"metadata": {"name": "a", "namespace": "shop"}, "spec": {"replicas": 3, "paused": true}});
-        assert!(modifiers.apply("deployments.apps", &mut object).is_empty());
-        assert_eq!(object["spec"], serde_json::json!({"replicas": 1}));
-    }
-
-    #[test]
-    fn a_config_map_has_one_key() {
-        let mut config = ConfigMap::default();
-        assert!(source(&config).unwrap_err().contains("0 keys"));
-        config.data = Some([("rules".to_owned(), "x".to_owned())].into());
-        assert_eq!(source(&config), Ok("x"));
-        let aliases = "a: &a [x,x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b,*b]\n\
-            d: &d [*c,*c,*c,*c,*c,*c,*c,*c,*c,*c]\ne: &e [*d,*d,*d,*d,*d,*d,*d,*d,*d,*d]\nf: &f [*e,*e,*e,*e,*e,*e,*e,*e,*e,*e]\n\
-            g: [*f,*f,*f,*f,*f,*f,*f,*f,*f,*f]\n";
-        assert!(yaml(aliases).is_err());
-    }
 }

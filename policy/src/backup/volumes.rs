@@ -3,12 +3,18 @@
 //! A claim that several pods mount is moved once. Its carrier is always the same one for the same facts: a running pod that mounts it
 //! in a container; among those the one that was asked for, then one whose node has an agent, then the lowest name.
 
+mod why;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
-use super::object::claims_of_pod;
-use crate::facts::VolumeType;
+use super::{
+    object::claims_of_pod,
+    volume_policy::{Action, Source, Volume, VolumePolicies},
+};
+use crate::{facts::VolumeType, labels::Labels};
+use why::{left_out, not_running, unusable};
 
 /// Keys of a volume that are no source.
 const NAME: &str = "name";
@@ -43,6 +49,8 @@ pub struct PodVolume {
     pub name: String,
     /// What it is made of.
     pub kind: VolumeType,
+    /// The same, as volume policies see it.
+    pub source: Source,
     /// The claim, if it is made of one.
     pub claim: Option<String>,
     /// Whether a container (not an init container) mounts it as a file system.
@@ -74,10 +82,11 @@ impl PodVolumes {
         let claims: BTreeMap<String, String> = claims_of_pod(pod).into_iter().collect();
         let volume = |volume: &Value| {
             let name = volume.get(NAME)?.as_str()?.to_owned();
-            let source = volume.as_object()?.keys().find(|key| *key != NAME);
+            let kind = volume.as_object()?.keys().find(|key| *key != NAME);
             Some(PodVolume {
                 // A volume without a source is an emptyDir.
-                kind: VolumeType::of(source.map_or("emptyDir", String::as_str)),
+                kind: VolumeType::of(kind.map_or("emptyDir", String::as_str)),
+                source: Source::of(volume),
                 claim: claims.get(&name).cloned(),
                 mounted: mounts.contains(name.as_str()),
                 device: devices.contains(name.as_str()),
@@ -125,12 +134,22 @@ impl PodVolume {
 pub struct ClaimFacts {
     /// Its UID.
     pub uid: String,
+    /// Its labels.
+    pub labels: Labels,
     /// The volume it is bound to.
     pub volume: Option<String>,
-    /// Whether that volume is a directory of the host, which no agent may read.
-    pub host_path: bool,
+    /// What that volume is, where it is known.
+    pub bound: Option<Volume>,
     /// The claim that its data came from, when a restore made it.
     pub ancestor: Option<String>,
+}
+
+impl ClaimFacts {
+    /// Whether its volume is a directory of the host, which no agent may read.
+    fn is_on_host_path(&self) -> bool {
+        let bound = self.bound.as_ref();
+        bound.is_some_and(|volume| volume.source == Source::Other("hostPath"))
+    }
 }
 
 /// How the volumes are chosen.
@@ -208,17 +227,19 @@ pub struct Selection {
 /// What Velero logs of a pod whose claim another one carries.
 const ELSEWHERE: &str = "Pod volume uses a persistent volume claim which has already been backed up from another pod, skipping.";
 
-/// Chooses the volumes and their carriers. `claim` tells what is known of a claim (`None`: it does not exist), `claims_stored` whether
-/// the backup's filters let claims in, `agent` whether an agent runs on a node.
+/// Chooses the volumes and their carriers. What `policies` say of a volume comes before `mode`. `claim` tells what is known of a claim
+/// (`None`: it does not exist), `claims_stored` whether the backup's filters let claims in, `agent` whether an agent runs on a node.
 pub fn select(
     pods: &[PodVolumes],
     mode: &Mode,
+    policies: &VolumePolicies,
     claims_stored: bool,
     claim: &dyn Fn(&str, &str) -> Option<ClaimFacts>,
     agent: &dyn Fn(&str) -> bool,
 ) -> Selection {
     let mut selector = Selector {
         pods,
+        policies,
         claim,
         agent,
         selection: Selection::default(),
@@ -245,6 +266,7 @@ pub fn select(
 
 struct Selector<'a> {
     pods: &'a [PodVolumes],
+    policies: &'a VolumePolicies,
     claim: &'a dyn Fn(&str, &str) -> Option<ClaimFacts>,
     agent: &'a dyn Fn(&str) -> bool,
     selection: Selection,
@@ -267,6 +289,33 @@ impl Selector<'_> {
             claim: claim.map(str::to_owned),
             message,
         });
+    }
+
+    /// What the policies do with a volume of a pod, or with a claim, and which of them says so.
+    fn action(
+        &self,
+        namespace: &str,
+        claim: Option<&str>,
+        source: &Source,
+    ) -> Option<(usize, Action)> {
+        if self.policies.is_empty() {
+            return None;
+        }
+        match claim {
+            // As in Velero, an ephemeral volume is of that type, and not what its claim is bound to.
+            Some(claim) if *source == Source::Unknown => {
+                let facts = (self.claim)(namespace, claim)?;
+                let bound = facts.bound.unwrap_or_default();
+                self.policies.action(&bound, &facts.labels)
+            }
+            _ => {
+                let volume = Volume {
+                    source: source.clone(),
+                    ..Volume::default()
+                };
+                self.policies.action(&volume, &Labels::default())
+            }
+        }
     }
 
     /// The wanted volumes without a claim; those with one go into `claims`.
@@ -316,8 +365,20 @@ impl Selector<'_> {
         singles
     }
 
-    /// The names of the volumes that are wanted of a pod.
+    /// The names of the volumes of a pod about which there is something to decide: those that are wanted, and those that the policies
+    /// decide about.
     fn names(&self, pod: &PodVolumes, mode: &Mode) -> Vec<String> {
+        let mut names = self.wanted_names(pod, mode);
+        for volume in pod.volumes.iter().filter(|volume| volume.is_eligible()) {
+            let decided = self.action(&pod.namespace, volume.claim.as_deref(), &volume.source);
+            if decided.is_some() && !names.contains(&volume.name) {
+                names.push(volume.name.clone());
+            }
+        }
+        names
+    }
+
+    fn wanted_names(&self, pod: &PodVolumes, mode: &Mode) -> Vec<String> {
         match mode {
             Mode::OptIn => pod.opt_in.clone().unwrap_or_default(),
             Mode::OptOut => {
@@ -377,7 +438,11 @@ impl Selector<'_> {
         let Some(volume) = pod.volumes.iter().find(|volume| volume.name == name) else {
             return;
         };
-        if let Some((level, message)) = not_running(pod, name).or_else(|| unusable(volume)) {
+        let left = self
+            .action(&pod.namespace, None, &volume.source)
+            .and_then(|decided| left_out(name, decided));
+        let problem = left.or_else(|| not_running(pod, name));
+        if let Some((level, message)) = problem.or_else(|| unusable(volume)) {
             self.note(level, pod, name, None, message);
             return;
         }
@@ -400,12 +465,17 @@ impl Selector<'_> {
             .flat_map(|(index, pod)| pod.volumes.iter().map(move |volume| (index, volume)))
             .filter(|(_, volume)| volume.claim.as_deref() == Some(claim))
             .collect();
+        let mut sources = all.iter().map(|(_, volume)| &volume.source);
+        let source = sources.find(|source| **source != Source::Unknown);
+        let decided = self.action(namespace, Some(claim), source.unwrap_or(&Source::Unknown));
         let carrier = all
             .iter()
             .filter(|(index, volume)| pods[*index].is_running() && volume.mounted)
             .filter(|(index, volume)| {
-                // Who opted out of a volume is not made to carry it.
-                *mode != Mode::OptOut || !pods[*index].opt_out.contains(&volume.name)
+                // Who opted out of a volume is not made to carry it, but where a policy asks for it.
+                *mode != Mode::OptOut
+                    || decided.is_some()
+                    || !pods[*index].opt_out.contains(&volume.name)
             })
             .min_by_key(|(index, volume)| {
                 let pod = &pods[*index];
@@ -427,8 +497,11 @@ impl Selector<'_> {
             }
             return;
         };
+        let name = spokesman.map_or(claim, |(_, volume)| volume);
+        let left = decided.and_then(|decided| left_out(name, decided));
         let problem = match (carrier, spokesman) {
-            (Some(_), _) if facts.host_path => Some((
+            _ if left.is_some() => left,
+            (Some(_), _) if facts.is_on_host_path() => Some((
                 Level::Warning,
                 format!(
                     "Persistent volume claim {namespace}/{claim} is bound to a hostPath volume, which is not supported, skipping"
@@ -492,49 +565,6 @@ impl Selector<'_> {
             self.note(Level::Error, pod, volume, claim.as_deref(), message);
         }
     }
-}
-
-/// Why the volumes of a pod cannot be read, if it does not run. A pod that has ended is nothing to worry about.
-fn not_running(pod: &PodVolumes, volume: &str) -> Option<(Level, String)> {
-    if pod.is_running() {
-        return None;
-    }
-    let level = if pod.is_over() {
-        Level::Info
-    } else {
-        Level::Warning
-    };
-    let phase = if pod.phase.is_empty() {
-        "Unknown"
-    } else {
-        &pod.phase
-    };
-    Some((
-        level,
-        format!(
-            "Skip pod volume {volume}: pod is not in the expected status, name={}, namespace={}, phase={phase}",
-            pod.name, pod.namespace
-        ),
-    ))
-}
-
-fn unusable(volume: &PodVolume) -> Option<(Level, String)> {
-    if volume.device {
-        let message = format!(
-            "Volume {} is used as a raw block device, which is not supported, skipping",
-            volume.name
-        );
-        return Some((Level::Warning, message));
-    }
-    (!volume.mounted).then(|| {
-        (
-            Level::Warning,
-            format!(
-                "Volume {} is declared in the pod, but not mounted by any container, skipping",
-                volume.name
-            ),
-        )
-    })
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use super::{
     strategic,
 };
 use crate::{
-    Invalid,
+    Invalid, Yaml,
     labels::{Labels, Selector},
     pattern::Pattern,
 };
@@ -126,9 +126,6 @@ struct RawPatch {
     #[serde(default)]
     patch_data: String,
 }
-
-/// Reads YAML, of which JSON is a part.
-pub type Yaml<'a> = &'a dyn Fn(&str) -> Result<Value, String>;
 
 impl Modifiers {
     /// Checks what a ConfigMap says; `yaml` reads the patches in it, which are YAML within YAML.

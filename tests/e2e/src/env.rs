@@ -1,6 +1,7 @@
 //! A cluster with Jackline running in it.
 
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -10,6 +11,8 @@ use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::{Pod, Secret};
 use kube::api::ListParams;
 use kube::{Api, Resource};
+use serde_json::Value;
+use tempfile::NamedTempFile;
 
 use crate::deploy::{self, Settings};
 use crate::{Restic, wait_for};
@@ -146,6 +149,21 @@ impl Env {
             .get("repository-password")
             .context("key repository-password")?;
         Ok(String::from_utf8(password.0.clone())?)
+    }
+
+    /// What a compressed file in the bucket says.
+    ///
+    /// # Errors
+    /// When it is not there, or cannot be read.
+    pub async fn packed(&self, key: &str) -> Result<Value> {
+        let compressed = NamedTempFile::with_suffix(".gz")?;
+        std::fs::write(compressed.path(), self.cluster.s3().get(BUCKET, key).await?)?;
+        let text = Command::new("gzip")
+            .arg("-dc")
+            .arg(compressed.path())
+            .output()?;
+        ensure!(text.status.success(), "{key}: {text:?}");
+        Ok(serde_json::from_slice(&text.stdout)?)
     }
 
     /// restic on a namespace's repository in the location `default`.

@@ -64,14 +64,8 @@ async fn restore(env: &Env, name: &str, spec: Value) -> Result<Restore> {
 
 /// What the restore says in its results file.
 async fn results(env: &Env, restore: &str) -> Result<Value> {
-    let key = format!("restores/{restore}/restore-{restore}-results.gz");
-    let compressed = tempfile::NamedTempFile::with_suffix(".gz")?;
-    std::fs::write(compressed.path(), env.cluster.s3().get(BUCKET, &key).await?)?;
-    let text = Command::new("gzip")
-        .arg("-dc")
-        .arg(compressed.path())
-        .output()?;
-    Ok(serde_json::from_slice(&text.stdout)?)
+    env.packed(&format!("restores/{restore}/restore-{restore}-results.gz"))
+        .await
 }
 
 async fn finished(env: &Env, restore: &Restore, want: RestorePhase) -> Result<Value> {

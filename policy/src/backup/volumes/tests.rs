@@ -25,11 +25,20 @@ fn pod(name: &str, phase: &str, annotation: Option<&str>, volumes: &[&str]) -> P
     }))
 }
 
+fn bound(name: &str) -> Volume {
+    let source = match name {
+        "hostly" => "hostPath",
+        _ => "local",
+    };
+    Volume::of(&json!({"spec": {"storageClassName": format!("class-{name}"), source: {}}}))
+}
+
 fn claim(_: &str, name: &str) -> Option<ClaimFacts> {
     (name != "missing").then(|| ClaimFacts {
         uid: format!("uid-{name}"),
+        labels: [("tier", name)].into_iter().collect(),
         volume: Some(format!("pv-{name}")),
-        host_path: name == "hostly",
+        bound: Some(bound(name)),
         ancestor: None,
     })
 }
@@ -37,7 +46,11 @@ fn claim(_: &str, name: &str) -> Option<ClaimFacts> {
 type Chosen = (Vec<(String, String)>, Vec<(Level, String)>);
 
 fn run(pods: &[PodVolumes], mode: &Mode) -> Chosen {
-    let selection = select(pods, mode, true, &claim, &|node| node == "n1");
+    run_under(pods, mode, &VolumePolicies::default())
+}
+
+fn run_under(pods: &[PodVolumes], mode: &Mode, policies: &VolumePolicies) -> Chosen {
+    let selection = select(pods, mode, policies, true, &claim, &|node| node == "n1");
     let volumes = selection
         .volumes
         .iter()
@@ -226,7 +239,134 @@ fn a_policy_moves_only_what_it_governs() {
 #[test]
 fn claims_outside_of_the_backup_stay_outside() {
     let pods = [pod("a", "Running", Some("d,e"), &["d=d", "e"])];
-    let selection = select(&pods, &Mode::OptIn, false, &claim, &|_| true);
+    let none = VolumePolicies::default();
+    let selection = select(&pods, &Mode::OptIn, &none, false, &claim, &|_| true);
     assert_eq!(selection.volumes.len(), 1);
     assert_eq!(selection.volumes[0].volume, "e");
+}
+
+fn policies(list: Value) -> VolumePolicies {
+    let source = json!({"version": "v1", "volumePolicies": list}).to_string();
+    let yaml = |text: &str| serde_json::from_str(text).map_err(|error| error.to_string());
+    VolumePolicies::parse(&source, &yaml).unwrap()
+}
+
+fn policy(action: &str, conditions: Value) -> Value {
+    json!({"conditions": conditions, "action": {"type": action}})
+}
+
+#[test]
+fn volume_policies_come_before_annotations() {
+    let policies = policies(json!([
+        policy("skip", json!({"storageClass": ["class-cold"]})),
+        policy("snapshot", json!({"pvcLabels": {"tier": "disk"}})),
+        policy("skip", json!({"volumeTypes": ["emptyDir"]})),
+        policy("fs-backup", json!({"storageClass": ["class-warm"]})),
+    ]));
+    let volumes = ["c=cold", "d=disk", "scratch", "w=warm", "x=other"];
+    let mut all = pod("a", "Running", Some("c,d,scratch,x"), &volumes);
+    all.opt_out = vec!["w".to_owned()];
+    let skipped = |volume: &str, at: usize| {
+        let message = format!(
+            "Skip volume {volume}: matched action is 'skip' in chosen resource policies (volumePolicies[{at}])"
+        );
+        (Level::Info, message)
+    };
+    let wanted = Wanted {
+        namespace: "shop".to_owned(),
+        pod: "a".to_owned(),
+        volume: "x".to_owned(),
+        claim: Some("other".to_owned()),
+    };
+    for mode in [Mode::OptIn, Mode::OptOut, Mode::Governed(vec![wanted])] {
+        let (volumes, notes) = run_under(std::slice::from_ref(&all), &mode, &policies);
+        assert_eq!(volumes, taken(&[("a", "w"), ("a", "x")]), "{mode:?}");
+        let snapshot = "Skip volume d: matched action is 'snapshot' in chosen resource policies (volumePolicies[1]), \
+            but native volume snapshots are not taken";
+        assert_eq!(
+            notes,
+            [
+                skipped("scratch", 2),
+                skipped("c", 0),
+                (Level::Warning, snapshot.to_owned())
+            ],
+            "{mode:?}"
+        );
+    }
+    // Nothing matches: as if there were no policies.
+    all.volumes.retain(|volume| volume.name == "x");
+    all.opt_in = None;
+    let nothing = (Vec::new(), Vec::new());
+    assert_eq!(run_under(&[all], &Mode::OptIn, &policies), nothing);
+}
+
+#[test]
+fn a_volume_that_a_policy_wants_has_to_be_readable_all_the_same() {
+    let policies = policies(json!([policy("fs-backup", json!({}))]));
+    let mut secret = pod("a", "Running", None, &["key"]);
+    secret.volumes[0].kind = VolumeType::of("secret");
+    let nothing = (Vec::new(), Vec::new());
+    assert_eq!(run_under(&[secret], &Mode::OptIn, &policies), nothing);
+    let table = [
+        (pod("a", "Running", None, &["d=hostly"]), "hostPath"),
+        (pod("a", "Pending", None, &["d=d"]), "expected status"),
+    ];
+    for (pod, expected) in table {
+        let (volumes, notes) = run_under(&[pod], &Mode::OptIn, &policies);
+        assert!(volumes.is_empty() && notes.len() == 1, "{notes:?}");
+        assert!(
+            notes[0].0 == Level::Warning && notes[0].1.contains(expected),
+            "{notes:?}"
+        );
+    }
+}
+
+#[test]
+fn a_claim_that_a_policy_decides_about_is_decided_once() {
+    let pods = [
+        pod("a", "Running", None, &["l=shared"]),
+        pod("b", "Running", Some("l"), &["l=shared"]),
+    ];
+    let mut skip = policies(json!([policy("skip", json!({"capacity": ",1Gi"}))]));
+    let (volumes, notes) = run_under(&pods, &Mode::OptIn, &skip);
+    assert_eq!((volumes.len(), notes.len()), (0, 1));
+    // What governs it may have gone: that is nothing to worry about when it is skipped.
+    let gone = Wanted {
+        namespace: "shop".to_owned(),
+        pod: "gone".to_owned(),
+        volume: "l".to_owned(),
+        claim: Some("lonely".to_owned()),
+    };
+    let (_, notes) = run_under(&[], &Mode::Governed(vec![gone]), &skip);
+    assert!(
+        notes.len() == 1
+            && notes[0].0 == Level::Info
+            && notes[0].1.starts_with("Skip volume lonely: "),
+        "{notes:?}"
+    );
+    skip = policies(json!([policy("fs-backup", json!({"capacity": ",1Gi"}))]));
+    assert_eq!(
+        run_under(&pods, &Mode::OptIn, &skip),
+        (taken(&[("a", "l")]), Vec::new())
+    );
+}
+
+#[test]
+fn an_ephemeral_volume_is_of_that_type_only() {
+    let pod = PodVolumes::of(&json!({
+        "metadata": {"namespace": "shop", "name": "a", "uid": "u"},
+        "spec": {
+            "nodeName": "n1",
+            "containers": [{"volumeMounts": [{"name": "scratch", "mountPath": "/x"}]}],
+            "volumes": [{"name": "scratch", "ephemeral": {"volumeClaimTemplate": {}}}],
+        },
+        "status": {"phase": "Running"},
+    }));
+    let by_class = policy("skip", json!({"storageClass": ["class-a-scratch"]}));
+    let by_type = policy("fs-backup", json!({"volumeTypes": ["ephemeral"]}));
+    let policies = policies(json!([by_class, by_type]));
+    assert_eq!(
+        run_under(&[pod], &Mode::OptIn, &policies),
+        (taken(&[("a", "scratch")]), Vec::new())
+    );
 }
