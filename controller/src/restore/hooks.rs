@@ -21,7 +21,7 @@ use jackline_policy::{
     labels::Labels,
     restore::hook::{self, Exec, SpecHooks},
 };
-use jackline_runtime::Failure;
+use jackline_runtime::{Failure, Key};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api, ResourceExt,
@@ -87,7 +87,7 @@ fn of_resources(field: &str, spec: &RestoreResourceHookSpec) -> Result<Option<Sp
 
 fn of_exec(name: &str, hook: &ExecRestoreHook) -> Exec {
     let time =
-        |time: Option<GoDuration>| time.filter(|time| !time.is_zero()).map(GoDuration::to_std);
+        |time: Option<GoDuration>| time.map(GoDuration::to_std).filter(|time| !time.is_zero());
     Exec {
         name: name.to_owned(),
         container: hook.container.clone(),
@@ -138,11 +138,16 @@ impl Run<'_> {
 
     async fn hooks_of(&self, namespace: &str, name: &str, uid: &str) -> Result<(), Failure> {
         // Made a moment ago: the watch may not have seen it yet.
-        let seen = self.restored_pods.wait_for(|_| self.live(uid));
+        let place = Place::Namespace(namespace);
+        let key = Key::namespaced(namespace, name);
+        let seen = self.restored_pods.wait_for(|_| self.live(&key, uid));
         let Ok(pod) = tokio::time::timeout(SEEN, seen).await else {
+            let why = format!(
+                "pod {name} has gone since it was made: hooks that it may have did not run"
+            );
+            self.report.warning(place, &why);
             return Ok(());
         };
-        let place = Place::Namespace(namespace);
         let first = pod.spec.containers.first();
         let first = first
             .map(|container| container.name.clone())
@@ -177,11 +182,14 @@ impl Run<'_> {
             return Ok(());
         }
         if pod.annotations().get(annotation::RESTORE_HOOKS) == Some(&self.uid) {
-            // A command may do harm when it runs twice, and how far it came nobody knows.
+            // A command may do harm when it runs twice, and how far it came nobody knows: not a restore that went well.
+            let count = groups.iter().map(|(_, hooks)| hooks.len()).sum::<usize>();
+            let count = i32::try_from(count).unwrap_or(i32::MAX);
+            self.hooks.add(count, count);
             let why = format!(
-                "pod {name}: its post-restore exec hooks were begun before this server took over, and do not run again"
+                "pod {name}: its post-restore exec hooks were begun by an earlier run of this restore; how they ended is not known, and they do not run again"
             );
-            self.report.warning(place, &why);
+            self.report.error(place, &why);
             return Ok(());
         }
         self.run_groups(&pod, groups).await
@@ -191,12 +199,12 @@ impl Run<'_> {
     fn waits_in_vain(&self, pod: &RestoredPod) -> bool {
         let over = self.data_over.get();
         let over = over.is_some_and(|over| over.elapsed() > GOES_ON);
-        over && pod.waits_for() == Some(&self.uid) && !pod.has_left()
+        over && pod.waits_for() == Some(&self.uid) && pod.is_waiting()
     }
 
-    fn live(&self, uid: &str) -> Option<Arc<RestoredPod>> {
-        self.restored_pods
-            .find(|pod| pod.metadata.uid.as_deref() == Some(uid))
+    fn live(&self, key: &Key, uid: &str) -> Option<Arc<RestoredPod>> {
+        let pod = self.restored_pods.get(key);
+        pod.filter(|pod| pod.metadata.uid.as_deref() == Some(uid))
     }
 
     async fn run_groups(
@@ -206,6 +214,7 @@ impl Run<'_> {
     ) -> Result<(), Failure> {
         let (namespace, name) = (pod.namespace().unwrap_or_default(), pod.name_any());
         let uid = pod.uid().unwrap_or_default();
+        let key = Key::of(pod);
         let began = Instant::now();
         let deadline = match hook::longest_wait(&groups) {
             Some(wait) => began + wait,
@@ -218,7 +227,7 @@ impl Run<'_> {
             if groups.is_empty() {
                 return Ok(());
             }
-            let Some(now) = self.live(&uid).filter(|_| !self.is_deleted()) else {
+            let Some(now) = self.live(&key, &uid).filter(|_| !self.is_deleted()) else {
                 break Over::Gone;
             };
             if let Some(phase @ ("Succeeded" | "Failed")) = now.status.phase.as_deref() {

@@ -360,11 +360,9 @@ impl Run<'_> {
         for key in [self.labels().backup.0, self.labels().restore.0] {
             json::remove(object, &["metadata", "labels"], key);
         }
-        json::remove(
-            object,
-            &["metadata", "annotations"],
-            annotation::ANCESTOR_CLAIM_UID,
-        );
+        for key in [annotation::ANCESTOR_CLAIM_UID, annotation::RESTORE_HOOKS] {
+            json::remove(object, &["metadata", "annotations"], key);
+        }
         meta::take_status(object)
     }
 

@@ -126,6 +126,9 @@ pub struct InitStatus {
 /// What an init container does.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct InitState {
+    /// It runs.
+    #[serde(default)]
+    pub running: Option<Running>,
     /// It has ended.
     #[serde(default)]
     pub terminated: Option<Terminated>,
@@ -184,6 +187,13 @@ impl RestoredPod {
         names.into_iter().any(|found| found.claim_name == claim)
     }
 
+    /// Whether the waiter runs now.
+    pub fn is_waiting(&self) -> bool {
+        let statuses = &self.status.init_container_statuses;
+        let waiter = statuses.iter().find(|status| status.name == RESTORE_WAIT);
+        waiter.is_some_and(|waiter| waiter.state.running.is_some())
+    }
+
     /// Whether the pod is finished or its waiter has let it go.
     pub fn has_left(&self) -> bool {
         if matches!(self.status.phase.as_deref(), Some("Succeeded" | "Failed")) {
@@ -222,7 +232,7 @@ mod tests {
                 && waiting.claim_of("v") == Some("c")
                 && waiting.claim_of("e").is_none()
         );
-        assert!(!waiting.has_left());
+        assert!(!waiting.has_left() && waiting.is_waiting());
         assert!(!pod(serde_json::json!({"terminated": {"exitCode": 1}})).has_left());
         assert!(pod(serde_json::json!({"terminated": {"exitCode": 0}})).has_left());
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value, json};
 
-use super::json::{list, name};
+use super::json::{list, map_mut, name};
 
 /// The restore's `existingResourcePolicy`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -72,7 +72,14 @@ pub fn decide(
             "could not restore, {kind} {:?} {difference}",
             name(wanted)
         )),
-        ExistingPolicy::Update => Conflict::Patch(merge_patch(existing, wanted)),
+        ExistingPolicy::Update => {
+            let mut wanted = wanted.clone();
+            if existing["metadata"]["labels"].is_object() {
+                // The restore adds its labels to the patch: one null for all labels would not outlast that.
+                map_mut(&mut wanted, &["metadata", "labels"]);
+            }
+            Conflict::Patch(merge_patch(existing, &wanted))
+        }
     }
 }
 
@@ -141,6 +148,7 @@ pub fn merge_patch(from: &Value, to: &Value) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use super::super::meta::{Labels, put_labels};
     use super::*;
 
     fn map(data: &Value) -> Value {
@@ -191,6 +199,33 @@ mod tests {
                 ExistingPolicy::Update
             ),
             Conflict::Same
+        );
+    }
+
+    #[test]
+    fn labels_added_since_go_also_when_the_backup_has_none_and_the_restore_adds_its_own() {
+        let wanted = map(&json!({"k": "backup"}));
+        let mut existing = wanted.clone();
+        existing["metadata"]["labels"] = json!({"since": "yes"});
+        let decided = decide(
+            "configmaps",
+            "ConfigMap",
+            &wanted,
+            &existing,
+            ExistingPolicy::Update,
+        );
+        let Conflict::Patch(mut patch) = decided else {
+            panic!("{decided:?}")
+        };
+        let labels = Labels {
+            backup: ("of", "b"),
+            restore: ("by", "r"),
+        };
+        put_labels(&mut patch, labels);
+        apply(&mut existing, &patch);
+        assert_eq!(
+            existing["metadata"]["labels"],
+            json!({"of": "b", "by": "r"})
         );
     }
 

@@ -80,12 +80,15 @@ pub fn init(pod: &Pod<'_>, spec: &[SpecHooks], id: &str) -> Vec<Value> {
     vec![container]
 }
 
-/// Puts init containers behind the waiter and before all others. One of the same name, from an earlier restore, gives way.
+/// Puts init containers behind the waiter and before all others. One of the same name gives way: a pod that was restored before has
+/// them already. The waiter never does; a second one of its name is for the API server to refuse.
 pub fn insert(pod: &mut Value, containers: Vec<Value>) {
     if containers.is_empty() {
         return;
     }
-    let named = |entry: &Value| containers.iter().any(|new| new["name"] == entry["name"]);
+    let named = |entry: &Value| {
+        entry["name"] != wait::NAME && containers.iter().any(|new| new["name"] == entry["name"])
+    };
     let mut all: Vec<Value> = list(pod, "/spec/initContainers").to_vec();
     all.retain(|entry| !named(entry));
     let waits = all.first().is_some_and(|first| first["name"] == wait::NAME);
@@ -282,6 +285,14 @@ mod tests {
         assert_eq!(
             pod["spec"]["initContainers"],
             json!([{"name": "restore-wait"}, {"name": "fix", "image": "new"}, {"name": "own"}])
+        );
+        insert(
+            &mut pod,
+            vec![json!({"name": "restore-wait", "image": "mine"})],
+        );
+        assert_eq!(
+            pod["spec"]["initContainers"][0],
+            json!({"name": "restore-wait"})
         );
         let mut bare = json!({"spec": {}});
         insert(&mut bare, vec![json!({"name": "a"}), json!({"name": "b"})]);

@@ -118,9 +118,12 @@ fn policies(value: &Value) -> Result<VolumePolicies, Invalid> {
         let action = action(policy.path("action"), policy.get("action"))?;
         let conditions = conditions(policy.path("conditions"), policy.get("conditions"))?;
         let known = |found: &&String| TYPES.contains(&found.as_str());
-        for unknown in conditions.types.iter().filter(|found| !known(found)) {
+        // One line, however many there are: the message is cut, and goes into a log.
+        let unknown = conditions.types.iter().filter(|found| !known(found));
+        let unknown: Vec<&str> = unknown.map(String::as_str).collect();
+        if !unknown.is_empty() {
             let path = policy.path("conditions.volumeTypes");
-            let doubt = Invalid::new(path, unknown, TYPES.join(", "));
+            let doubt = Invalid::new(path, unknown.join(", "), TYPES.join(", "));
             all.doubts.push(format!("{doubt}; it matches no volume"));
         }
         all.policies.push(VolumePolicy { conditions, action });
