@@ -19,7 +19,10 @@ use jackline_policy::{
         names::{Names, Star},
     },
     labels::Labels,
-    restore::hook::{self, Exec, SpecHooks},
+    restore::{
+        hook::{self, Exec, SpecHooks},
+        json,
+    },
 };
 use jackline_runtime::{Failure, Key};
 use k8s_openapi::api::core::v1::Pod;
@@ -33,7 +36,7 @@ use super::{pods::RestoredPod, report::Place, run::Run, validate};
 use crate::{exec::exec, location::chain};
 
 /// How long the watch may take to see what was just made.
-const SEEN: Duration = Duration::from_secs(10);
+const SEEN: Duration = Duration::from_secs(3);
 /// How long a pod may take to go on when its data is back.
 const GOES_ON: Duration = Duration::from_secs(60);
 /// How often a deadline is looked at; changes of a pod are seen at once.
@@ -130,22 +133,28 @@ impl Run<'_> {
     pub async fn run_hooks(&self) -> Result<(), Failure> {
         let made: Vec<((String, String), String)> =
             self.state.lock().pods.clone().into_iter().collect();
-        let pods = made.iter().map(|((namespace, name), uid)| async move {
-            self.hooks_of(self.target(namespace), name, uid).await
-        });
+        let pods = made
+            .iter()
+            .map(|((namespace, name), uid)| self.hooks_of(namespace, name, uid));
         join_all(pods).await.into_iter().collect()
     }
 
-    async fn hooks_of(&self, namespace: &str, name: &str, uid: &str) -> Result<(), Failure> {
+    async fn hooks_of(&self, source: &str, name: &str, uid: &str) -> Result<(), Failure> {
+        let namespace = self.target(source);
         // Made a moment ago: the watch may not have seen it yet.
         let place = Place::Namespace(namespace);
         let key = Key::namespaced(namespace, name);
         let seen = self.restored_pods.wait_for(|_| self.live(&key, uid));
         let Ok(pod) = tokio::time::timeout(SEEN, seen).await else {
-            let why = format!(
-                "pod {name} has gone since it was made: hooks that it may have did not run"
-            );
-            self.report.warning(place, &why);
+            let stored = self.catalog.find("pods", Some(source), name);
+            let command = "post.hook.restore.velero.io/command";
+            let own = stored.is_some_and(|pod| json::annotation(&pod, command).is_some());
+            if own || !self.valid.hooks.is_empty() {
+                let why = format!(
+                    "pod {name} has gone since it was made: its hooks, if any, did not run"
+                );
+                self.report.warning(place, &why);
+            }
             return Ok(());
         };
         let first = pod.spec.containers.first();

@@ -347,7 +347,10 @@ fn a_claim_that_a_policy_decides_about_is_decided_once() {
     skip = policies(json!([policy("fs-backup", json!({"capacity": ",1Gi"}))]));
     assert_eq!(
         run_under(&pods, &Mode::OptIn, &skip),
-        (taken(&[("a", "l")]), Vec::new())
+        (
+            taken(&[("a", "l")]),
+            vec![(Level::Info, ELSEWHERE.to_owned())]
+        )
     );
 }
 
