@@ -21,6 +21,8 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Repository(Box<RepositoryArgs>),
+    #[command(subcommand)]
+    Restore(RestoreCommand),
     Coverage(CoverageArgs),
     Doctor(DoctorArgs),
     /// Print the reference of all commands as Markdown
@@ -361,6 +363,52 @@ fn percent(text: &str) -> Result<f64, String> {
         Ok(percent) if (0.0..=100.0).contains(&percent) => Ok(percent),
         _ => Err("a share is a number from 0% to 100%".to_owned()),
     }
+}
+
+/// Puts data back into what runs in the cluster.
+#[derive(Debug, Subcommand)]
+pub(crate) enum RestoreCommand {
+    Volume(RestoreVolumeArgs),
+}
+
+/// Puts the data of a backed-up volume back into an existing claim.
+///
+/// Files of the backup replace those in the claim; other files stay. While it runs, a pod of its own mounts the claim. Refused while
+/// other pods use the claim, unless told otherwise.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Exit codes:
+  0    restored
+  1    failed, or refused
+  2    the command line cannot be understood
+  130  cancelled by a signal")]
+pub(crate) struct RestoreVolumeArgs {
+    /// The claim
+    pub(crate) claim: String,
+    /// Its namespace [default: the one of the kubeconfig's context]
+    #[arg(short, long)]
+    pub(crate) namespace: Option<String>,
+    /// The backup that has the data
+    #[arg(long, value_name = "BACKUP")]
+    pub(crate) from_backup: String,
+    /// The claim in the backup, as NAMESPACE/CLAIM [default: of the same namespace and name]
+    #[arg(long, value_name = "CLAIM")]
+    pub(crate) source: Option<String>,
+    /// Restore also while pods use the claim
+    #[arg(long)]
+    pub(crate) in_use: bool,
+    /// Remove what is in the claim and not in the backup
+    #[arg(long)]
+    pub(crate) delete: bool,
+    /// Give up when no data has moved after this time
+    #[arg(long, default_value = "10m", value_parser = humantime::parse_duration, value_name = "DURATION")]
+    pub(crate) start_timeout: Duration,
+    /// Jackline's namespace
+    #[arg(long, default_value = "velero", value_name = "NAMESPACE")]
+    pub(crate) jackline_namespace: String,
+    /// How the result is printed
+    #[arg(short, long, value_enum, default_value = "text")]
+    pub(crate) output: Format,
 }
 
 /// Shows which volumes are protected, and why the others are not.

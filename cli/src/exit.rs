@@ -34,6 +34,13 @@ impl Exit {
         }
     }
 
+    pub(crate) fn cancelled(message: impl Display) -> Exit {
+        Exit {
+            code: 130,
+            message: message.to_string(),
+        }
+    }
+
     pub(crate) fn incomplete(message: impl Display) -> Exit {
         Exit {
             code: INCOMPLETE,

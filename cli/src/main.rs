@@ -8,6 +8,7 @@ mod doctor;
 mod exit;
 mod output;
 mod repository;
+mod restore;
 mod table;
 
 use std::io::Write;
@@ -16,7 +17,7 @@ use std::time::Duration;
 
 use clap::Parser;
 
-use crate::args::{Cli, Command};
+use crate::args::{Cli, Command, Format, RestoreCommand};
 use crate::exit::Exit;
 
 /// How long the end waits for a slow store to take a lock back.
@@ -28,7 +29,11 @@ fn main() -> ExitCode {
         .with_env_filter(tracing_subscriber::EnvFilter::from_env("JACKLINE_LOG"))
         .with_writer(std::io::stderr)
         .init();
-    let json = matches!(&command, Command::Repository(repository) if repository.json());
+    let json = match &command {
+        Command::Repository(repository) => repository.json(),
+        Command::Restore(RestoreCommand::Volume(args)) => args.output == Format::Json,
+        _ => false,
+    };
     let result = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -57,6 +62,7 @@ fn main() -> ExitCode {
 async fn run(command: Command) -> Result<ExitCode, Exit> {
     match command {
         Command::Repository(args) => repository::run(*args).await,
+        Command::Restore(RestoreCommand::Volume(args)) => restore::volume(args).await,
         Command::Coverage(args) => coverage::run(args).await,
         Command::Doctor(args) => doctor::run(args).await,
         Command::Docs => docs::print(),

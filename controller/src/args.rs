@@ -37,14 +37,18 @@ pub struct Args {
         value_name = "DURATION"
     )]
     pub default_backup_ttl: GoDuration,
-    /// How long the volumes of one backup or restore may take, as a Go duration
+    /// How long the volumes of one backup or restore may take, as a Go duration; without it as long as data moves
+    #[arg(long, env = "JACKLINE_FS_BACKUP_TIMEOUT", value_name = "DURATION")]
+    pub fs_backup_timeout: Option<GoDuration>,
+    /// A volume none of whose data has moved for this long is given up, as a Go duration
     #[arg(
         long,
-        env = "JACKLINE_FS_BACKUP_TIMEOUT",
-        default_value = "4h",
+        env = "JACKLINE_VOLUME_PROGRESS_TIMEOUT",
+        default_value = "1h",
+        value_parser = patience,
         value_name = "DURATION"
     )]
-    pub fs_backup_timeout: GoDuration,
+    pub volume_progress_timeout: GoDuration,
     /// How long one object or one volume repository may take to get ready, as a Go duration
     #[arg(
         long,
@@ -97,6 +101,14 @@ pub struct Args {
     /// A leader that is silent for this long is replaced
     #[arg(long, env = "JACKLINE_LEASE_DURATION", default_value = "15s", value_parser = humantime::parse_duration, value_name = "DURATION")]
     pub lease_duration: Duration,
+}
+
+fn patience(text: &str) -> Result<GoDuration, String> {
+    let duration: GoDuration = text.parse().map_err(|error| format!("{error}"))?;
+    if duration.to_std() < Duration::from_secs(10) {
+        return Err("agents say every few seconds how far they are; at least 10s".to_owned());
+    }
+    Ok(duration)
 }
 
 impl Args {

@@ -4,15 +4,21 @@
 //! it again, finds the PodVolumeBackups that exist, and ends it. So a restart costs time, never a backup.
 
 mod files;
+mod holds;
 mod hooks;
 mod job;
 pub mod log;
 mod metrics;
+mod owed;
 mod prepare;
 mod upload;
 mod volumes;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use futures::FutureExt;
 use jackline_crds::{
@@ -26,10 +32,15 @@ use jackline_runtime::{
 use kube::{Resource, ResourceExt};
 
 use crate::context::Context;
+use holds::Holds;
 use metrics::BackupMetrics;
 
 /// Time that running backups have to end cleanly at a shutdown; they are resumable, so it is short.
 const GRACE: Duration = Duration::from_secs(2);
+/// For how long a backup is tried again that fails each time.
+const PATIENCE: Duration = Duration::from_secs(4 * 3600);
+/// A pass that got on for this long before it failed is none of those.
+const GOT_ON: Duration = Duration::from_secs(600);
 
 /// Starts the controller.
 ///
@@ -38,6 +49,8 @@ const GRACE: Duration = Duration::from_secs(2);
 pub fn register(context: &Arc<Context>, kit: &Kit, lease: &Lease) -> anyhow::Result<()> {
     let metrics = BackupMetrics::register(context)?;
     metrics.follow(context, lease);
+    let holds = Holds::default();
+    owed::register(context, kit, lease, &holds);
     let queue = Queue::new("backups");
     context
         .stores
@@ -55,6 +68,8 @@ pub fn register(context: &Arc<Context>, kit: &Kit, lease: &Lease) -> anyhow::Res
         metrics,
         // Collecting is what costs memory and requests; waiting for volumes costs nothing.
         collecting: tokio::sync::Semaphore::new(2),
+        holds,
+        failing: Mutex::default(),
     });
     kit.run_leading(&queue, options, lease, move |key, token| {
         let controller = controller.clone();
@@ -66,7 +81,7 @@ pub fn register(context: &Arc<Context>, kit: &Kit, lease: &Lease) -> anyhow::Res
 /// Whether a backup still has to be done.
 fn is_open(phase: BackupPhase) -> bool {
     use BackupPhase::{InProgress, New, Queued, ReadyToStart};
-    matches!(phase, New | Queued | ReadyToStart | InProgress)
+    matches!(phase, New | Queued | ReadyToStart | InProgress) || phase.is_finishing()
 }
 
 /// What passes share.
@@ -75,6 +90,9 @@ struct Controller {
     context: Arc<Context>,
     metrics: BackupMetrics,
     collecting: tokio::sync::Semaphore,
+    holds: Holds,
+    /// Since when backups fail, by UID.
+    failing: Mutex<HashMap<String, Instant>>,
 }
 
 impl Controller {
@@ -96,7 +114,7 @@ impl Controller {
         let tell = |why: &Failure| self.event(&backup, why.reason, why.source.to_string());
         context.alone().await.inspect_err(tell)?;
         let (backup, location) = match backup.phase() {
-            BackupPhase::InProgress => {
+            phase if phase == BackupPhase::InProgress || phase.is_finishing() => {
                 let Some(location) = prepare::location(context, &backup) else {
                     let why = "its backup storage location is gone";
                     self.fail(&backup, why).await?;
@@ -135,7 +153,9 @@ impl Controller {
             backup: &backup,
             location: &location,
             collecting: &self.collecting,
+            holds: &self.holds,
         };
+        let began = Instant::now();
         let uid = backup.uid();
         let gone = context.stores.backups.wait_for(|store| {
             let now = store.get(&key);
@@ -160,7 +180,7 @@ impl Controller {
                 self.fail(&backup, &why).await?;
                 Ok(Next::Done)
             }
-            Err(job::JobError::Again(failure)) if self.is_hopeless(&backup) => {
+            Err(job::JobError::Again(failure)) if self.is_hopeless(&backup, began) => {
                 self.fail(&backup, &failure.to_string()).await?;
                 Ok(Next::Done)
             }
@@ -168,15 +188,27 @@ impl Controller {
         }
     }
 
-    /// Whether a backup has been tried for longer than its volumes may take, and an hour on top.
-    fn is_hopeless(&self, backup: &Backup) -> bool {
-        let started = backup
-            .status
-            .as_ref()
-            .and_then(|status| status.start_timestamp.clone());
-        let limit = job::timeout(&self.context, backup) + Duration::from_secs(3600);
-        let limit = jiff::SignedDuration::try_from(limit).unwrap_or(jiff::SignedDuration::MAX);
-        started.is_some_and(|started| jiff::Timestamp::now().duration_since(started.0) > limit)
+    /// Whether a backup, whose pass from `began` on has failed, has failed for so long that it is not tried again: longer than its
+    /// volumes may take and an hour on top, or where that is not limited, for hours without any pass that got on.
+    fn is_hopeless(&self, backup: &Backup, began: Instant) -> bool {
+        if let Some(limit) = job::timeout(&self.context, backup) {
+            let started = backup
+                .status
+                .as_ref()
+                .and_then(|status| status.start_timestamp.clone());
+            let limit = jiff::SignedDuration::try_from(limit + Duration::from_secs(3600))
+                .unwrap_or(jiff::SignedDuration::MAX);
+            return started
+                .is_some_and(|started| jiff::Timestamp::now().duration_since(started.0) > limit);
+        }
+        let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
+        failing.retain(|_, since| since.elapsed() < PATIENCE + GOT_ON);
+        let uid = backup.uid().unwrap_or_default();
+        let since = failing.entry(uid).or_insert(began);
+        if began.elapsed() > GOT_ON {
+            *since = Instant::now();
+        }
+        since.elapsed() > PATIENCE
     }
 
     /// Ends a backup of which nothing usable is in the bucket.

@@ -1,6 +1,10 @@
 //! Commands in containers of pods: what hooks of backups and restores run.
 
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::{
+    fmt,
+    sync::atomic::{AtomicI32, Ordering},
+    time::Duration,
+};
 
 use jackline_crds::velero::HookStatus;
 use k8s_openapi::api::core::v1::Pod;
@@ -35,16 +39,43 @@ impl HookCount {
     }
 }
 
-/// Runs a command to its end, without a time limit.
+/// Why a command did not end well.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ExecError {
+    /// It did not begin, or it ended with an error: which, with the beginning of what it wrote to standard error.
+    Failed(String),
+    /// It may have done its work, or still be at it.
+    Unknown(String),
+}
+
+impl fmt::Display for ExecError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Self::Failed(why) | Self::Unknown(why)) = self;
+        f.write_str(why)
+    }
+}
+
+/// Runs a command to its end.
 ///
 /// # Errors
-/// How it failed, with the beginning of what it wrote to standard error.
+/// When it fails, or has not ended within `limit`.
 pub async fn exec(
+    context: &Context,
+    target: (&str, &str),
+    container: &str,
+    command: &[String],
+    limit: Duration,
+) -> Result<(), ExecError> {
+    let ended = tokio::time::timeout(limit, run(context, target, container, command)).await;
+    ended.unwrap_or_else(|_| Err(ExecError::Unknown(format!("timed out after {limit:?}"))))
+}
+
+async fn run(
     context: &Context,
     (namespace, pod): (&str, &str),
     container: &str,
     command: &[String],
-) -> Result<(), String> {
+) -> Result<(), ExecError> {
     // The client for streams: a command may be silent for longer than a request may take.
     let api: Api<Pod> = Api::namespaced(context.clients.watch.clone(), namespace);
     let params = AttachParams::default()
@@ -53,7 +84,7 @@ pub async fn exec(
         .stdout(true)
         .stderr(true);
     let process = api.exec(pod, command, &params).await;
-    let mut process = process.map_err(|error| error.to_string())?;
+    let mut process = process.map_err(|error| ExecError::Failed(error.to_string()))?;
     let status = process.take_status();
     let (stdout, stderr) = (process.stdout(), process.stderr());
     let (_, errors) = tokio::join!(drain(stdout), drain(stderr));
@@ -65,9 +96,13 @@ pub async fn exec(
         Some(status) if status.status.as_deref() == Some("Success") => Ok(()),
         Some(status) => {
             let message = status.message.unwrap_or_default();
-            Err(format!("{message} {errors}").trim().to_owned())
+            Err(ExecError::Failed(
+                format!("{message} {errors}").trim().to_owned(),
+            ))
         }
-        None => Err("the connection broke before the command ended".to_owned()),
+        None => Err(ExecError::Unknown(
+            "the connection broke before the command ended".to_owned(),
+        )),
     }
 }
 

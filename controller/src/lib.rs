@@ -22,6 +22,7 @@ pub mod restore;
 pub mod retention;
 mod rules;
 pub mod schedule;
+pub mod stall;
 pub mod sync;
 pub mod tarball;
 pub mod world;

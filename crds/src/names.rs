@@ -29,6 +29,8 @@ pub const REPOSITORY_SECRET: &str = "velero-repo-credentials";
 pub const REPOSITORY_PASSWORD_KEY: &str = "repository-password";
 /// Name of the init container that holds a pod back until its volumes are restored.
 pub const RESTORE_WAIT: &str = "restore-wait";
+/// The program in it, in the node agent's image.
+pub const RESTORE_WAIT_PROGRAM: &str = "jackline-restore-wait";
 /// Directory in a volume where a finished restore leaves a file named as the restore's UID.
 pub const RESTORE_DONE_DIR: &str = ".velero";
 /// Host name that snapshots carry.
@@ -70,6 +72,8 @@ pub mod label {
     pub const POLICY_UID: &str = "jackline.dev/policy-uid";
     /// UID of the kube-system namespace of the cluster that a backup was made in.
     pub const CLUSTER_UID: &str = "jackline.dev/cluster-uid";
+    /// On a pod in which a backup has to run commands after its volumes were read: `owed`. Also the annotation that names them.
+    pub const POST_HOOKS: &str = "jackline.dev/post-hooks";
     /// UID of the claim that a restored claim, or a backup of it, descends from.
     pub const ANCESTOR_CLAIM_UID: &str = "jackline.dev/ancestor-claim-uid";
 }
@@ -96,6 +100,8 @@ pub mod annotation {
     pub const RESTORE_STATUS: &str = "velero.io/restore-status";
     /// On a restored volume: its name in the backup.
     pub const ORIGINAL_PV_NAME: &str = "velero.io/original-pv-name";
+    /// On a pod: the commands that a backup has to run in it after its volumes were read; JSON. It is there while they are owed.
+    pub const POST_HOOKS: &str = super::label::POST_HOOKS;
     /// On a restored pod: UID of the restore whose commands have begun to run in it.
     pub const RESTORE_HOOKS: &str = "jackline.dev/restore-hooks";
     /// Prefix of what very old Velero versions wrote on pods: volume to snapshot id.

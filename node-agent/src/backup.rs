@@ -90,7 +90,10 @@ impl Backups {
             Err(Stop::Gone) => return Ok(Next::Done),
             Err(Stop::Canceled) => {
                 status.phase = Some(PodVolumePhase::Canceled);
-                status.message = Some("canceled on request".to_owned());
+                // Whoever asked may have said why.
+                let now = context.backups.get(key).unwrap_or_default();
+                let why = now.status.as_ref().and_then(|now| now.message.clone());
+                status.message = why.or_else(|| Some("canceled on request".to_owned()));
                 false
             }
             Err(Stop::Retry(failure)) if self.patience.lasts(key) => return Err(failure),

@@ -34,6 +34,8 @@ use crate::{
 const ORDERLY: Duration = Duration::from_secs(20);
 /// Uploader setting of Velero: leave holes.
 const SPARSE: &str = "WriteSparseFiles";
+/// Removes what is in the volume and not in the snapshot.
+const DELETE: &str = "DeleteExtraFiles";
 
 #[derive(Debug)]
 pub(crate) struct Restores {
@@ -276,13 +278,11 @@ impl Restores {
         found: &Found,
     ) -> Result<RestoreSummary, Stop> {
         let context = &self.context;
-        let sparse = object
-            .spec
-            .uploader_settings
-            .get(SPARSE)
-            .is_some_and(|value| value == "true");
+        let settings = &object.spec.uploader_settings;
+        let is_set = |key: &str| settings.get(key).is_some_and(|value| value == "true");
         let options = RestoreOptions {
-            sparse,
+            sparse: is_set(SPARSE),
+            delete: is_set(DELETE),
             ..RestoreOptions::default()
         };
         let meter = Meter::default();

@@ -12,7 +12,7 @@ use super::{log::BackupLog, prepare};
 use crate::{
     collect::PodFacts,
     context::Context,
-    exec::{HookCount, exec},
+    exec::{ExecError, HookCount, exec},
 };
 
 /// The hooks of a pod.
@@ -95,15 +95,25 @@ fn of_spec(hook: &BackupResourceHook, pod: &PodFacts) -> Hook {
     }
 }
 
-/// Runs hooks one after another. `false`: a required one failed, and the pod is not to be backed up.
+/// What hooks have led to.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Outcome {
+    /// A required one failed: the pod is not to be backed up.
+    pub(super) forbidden: bool,
+    /// One of them did its work, or may have.
+    pub(super) effect: bool,
+}
+
+/// Runs hooks one after another.
 pub(super) async fn run(
     context: &Context,
     pod: &PodFacts,
     hooks: &[Hook],
     count: &HookCount,
     log: &BackupLog,
-) -> bool {
+) -> Outcome {
     let volumes = &pod.volumes;
+    let mut outcome = Outcome::default();
     let fields = [
         ("resource", "pods"),
         ("namespace", volumes.namespace.as_str()),
@@ -120,19 +130,25 @@ pub(super) async fn run(
             &fields,
         );
         let target = (volumes.namespace.as_str(), volumes.name.as_str());
-        let running = exec(context, target, &hook.container, &hook.command);
-        let result = match tokio::time::timeout(hook.timeout, running).await {
-            Ok(result) => result,
-            Err(_) => Err(format!("timed out after {:?}", hook.timeout)),
-        };
+        let result = exec(
+            context,
+            target,
+            &hook.container,
+            &hook.command,
+            hook.timeout,
+        );
+        let result = result.await;
+        outcome.effect |= !matches!(result, Err(ExecError::Failed(_)));
         if let Err(why) = result {
             count.add(0, 1);
+            let why = why.to_string();
             let fields = [fields[0], fields[1], fields[2], ("error", why.as_str())];
             log.error("Error executing hook", &fields);
+            outcome.forbidden |= hook.required;
             if hook.required {
-                return false;
+                break;
             }
         }
     }
-    true
+    outcome
 }

@@ -24,7 +24,10 @@ use jackline_runtime::{
     Failure, LeaderToken,
     status::{Guard, StatusAt, write_status, write_status_and_metadata},
 };
-use jackline_storage::ObjectStore;
+use jackline_storage::{
+    ObjectStore,
+    layout::{BackupFile, backup_object},
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::{
     ResourceExt,
@@ -35,6 +38,7 @@ use tokio::sync::oneshot;
 
 use super::{
     files,
+    holds::Holds,
     log::BackupLog,
     now, prepare,
     upload::{self, Existing, UploadError},
@@ -91,6 +95,7 @@ pub(super) struct Job<'a> {
     pub(super) backup: &'a Backup,
     pub(super) location: &'a BackupStorageLocation,
     pub(super) collecting: &'a tokio::sync::Semaphore,
+    pub(super) holds: &'a Holds,
 }
 
 /// How many objects there are, and how many have been written.
@@ -119,11 +124,12 @@ struct Archive {
     size: u64,
 }
 
-/// How long the volumes of a backup may take.
-pub(super) fn timeout(context: &Context, backup: &Backup) -> Duration {
+/// How long the volumes of a backup may take, if that is limited.
+pub(super) fn timeout(context: &Context, backup: &Backup) -> Option<Duration> {
     let own = backup.annotations().get(annotation::POD_VOLUME_TIMEOUT);
     let own = own.and_then(|text| text.parse::<GoDuration>().ok());
-    own.unwrap_or(context.args.fs_backup_timeout).to_std()
+    own.or(context.args.fs_backup_timeout)
+        .map(GoDuration::to_std)
 }
 
 impl Job<'_> {
@@ -140,19 +146,9 @@ impl Job<'_> {
                 ))
             }
         })?;
-        let uid = self.backup.uid().unwrap_or_default();
-        match upload::existing(&*store, &name, &uid)
-            .await
-            .map_err(refused)?
-        {
-            Existing::None | Existing::OursUnfinished => {}
-            // Everything was there when the last leader went; only the object in the cluster does not know yet.
-            Existing::OursFinished(stored) => return self.adopt(*stored).await,
-            Existing::Foreign => {
-                return Err(JobError::Fatal(
-                    "backup already exists in object storage".to_owned(),
-                ));
-            }
+        // Everything was there when the last leader went; only the object in the cluster does not know yet.
+        if let Some(stored) = self.stored(&*store).await? {
+            return self.adopt(&*store, stored).await;
         }
         let scratch = context.args.scratch();
         let log =
@@ -170,6 +166,19 @@ impl Job<'_> {
         };
         self.token.check()?;
         self.end(&*store, log, &counter, archive, volumes).await
+    }
+
+    /// This backup as it is in the bucket.
+    async fn stored(&self, store: &dyn ObjectStore) -> Result<Option<Backup>, JobError> {
+        let uid = self.backup.uid().unwrap_or_default();
+        let existing = upload::existing(store, &self.backup.name_any(), &uid).await;
+        match existing.map_err(refused)? {
+            Existing::None => Ok(None),
+            Existing::Ours(stored) => Ok(Some(*stored)),
+            Existing::Foreign => Err(JobError::Fatal(
+                "backup already exists in object storage".to_owned(),
+            )),
+        }
     }
 
     /// What can be said before anything is read.
@@ -368,14 +377,10 @@ impl Job<'_> {
         } else {
             BackupPhase::PartiallyFailed
         };
-        let finalizing = if errors == 0 {
-            BackupPhase::Finalizing
-        } else {
-            BackupPhase::FinalizingPartiallyFailed
-        };
         let count = |number: usize| i32::try_from(number).unwrap_or(i32::MAX);
         let status = BackupStatus {
-            phase: Some(finalizing),
+            phase: Some(finished),
+            completion_timestamp: Some(Time(now())),
             warnings: count(warnings),
             errors: count(errors),
             progress: Some(counter.progress()),
@@ -401,30 +406,27 @@ impl Job<'_> {
 
         let small = files::build(&archive.collection, &archive.stored, &volumes, &results);
         let small = small.map_err(spool)?;
+        // Others may have been quicker while this was read: theirs is not overwritten.
+        if let Some(stored) = self.stored(store).await? {
+            return self.adopt(store, stored).await;
+        }
         let log = log.finish().map_err(spool)?;
         let scratch = self.context.args.scratch();
-        upload::all(
-            store,
-            &name,
-            &scratch,
-            log,
-            files::backup_json(&backup).map_err(spool)?,
-            archive.file,
-            small,
-        )
-        .await
-        .map_err(refused)?;
+        upload::all(store, &name, &scratch, log, archive.file, small)
+            .await
+            .map_err(refused)?;
 
         let status = BackupStatus {
-            phase: Some(finished),
             completion_timestamp: Some(Time(now())),
             ..status
         };
         backup.status = Some(status.clone());
         self.token.check()?;
-        upload::metadata(store, &name, files::backup_json(&backup).map_err(spool)?)
-            .await
-            .map_err(refused)?;
+        let json = files::backup_json(&backup).map_err(spool)?;
+        if !upload::commit(store, &name, json).await.map_err(refused)? {
+            let why = "another wrote this backup into the bucket at the same time";
+            return Err(JobError::Again(Failure::transient("AlreadyStored", why)));
+        }
         self.token.check()?;
         let api = self.context.api::<Backup>();
         let written = write_status_and_metadata(
@@ -445,9 +447,27 @@ impl Job<'_> {
         })
     }
 
-    /// Takes over the status of a backup that ended just before its last leader did.
-    async fn adopt(&self, stored: Backup) -> Result<Done, JobError> {
-        let status = stored.status.clone().unwrap_or_default();
+    /// Takes over the status of a backup that ended just before its last leader did. Where that was a Velero, it may have left the
+    /// last phase to be written.
+    async fn adopt(&self, store: &dyn ObjectStore, mut stored: Backup) -> Result<Done, JobError> {
+        let mut status = stored.status.clone().unwrap_or_default();
+        if !stored.phase().is_terminal() {
+            status.phase = Some(match stored.phase() {
+                BackupPhase::WaitingForPluginOperations | BackupPhase::Finalizing
+                    if status.errors == 0 =>
+                {
+                    BackupPhase::Completed
+                }
+                _ => BackupPhase::PartiallyFailed,
+            });
+            status.completion_timestamp = Some(Time(now()));
+            stored.status = Some(status.clone());
+            self.token.check()?;
+            let key = backup_object(&self.backup.name_any(), BackupFile::Metadata);
+            let json = files::backup_json(&stored).map_err(spool)?;
+            let put = store.put(&key, json).await;
+            put.map_err(|error| refused(error.into()))?;
+        }
         let api = self.context.api::<Backup>();
         let written = write_status(
             &api,

@@ -8,7 +8,7 @@ use std::{
 
 use bytes::Bytes;
 use futures::{FutureExt, future::BoxFuture};
-use jackline_crds::velero::{Backup, BackupPhase};
+use jackline_crds::velero::Backup;
 use jackline_storage::{
     ObjectStore,
     layout::{BackupFile, backup_object},
@@ -30,10 +30,8 @@ pub(super) enum UploadError {
 pub(super) enum Existing {
     /// Nothing.
     None,
-    /// This very backup, interrupted.
-    OursUnfinished,
-    /// This very backup, at its end.
-    OursFinished(Box<Backup>),
+    /// This very backup, whole.
+    Ours(Box<Backup>),
     /// Another backup.
     Foreign,
 }
@@ -55,29 +53,22 @@ pub(super) async fn existing(
     if stored.uid().as_deref() != Some(uid) {
         return Ok(Existing::Foreign);
     }
-    Ok(match stored.phase() {
-        BackupPhase::Completed | BackupPhase::PartiallyFailed => {
-            Existing::OursFinished(Box::new(stored))
-        }
-        _ => Existing::OursUnfinished,
-    })
+    Ok(Existing::Ours(Box::new(stored)))
 }
 
-/// Puts everything there: the log first (it may be all that is left to explain a failure), then the Backup, whose presence makes it
-/// exist, then the tarball and the rest.
+/// Puts everything there but the Backup itself: the log first (it may be all that is left to explain a failure), then the tarball and
+/// the rest.
 pub(super) async fn all(
     store: &dyn ObjectStore,
     name: &str,
     scratch: &Path,
     log: File,
-    backup: Bytes,
     tarball: File,
     small: Vec<(BackupFile, Bytes)>,
 ) -> Result<(), UploadError> {
     if let Err(error) = file(store, name, BackupFile::Log, log, scratch).await {
         tracing::warn!(%error, backup = name, "the log is not stored");
     }
-    metadata(store, name, backup).await?;
     file(store, name, BackupFile::Contents, tarball, scratch).await?;
     let puts: Vec<BoxFuture<'_, _>> = small
         .into_iter()
@@ -89,15 +80,15 @@ pub(super) async fn all(
     Ok(())
 }
 
-/// Puts the Backup itself there.
-pub(super) async fn metadata(
+/// Puts the Backup itself there, which makes it exist: once, at its end, and only where none is. So a leader that was stopped and
+/// wakes up changes nothing, and a bucket with object lock keeps one version. `false`: there is one.
+pub(super) async fn commit(
     store: &dyn ObjectStore,
     name: &str,
     backup: Bytes,
-) -> Result<(), UploadError> {
-    Ok(store
-        .put(&backup_object(name, BackupFile::Metadata), backup)
-        .await?)
+) -> Result<bool, UploadError> {
+    let key = backup_object(name, BackupFile::Metadata);
+    Ok(store.put_if_absent(&key, backup).await?)
 }
 
 /// Files up to this size are sent as they are.
@@ -136,6 +127,7 @@ async fn file(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use jackline_crds::velero::BackupPhase;
     use jackline_storage::memory::MemoryStore;
 
     fn backup(uid: &str, phase: BackupPhase) -> Bytes {
@@ -149,31 +141,26 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_name_belongs_to_one_backup_and_an_interrupted_one_is_resumed() {
+    async fn a_name_belongs_to_one_backup_and_what_was_committed_stays() {
         let store = MemoryStore::new();
         assert!(matches!(
             existing(&store, "b", "u1").await.unwrap(),
             Existing::None
         ));
-        metadata(&store, "b", backup("u1", BackupPhase::Finalizing))
-            .await
-            .unwrap();
-        assert!(matches!(
-            existing(&store, "b", "u1").await.unwrap(),
-            Existing::OursUnfinished
-        ));
+        let committed = async |backup| commit(&store, "b", backup).await.unwrap();
+        assert!(committed(backup("u1", BackupPhase::Completed)).await);
+        assert!(!committed(backup("u1", BackupPhase::PartiallyFailed)).await);
+        assert!(!committed(backup("u2", BackupPhase::Completed)).await);
+        match existing(&store, "b", "u1").await.unwrap() {
+            Existing::Ours(stored) => assert_eq!(stored.phase(), BackupPhase::Completed),
+            _ => panic!("it is there"),
+        }
         assert!(matches!(
             existing(&store, "b", "u2").await.unwrap(),
             Existing::Foreign
         ));
-        metadata(&store, "b", backup("u1", BackupPhase::Completed))
-            .await
-            .unwrap();
-        assert!(matches!(
-            existing(&store, "b", "u1").await.unwrap(),
-            Existing::OursFinished(_)
-        ));
-        metadata(&store, "b", Bytes::from_static(b"{"))
+        store
+            .put("backups/b/velero-backup.json", Bytes::from_static(b"{"))
             .await
             .unwrap();
         assert!(matches!(

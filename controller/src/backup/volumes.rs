@@ -34,9 +34,11 @@ use tokio::{
 };
 
 use super::{
+    holds::Held,
     hooks::{self, PodHooks},
     job::{Job, JobError, timeout},
     log::BackupLog,
+    owed,
 };
 use crate::{
     agents,
@@ -44,12 +46,15 @@ use crate::{
     context::Context,
     exec::HookCount,
     repository,
+    stall::{self, Stall},
 };
 
 /// Requests about volumes that are under way at once.
 const PARALLEL: usize = 16;
 /// How long the policy half may take to say what a policy governs.
 const GOVERNED_PATIENCE: Duration = Duration::from_secs(60);
+/// Why volumes are given up when the time that the user has set is over, in Velero's words.
+const LATE: &str = "timed out waiting for all PodVolumeBackups to complete";
 /// How often it is looked (in memory) whether the agent of an unfinished volume is still there.
 const AGENT_CHECK: Duration = Duration::from_secs(15);
 
@@ -155,7 +160,8 @@ struct Work<'a> {
     known: Vec<Arc<PodVolumeBackup>>,
     repositories: HashMap<String, Ready>,
     requests: Semaphore,
-    deadline: Instant,
+    /// When the time that the user has set is over.
+    deadline: Option<Instant>,
     late: AtomicBool,
     hooks: HookCount,
 }
@@ -270,9 +276,9 @@ fn ready(job: &Job<'_>, namespace: String) -> Ready {
     ensure.boxed().shared()
 }
 
-/// When the volumes' time is over; it began with the backup.
-fn deadline(job: &Job<'_>) -> Instant {
-    let whole = timeout(job.context, job.backup);
+/// When the volumes' time is over, if it is limited; it began with the backup.
+fn deadline(job: &Job<'_>) -> Option<Instant> {
+    let whole = timeout(job.context, job.backup)?;
     let started = job
         .backup
         .status
@@ -281,7 +287,15 @@ fn deadline(job: &Job<'_>) -> Instant {
     let passed = started.map_or(Duration::ZERO, |started| {
         Duration::try_from(jiff::Timestamp::now().duration_since(started.0)).unwrap_or_default()
     });
-    Instant::now() + whole.saturating_sub(passed).max(Duration::from_secs(1))
+    Some(Instant::now() + whole.saturating_sub(passed).max(Duration::from_secs(1)))
+}
+
+/// At the deadline, if there is one.
+async fn at(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
 }
 
 impl Work<'_> {
@@ -302,42 +316,140 @@ impl Work<'_> {
         for warning in &pod.hook_warnings {
             self.log.warning(warning, &fields);
         }
-        // A resumed backup has run them before: what is frozen must not be frozen again.
-        let resumed = self
-            .known
+        let tell = |forbidden: bool| {
+            if !hooks.is_empty() {
+                let pod = ObjectRef {
+                    resource: "pods".to_owned(),
+                    namespace: Some(volumes.namespace.clone()),
+                    name: volumes.name.clone(),
+                };
+                // The receiver counts to the number of pods with hooks and no further.
+                let _ = verdict.send(forbidden.then_some(pod));
+            }
+        };
+        // What was begun before a restart is only waited for; whoever leads pays what is owed for it.
+        let (begun, fresh): (Vec<_>, Vec<_>) = chosen
             .iter()
-            .any(|volume| volume.spec.pod.uid.as_deref() == Some(volumes.uid.as_str()));
-        let allowed =
-            resumed || hooks::run(self.job.context, pod, &hooks.pre, &self.hooks, self.log).await;
-        if !hooks.is_empty() {
-            let forbidden = (!allowed).then(|| ObjectRef {
-                resource: "pods".to_owned(),
-                namespace: Some(volumes.namespace.clone()),
-                name: volumes.name.clone(),
-            });
-            // The receiver counts to the number of pods with hooks and no further.
-            let _ = verdict.send(forbidden);
+            .partition(|(selected, _)| self.known(pod, selected).is_some());
+        let resumed = fresh.is_empty() && !begun.is_empty();
+        let fresh = async {
+            if resumed {
+                tell(false);
+            } else if hooks.is_empty() {
+                self.all(pod, &fresh, true).await;
+            } else {
+                self.hooked(pod, &hooks, &fresh, tell).await;
+            }
+        };
+        tokio::join!(self.all(pod, &begun, true), fresh);
+    }
+
+    /// Hooks, volumes, hooks. `tell` learns whether the pod must not be stored, before the volumes are waited for.
+    async fn hooked(
+        &self,
+        pod: &PodFacts,
+        hooks: &PodHooks,
+        chosen: &[&(Selected, Option<ClaimFacts>)],
+        tell: impl FnOnce(bool),
+    ) {
+        let (context, count, log) = (self.job.context, &self.hooks, self.log);
+        let frozen = !hooks.pre.is_empty() && !hooks.post.is_empty();
+        let begin = async {
+            let held = self.hold(pod, chosen).await;
+            if frozen {
+                owed::mark(context, self.job.token, pod, self.job.backup, &hooks.post).await?;
+            }
+            Ok::<_, String>(held)
+        };
+        let begun = tokio::select! {
+            begun = begin => begun,
+            () = at(self.deadline) => Err("its pod is in use by another backup".to_owned()),
+        };
+        let _held = match begun {
+            Ok(held) => held,
+            Err(why) => {
+                let number = i32::try_from(hooks.pre.len()).unwrap_or(i32::MAX);
+                count.add(number, number);
+                let fields = [
+                    ("resource", "pods"),
+                    ("namespace", pod.volumes.namespace.as_str()),
+                    ("name", pod.volumes.name.as_str()),
+                    ("error", why.as_str()),
+                ];
+                log.error(
+                    "Hooks are not run: the pod cannot be marked as one whose post hooks are owed",
+                    &fields,
+                );
+                let forbidden = hooks.pre.iter().any(|hook| hook.required);
+                tell(forbidden);
+                if !forbidden {
+                    self.all(pod, chosen, true).await;
+                }
+                return;
+            }
+        };
+        let before = hooks::run(context, pod, &hooks.pre, count, log).await;
+        tell(before.forbidden);
+        if !before.forbidden {
+            self.all(pod, chosen, false).await;
         }
-        drop(verdict);
-        if allowed {
-            let moves: Vec<BoxFuture<'_, ()>> = chosen
-                .iter()
-                .map(|(selected, claim)| self.volume(pod, selected, claim.as_ref()).boxed())
-                .collect();
-            futures::future::join_all(moves).await;
-            hooks::run(self.job.context, pod, &hooks.post, &self.hooks, self.log).await;
+        if !before.forbidden || before.effect {
+            hooks::run(context, pod, &hooks.post, count, log).await;
+        }
+        if frozen {
+            let target = (pod.volumes.namespace.as_str(), pod.volumes.name.as_str());
+            if let Err(error) = owed::clear(context, target, &pod.volumes.uid).await {
+                // The mark is found by who looks for marks, and the commands run once more.
+                tracing::warn!(%error, pod = ?target, "the mark of owed post hooks stays");
+            }
         }
     }
 
+    /// A pod and its claims for this backup alone. Claims in the order of their UIDs: nobody waits in a circle.
+    async fn hold(&self, pod: &PodFacts, chosen: &[&(Selected, Option<ClaimFacts>)]) -> Vec<Held> {
+        let mut held = vec![self.job.holds.hold(&pod.volumes.uid).await];
+        let claims: BTreeSet<&str> = chosen
+            .iter()
+            .filter_map(|(_, claim)| Some(claim.as_ref()?.uid.as_str()))
+            .collect();
+        for uid in claims {
+            held.push(self.job.holds.hold(uid).await);
+        }
+        held
+    }
+
+    /// Moves volumes of a pod at once; `hold`: each claim has to be taken first.
+    async fn all(&self, pod: &PodFacts, chosen: &[&(Selected, Option<ClaimFacts>)], hold: bool) {
+        let moves: Vec<BoxFuture<'_, ()>> = chosen
+            .iter()
+            .map(|(selected, claim)| self.volume(pod, selected, claim.as_ref(), hold).boxed())
+            .collect();
+        futures::future::join_all(moves).await;
+    }
+
+    /// The object of a volume that was there when the backup was resumed.
+    fn known(&self, pod: &PodFacts, selected: &Selected) -> Option<&Arc<PodVolumeBackup>> {
+        self.known.iter().find(|volume| {
+            volume.spec.pod.uid.as_deref() == Some(pod.volumes.uid.as_str())
+                && volume.spec.volume == selected.volume
+        })
+    }
+
     /// Moves one volume, and says what went wrong.
-    async fn volume(&self, pod: &PodFacts, selected: &Selected, claim: Option<&ClaimFacts>) {
+    async fn volume(
+        &self,
+        pod: &PodFacts,
+        selected: &Selected,
+        claim: Option<&ClaimFacts>,
+        hold: bool,
+    ) {
         let fields = [
             ("resource", "pods"),
             ("namespace", pod.volumes.namespace.as_str()),
             ("name", pod.volumes.name.as_str()),
             ("volume", selected.volume.as_str()),
         ];
-        if let Err(why) = self.moved(pod, selected, claim).await {
+        if let Err(why) = self.moved(pod, selected, claim, hold).await {
             match why {
                 Problem::Failed(why) => self
                     .log
@@ -347,10 +459,7 @@ impl Work<'_> {
                     self.log.info("not completed in time", &fields);
                 }
                 Problem::Late => {
-                    self.log.error(
-                        "timed out waiting for all PodVolumeBackups to complete",
-                        &fields,
-                    );
+                    self.log.error(LATE, &fields);
                 }
             }
         }
@@ -361,7 +470,17 @@ impl Work<'_> {
         pod: &PodFacts,
         selected: &Selected,
         claim: Option<&ClaimFacts>,
+        hold: bool,
     ) -> Result<(), Problem> {
+        let known = self.known(pod, selected);
+        let _held = match (claim, known) {
+            (Some(claim), Some(_)) => self.job.holds.try_hold(&claim.uid),
+            (Some(claim), None) if hold => tokio::select! {
+                held = self.job.holds.hold(&claim.uid) => Some(held),
+                () = at(self.deadline) => return Err(Problem::Late),
+            },
+            _ => None,
+        };
         let repository = match self.repositories.get(&pod.volumes.namespace) {
             Some(ready) => ready
                 .clone()
@@ -369,10 +488,6 @@ impl Work<'_> {
                 .map_err(|why| Problem::NotBegun(why.to_string()))?,
             None => return Err(Problem::NotBegun("no repository".to_owned())),
         };
-        let known = self.known.iter().find(|volume| {
-            volume.spec.pod.uid.as_deref() == Some(pod.volumes.uid.as_str())
-                && volume.spec.volume == selected.volume
-        });
         let name = match known {
             Some(known) => known.name_any(),
             None => {
@@ -388,10 +503,10 @@ impl Work<'_> {
                     })?
             }
         };
-        match tokio::time::timeout_at(self.deadline, self.ended(&name)).await {
-            Ok(result) => result.map_err(Problem::Failed),
-            Err(_) => {
-                create::cancel(self.job.context, &name).await;
+        tokio::select! {
+            result = self.ended(&name) => result.map_err(Problem::Failed),
+            () = at(self.deadline) => {
+                create::cancel(self.job.context, &name, LATE).await;
                 Err(Problem::Late)
             }
         }
@@ -404,6 +519,8 @@ impl Work<'_> {
         let store = &context.stores.pod_volume_backups;
         let mut seen = false;
         let mut away: Option<Instant> = None;
+        let mut stall = Stall::default();
+        let limit = context.args.volume_progress_timeout.to_std();
         loop {
             let end = store.wait_for(|store| match store.get(&key) {
                 Some(volume) => {
@@ -413,7 +530,7 @@ impl Work<'_> {
                 // The watch may not have told of it yet.
                 None => seen.then_some(None),
             });
-            match tokio::time::timeout(AGENT_CHECK, end).await {
+            match tokio::time::timeout(AGENT_CHECK.min(limit / 2), end).await {
                 Ok(Some(volume)) if volume.phase() == PodVolumePhase::Completed => return Ok(()),
                 Ok(Some(volume)) => {
                     let message = volume
@@ -425,8 +542,27 @@ impl Work<'_> {
                 Ok(None) => return Err(format!("PodVolumeBackup {name} was deleted")),
                 Err(_) => {}
             }
-            let node = store
-                .get(&key)
+            let volume = store.get(&key);
+            if let Some(volume) = &volume {
+                let status = volume.status.as_ref();
+                let progress = status.and_then(|status| status.progress.as_ref());
+                if stall.look(volume.phase(), progress) >= limit {
+                    let why = stall::message(limit);
+                    create::cancel(context, name, &why).await;
+                    let stopped = store.wait_for(|store| {
+                        let volume = store.get(&key);
+                        volume
+                            .is_none_or(|volume| volume.phase().is_terminal())
+                            .then_some(())
+                    });
+                    // An agent that hangs for good is not waited for.
+                    if tokio::time::timeout(AGENT_CHECK, stopped).await.is_err() {
+                        create::give_up(context, name, &why).await;
+                    }
+                    return Err(why);
+                }
+            }
+            let node = volume
                 .map(|volume| volume.spec.node.clone())
                 .unwrap_or_default();
             if agents::runs_on(&context.stores.agents, &node) {

@@ -39,6 +39,8 @@ use crate::{exec::exec, location::chain};
 const SEEN: Duration = Duration::from_secs(3);
 /// How long a pod may take to go on when its data is back.
 const GOES_ON: Duration = Duration::from_secs(60);
+/// How long a container may take to come up once the data is back, where nothing says how long.
+const PATIENCE: Duration = Duration::from_secs(4 * 3600);
 /// How often a deadline is looked at; changes of a pod are seen at once.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -226,8 +228,15 @@ impl Run<'_> {
         let key = Key::of(pod);
         let began = Instant::now();
         let deadline = match hook::longest_wait(&groups) {
-            Some(wait) => began + wait,
+            Some(wait) => Some(began + wait),
             None => self.deadline(),
+        };
+        let is_late = || match deadline {
+            Some(deadline) => Instant::now() >= deadline,
+            None => {
+                let over = self.data_over.get();
+                over.is_some_and(|over| over.elapsed() >= PATIENCE)
+            }
         };
         let mut noted = false;
         let over = loop {
@@ -263,7 +272,7 @@ impl Run<'_> {
             if self.waits_in_vain(&now) {
                 break Over::NoData;
             }
-            if Instant::now() >= deadline {
+            if is_late() {
                 break Over::Late;
             }
             tokio::select! {
@@ -312,11 +321,9 @@ impl Run<'_> {
                 self.report.info(&format!(
                     "running exec hook in container {container} of pod {namespace}/{pod}: {command}"
                 ));
-                let running = exec(self.context, (namespace, pod), container, &hook.command);
-                let result = tokio::time::timeout(hook.timeout, running).await;
-                let result =
-                    result.unwrap_or_else(|_| Err(format!("timed out after {:?}", hook.timeout)));
-                result.map_err(|why| format!("hook {name} in container {container} of pod {pod} failed to execute, err: {why}"))
+                let target = (namespace, pod);
+                let result = exec(self.context, target, container, &hook.command, hook.timeout);
+                result.await.map_err(|why| format!("hook {name} in container {container} of pod {pod} failed to execute, err: {why}"))
             };
             self.hooks.add(1, i32::from(result.is_err()));
             if let Err(why) = result {

@@ -1,6 +1,6 @@
 //! One object of a backup: whether it is restored, what is changed on it, and what happens when it is there already.
 
-use jackline_crds::names::annotation;
+use jackline_crds::names::{RESTORE_WAIT_PROGRAM, annotation};
 use jackline_policy::restore::{
     action, claim,
     conflict::{self, Conflict},
@@ -21,9 +21,6 @@ use super::{
     served::ServedResource,
 };
 use crate::{agents, location::chain};
-
-/// The waiter's program in the agent's image, found by the image's PATH.
-const WAITER: &str = "jackline-restore-wait";
 
 /// An object on its way back.
 struct Prepared {
@@ -393,7 +390,7 @@ impl Run<'_> {
                 })?;
                 let waiter = wait::Waiter {
                     image: &image,
-                    command: WAITER,
+                    command: RESTORE_WAIT_PROGRAM,
                     restore: &self.uid,
                     volumes: &volumes,
                 };

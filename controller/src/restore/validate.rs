@@ -42,7 +42,7 @@ pub struct Valid {
     /// What is changed on each object.
     pub adaptation: Adaptation,
     /// How long the volumes may take.
-    pub volume_timeout: Duration,
+    pub volume_timeout: Option<Duration>,
 }
 
 /// The backup that a restore means: the one it names, or the newest completed one of its schedule.
@@ -198,12 +198,12 @@ pub fn parse(field: &str, selector: &LabelSelector) -> Result<Selector, String> 
     Selector::new(field, labels, expressions).map_err(|error| error.to_string())
 }
 
-fn volume_timeout(context: &Context, restore: &Restore) -> Result<Duration, String> {
+fn volume_timeout(context: &Context, restore: &Restore) -> Result<Option<Duration>, String> {
     match restore.annotations().get(annotation::POD_VOLUME_TIMEOUT) {
-        None => Ok(context.args.fs_backup_timeout.to_std()),
+        None => Ok(context.args.fs_backup_timeout.map(GoDuration::to_std)),
         Some(text) => text
             .parse::<GoDuration>()
-            .map(GoDuration::to_std)
+            .map(|timeout| Some(timeout.to_std()))
             .map_err(|error| format!("annotation {}: {error}", annotation::POD_VOLUME_TIMEOUT)),
     }
 }

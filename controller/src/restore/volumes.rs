@@ -23,7 +23,10 @@ use super::{
     report::{Done, Place},
     run::{Held, Run},
 };
-use crate::agents;
+use crate::{
+    agents,
+    stall::{self, Stall},
+};
 
 /// On a PodVolumeRestore: the claim that it fills.
 pub const CLAIM: &str = jackline_crds::names::annotation::PVC_NAME;
@@ -77,6 +80,7 @@ impl Run<'_> {
             }
         }
         let mut agentless: BTreeMap<String, Instant> = BTreeMap::new();
+        let mut stalls: BTreeMap<String, Stall> = BTreeMap::new();
         loop {
             let news = self.context.stores.pod_volume_restores.next_change();
             let pods = self.restored_pods.next_change();
@@ -86,7 +90,10 @@ impl Run<'_> {
             }
             let mut still = Vec::new();
             for restoration in waiting {
-                match self.look(restoration, deadline, &mut agentless).await? {
+                let progress = self
+                    .look(restoration, deadline, &mut agentless, &mut stalls)
+                    .await?;
+                match progress {
                     Progress::Going => still.push(restoration),
                     Progress::Back => {}
                     Progress::Lost(why) => {
@@ -141,19 +148,21 @@ impl Run<'_> {
         })
     }
 
-    /// Until when volumes and hooks may take.
-    pub fn deadline(&self) -> Instant {
+    /// Until when volumes and hooks may take, if that is limited.
+    pub fn deadline(&self) -> Option<Instant> {
+        let whole = self.valid.volume_timeout?;
         let gone = jiff::Timestamp::now()
             .duration_since(self.started)
             .unsigned_abs();
-        Instant::now() + self.valid.volume_timeout.saturating_sub(gone)
+        Some(Instant::now() + whole.saturating_sub(gone))
     }
 
     async fn look(
         &self,
         restoration: &Restoration,
-        deadline: Instant,
+        deadline: Option<Instant>,
         agentless: &mut BTreeMap<String, Instant>,
+        stalls: &mut BTreeMap<String, Stall>,
     ) -> Result<Progress, Failure> {
         let (pod, name) = &restoration.carrier;
         let what = format!(
@@ -183,12 +192,18 @@ impl Run<'_> {
             }
             _ => {}
         }
-        if Instant::now() > deadline {
+        if deadline.is_some_and(|deadline| Instant::now() > deadline) {
             let why = "timed out waiting for all PodVolumeRestores to complete".to_owned();
             self.give_up(&volume, &why).await?;
             return Ok(Progress::Lost(format!("{why}: {what}")));
         }
-        match self.obstacle(&volume, agentless) {
+        let status = volume.status.as_ref();
+        let progress = status.and_then(|status| status.progress.as_ref());
+        let limit = self.context.args.volume_progress_timeout.to_std();
+        let stall = stalls.entry(volume.name_any()).or_default();
+        let stood = stall.look(volume.phase(), progress) >= limit;
+        let stood = stood.then(|| stall::message(limit));
+        match stood.or_else(|| self.obstacle(&volume, agentless)) {
             Some(why) => {
                 self.give_up(&volume, &why).await?;
                 Ok(Progress::Lost(format!(

@@ -55,6 +55,18 @@ impl BackupPhase {
             Self::FailedValidation | Self::Completed | Self::PartiallyFailed | Self::Failed
         )
     }
+
+    /// Whether everything has been read and only last steps are left, as a Velero leaves backups behind.
+    #[must_use]
+    pub fn is_finishing(self) -> bool {
+        matches!(
+            self,
+            Self::WaitingForPluginOperations
+                | Self::WaitingForPluginOperationsPartiallyFailed
+                | Self::Finalizing
+                | Self::FinalizingPartiallyFailed
+        )
+    }
 }
 
 tolerant_enum! {

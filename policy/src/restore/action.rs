@@ -7,6 +7,9 @@ use serde_json::{Value, json};
 
 use super::json::{annotation, list, name, remove, text};
 
+/// The mark of a pod whose post hooks have not run yet, a label and an annotation: a backup stores the pods that it has frozen.
+const OWED_HOOKS: &str = "jackline.dev/post-hooks";
+
 /// What the actions need to know about the restore.
 #[derive(Debug, Clone, Copy)]
 pub struct Context<'a> {
@@ -43,6 +46,10 @@ fn array_mut<'a>(object: &'a mut Value, pointer: &str) -> Option<&'a mut Vec<Val
 fn pod(pod: &mut Value) {
     for field in ["nodeName", "priority", "ephemeralContainers"] {
         remove(pod, &["spec"], field);
+    }
+    // Of the pod that was backed up, not of this one.
+    for field in ["labels", "annotations"] {
+        remove(pod, &["metadata", field], OWED_HOOKS);
     }
     let account = text(pod, "/spec/serviceAccountName")
         .unwrap_or("default")

@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Write;
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -257,6 +258,14 @@ impl Cluster {
     /// A command that runs in the cluster's network, in this machine's file system.
     pub fn enter<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
         network::inside(&self.place.netns(), args)
+    }
+
+    /// A listening socket that pods reach; its address is theirs too.
+    ///
+    /// # Errors
+    /// When the namespace cannot be entered.
+    pub fn listen(&self) -> Result<TcpListener> {
+        network::listen(&self.place.netns())
     }
 
     /// Makes an image available to pods; one of that name is replaced for pods made later.

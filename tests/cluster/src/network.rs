@@ -1,12 +1,14 @@
 //! A cluster's network: a namespace of its own with one bridge, whose address is the node's and the pods' gateway. Nothing
 //! in it reaches the machine's network; [`forward`] carries single ports over.
 
+use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::command::{command, run};
 use crate::daemon::{Daemon, Daemons};
@@ -37,6 +39,21 @@ pub(crate) fn create(place: &Place) -> Result<()> {
     let setup = ["sh", "-ec", SETUP, "setup", BRIDGE, node.as_str()];
     run(&mut inside(&netns, setup)).context("set up the cluster's network")?;
     Ok(())
+}
+
+/// A listening socket on the node's address and a free port. It is served from here: a socket stays in the namespace it was made in.
+pub(crate) fn listen(netns: &Path) -> Result<TcpListener> {
+    let netns = File::open(netns)?;
+    // The namespace belongs to the thread, which ends with it.
+    let made = std::thread::spawn(move || {
+        let kind = Some(LinkNameSpaceType::Network);
+        move_into_link_name_space(netns.as_fd(), kind)?;
+        TcpListener::bind((NODE_ADDRESS, 0))
+    });
+    let made = made
+        .join()
+        .map_err(|_| anyhow::anyhow!("the thread panicked"))?;
+    made.context("listen in the cluster's network")
 }
 
 /// A command that runs in the namespace, in the machine's file system and control groups.

@@ -26,7 +26,7 @@ mod proxy;
 use std::time::Duration;
 
 pub use delay::DelayLine;
-pub use proxy::Proxy;
+pub use proxy::{Hold, Proxy};
 
 /// When a fault strikes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

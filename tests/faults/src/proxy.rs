@@ -36,6 +36,44 @@ struct Shared {
     struck: Mutex<Option<String>>,
     /// Requests that the server may still work on.
     pending: watch::Sender<usize>,
+    holds: Mutex<Vec<Arc<Held>>>,
+}
+
+#[derive(Debug)]
+struct Held {
+    words: Vec<String>,
+    when: When,
+    /// Only the first that comes.
+    one: bool,
+    /// How many requests have come to it.
+    arrived: watch::Sender<usize>,
+    released: watch::Sender<bool>,
+}
+
+/// Requests wait here until it is dropped.
+#[derive(Debug)]
+pub struct Hold {
+    held: Arc<Held>,
+    shared: Arc<Shared>,
+}
+
+impl Hold {
+    /// Waits until a request has come.
+    pub async fn arrived(&self) {
+        let mut arrived = self.held.arrived.subscribe();
+        // The sender lives as long as `self`.
+        let _ = arrived.wait_for(|count| *count > 0).await;
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.shared
+            .holds
+            .lock()
+            .retain(|held| !Arc::ptr_eq(held, &self.held));
+        self.held.released.send_replace(true);
+    }
 }
 
 impl Proxy {
@@ -45,6 +83,19 @@ impl Proxy {
     /// When no port can be had.
     pub async fn start(server: SocketAddr, plan: Option<Plan>) -> io::Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        Self::serve(listener, server, plan)
+    }
+
+    /// Listens on a socket that was made elsewhere: in another network namespace.
+    ///
+    /// # Errors
+    /// When the socket is not one that listens.
+    pub fn on(listener: std::net::TcpListener, server: SocketAddr) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        Self::serve(TcpListener::from_std(listener)?, server, None)
+    }
+
+    fn serve(listener: TcpListener, server: SocketAddr, plan: Option<Plan>) -> io::Result<Self> {
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared {
             server,
@@ -53,6 +104,7 @@ impl Proxy {
             requests: Mutex::default(),
             struck: Mutex::default(),
             pending: watch::Sender::new(0),
+            holds: Mutex::default(),
         });
         let listener = tokio::spawn(listen(listener, Arc::clone(&shared)));
         Ok(Self {
@@ -65,6 +117,32 @@ impl Proxy {
     /// The URL for clients, without a trailing slash.
     pub fn endpoint(&self) -> String {
         format!("http://{}", self.address)
+    }
+
+    /// Holds every request whose method and path have all these words in them, before the server sees it or before the client sees
+    /// the answer.
+    pub fn hold(&self, words: &[&str], when: When) -> Hold {
+        self.new_hold(words, when, false)
+    }
+
+    /// [`hold`](Self::hold) for the next such request alone.
+    pub fn hold_one(&self, words: &[&str], when: When) -> Hold {
+        self.new_hold(words, when, true)
+    }
+
+    fn new_hold(&self, words: &[&str], when: When, one: bool) -> Hold {
+        let held = Arc::new(Held {
+            words: words.iter().map(ToString::to_string).collect(),
+            when,
+            one,
+            arrived: watch::Sender::new(0),
+            released: watch::Sender::new(false),
+        });
+        self.shared.holds.lock().push(Arc::clone(&held));
+        Hold {
+            held,
+            shared: Arc::clone(&self.shared),
+        }
     }
 
     /// Names the process that [`Fault::Kill`] kills. Until then a request that is to be struck waits.
@@ -129,9 +207,10 @@ impl Shared {
             requests.push(line.clone());
             requests.len() as u64
         };
+        self.held(&line, When::Before).await;
         let plan = self.plan.filter(|plan| plan.strikes(number));
         if plan.is_some() {
-            self.struck.lock().get_or_insert(line);
+            self.struck.lock().get_or_insert(line.clone());
         }
         let before = plan.filter(|plan| plan.when == When::Before);
         let after = plan.filter(|plan| plan.when == When::After);
@@ -157,6 +236,7 @@ impl Shared {
         let answer = self
             .pass(Request::from_parts(head, forward::whole(body)))
             .await?;
+        self.held(&line, When::After).await;
         let (head, body) = answer.into_parts();
         match after.map(|plan| plan.fault) {
             Some(Fault::Kill) => self.kill().await,
@@ -169,6 +249,24 @@ impl Shared {
                 Ok(Response::from_parts(head, forward::whole(body)))
             }
             None => Ok(Response::from_parts(head, forward::whole(body))),
+        }
+    }
+
+    async fn held(&self, line: &str, when: When) {
+        let matching = |held: &&Arc<Held>| {
+            held.when == when
+                && held.words.iter().all(|word| line.contains(word))
+                && !(held.one && *held.arrived.borrow() > 0)
+        };
+        let held = {
+            let holds = self.holds.lock();
+            let held = holds.iter().find(matching).cloned();
+            held.inspect(|held| held.arrived.send_modify(|count| *count += 1))
+        };
+        if let Some(held) = held {
+            let mut released = held.released.subscribe();
+            // The sender lives in `held`.
+            let _ = released.wait_for(|released| *released).await;
         }
     }
 

@@ -157,9 +157,10 @@ fn object(
     }
 }
 
-/// Asks the agent to stop. What it has done so far stays.
-pub(super) async fn cancel(context: &Context, name: &str) {
-    patch(context, name, json!({"spec": {"cancel": true}})).await;
+/// Asks the agent to stop, and says why. What it has done so far stays.
+pub(super) async fn cancel(context: &Context, name: &str, why: &str) {
+    let patched = json!({"spec": {"cancel": true}, "status": {"message": why}});
+    patch(context, name, patched).await;
 }
 
 /// Ends a volume whose agent is gone, so that an agent that comes back leaves it alone.

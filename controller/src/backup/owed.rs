@@ -1,0 +1,299 @@
+//! Post hooks that are owed. A pod is marked before its pre hooks run, and the mark goes when its post hooks have run. A backup that is
+//! given up, or whose leader has gone, leaves the mark; whoever leads then runs what is owed, so that no database stays frozen.
+//!
+//! A post hook may so run twice: when its leader went between the command and the mark.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use jackline_crds::{
+    GoDuration,
+    names::{FIELD_MANAGER, annotation, label},
+    velero::{Backup, BackupPhase},
+};
+use jackline_policy::backup::hook::Hook;
+use jackline_runtime::{
+    Event, EventKind, Failure, Key, Kit, LeaderToken, Lease, Next, Queue, RunOptions, Store,
+    WatchSpec,
+};
+use k8s_openapi::api::core::v1::Pod;
+use kube::{
+    Api, Resource, ResourceExt,
+    api::{Patch, PatchParams},
+};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::holds::Holds;
+use crate::{
+    collect::PodFacts,
+    context::Context,
+    exec::{ExecError, exec},
+};
+
+/// Value of the label.
+const OWED: &str = "owed";
+/// How soon a pod that is still read is looked at again.
+const AGAIN: Duration = Duration::from_secs(2);
+/// How often a command is tried that cannot be begun.
+const TRIES: u32 = 3;
+/// Commands that run at once.
+const PARALLEL: usize = 16;
+
+/// What is owed to a pod.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Debt {
+    backup: String,
+    uid: String,
+    hooks: Vec<Command>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Command {
+    container: String,
+    command: Vec<String>,
+    timeout: GoDuration,
+}
+
+impl Debt {
+    fn new(backup: &Backup, hooks: &[Hook]) -> Self {
+        Self {
+            backup: backup.name_any(),
+            uid: backup.uid().unwrap_or_default(),
+            hooks: hooks
+                .iter()
+                .map(|hook| Command {
+                    container: hook.container.clone(),
+                    command: hook.command.clone(),
+                    timeout: hook.timeout.into(),
+                })
+                .collect(),
+        }
+    }
+}
+
+/// What a pod's annotation says; anybody may have written it.
+fn debt(pod: &Pod) -> Option<Debt> {
+    serde_json::from_str(pod.annotations().get(annotation::POST_HOOKS)?).ok()
+}
+
+fn is_marked(pod: &Pod) -> bool {
+    pod.labels().contains_key(label::POST_HOOKS)
+        || pod.annotations().contains_key(annotation::POST_HOOKS)
+}
+
+fn pods(context: &Context, namespace: &str) -> Api<Pod> {
+    Api::namespaced(context.clients.call.clone(), namespace)
+}
+
+/// Marks a pod. Waits while it is marked for another backup.
+///
+/// # Errors
+/// Why the pod is not marked: its hooks must not run.
+pub(super) async fn mark(
+    context: &Context,
+    token: &LeaderToken,
+    pod: &PodFacts,
+    backup: &Backup,
+    post: &[Hook],
+) -> Result<(), String> {
+    let (namespace, name, uid) = (&pod.volumes.namespace, &pod.volumes.name, &pod.volumes.uid);
+    let api = pods(context, namespace);
+    let debt =
+        serde_json::to_string(&Debt::new(backup, post)).map_err(|error| error.to_string())?;
+    loop {
+        let now = api.get(name).await.map_err(|error| error.to_string())?;
+        if now.uid().as_ref() != Some(uid) {
+            return Err("the pod has been replaced by another of the same name".to_owned());
+        }
+        if is_marked(&now) {
+            tokio::time::sleep(AGAIN).await;
+            continue;
+        }
+        token.check().map_err(|error| error.to_string())?;
+        let patch = json!({"metadata": {
+            "uid": uid,
+            "resourceVersion": now.resource_version(),
+            "labels": {(label::POST_HOOKS): OWED},
+            "annotations": {(annotation::POST_HOOKS): debt},
+        }});
+        match patch_pod(&api, name, patch).await {
+            Ok(()) => return Ok(()),
+            Err(kube::Error::Api(status)) if status.is_conflict() => {}
+            Err(error) => return Err(error.to_string()),
+        }
+    }
+}
+
+/// Takes the mark away: nothing is owed any more. A pod that has gone has none.
+pub(super) async fn clear(
+    context: &Context,
+    (namespace, name): (&str, &str),
+    uid: &str,
+) -> Result<(), kube::Error> {
+    let gone: BTreeMap<&str, Option<&str>> = BTreeMap::from([(label::POST_HOOKS, None)]);
+    let patch = json!({"metadata": {"uid": uid, "labels": gone, "annotations": gone}});
+    match patch_pod(&pods(context, namespace), name, patch).await {
+        // 409: another pod of the same name.
+        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
+        result => result,
+    }
+}
+
+async fn patch_pod(
+    api: &Api<Pod>,
+    name: &str,
+    patch: serde_json::Value,
+) -> Result<(), kube::Error> {
+    let params = PatchParams {
+        field_manager: Some(FIELD_MANAGER.to_owned()),
+        ..PatchParams::default()
+    };
+    api.patch_metadata(name, &params, &Patch::Merge(patch))
+        .await
+        .map(drop)
+}
+
+/// Starts the controller that pays what others owe.
+pub(super) fn register(context: &Arc<Context>, kit: &Kit, lease: &Lease, holds: &Holds) {
+    let marked: Store<Pod> = kit.watch(WatchSpec::new("owed-hooks").labels(label::POST_HOOKS));
+    let queue = Queue::new("owed-hooks");
+    marked.enqueue(&queue, |change| match change.after {
+        Some(_) => vec![change.key.clone()],
+        None => Vec::new(),
+    });
+    // A command has its own limit.
+    let options = RunOptions::new().concurrency(PARALLEL).pass_deadline(None);
+    let (context, holds) = (context.clone(), holds.clone());
+    kit.run_leading(&queue, options, lease, move |key, token| {
+        let (context, holds, marked) = (context.clone(), holds.clone(), marked.clone());
+        async move { pass(&context, &holds, &marked, &key, &token).await }
+    });
+}
+
+async fn pass(
+    context: &Context,
+    holds: &Holds,
+    marked: &Store<Pod>,
+    key: &Key,
+    token: &LeaderToken,
+) -> Result<Next, Failure> {
+    context.stores.ready().await;
+    let Some(seen) = marked.get(key) else {
+        return Ok(Next::Done);
+    };
+    let uid = seen.uid().unwrap_or_default();
+    // A backup of this process is at it, and pays itself.
+    let Some(_held) = holds.try_hold(&uid) else {
+        return Ok(Next::After(AGAIN));
+    };
+    let namespace = key.namespace.as_deref().unwrap_or_default();
+    let now = pods(context, namespace).get_opt(&key.name).await?;
+    let Some(pod) = now.filter(|pod| pod.uid() == seen.uid() && is_marked(pod)) else {
+        return Ok(Next::Done);
+    };
+    let target = (namespace, key.name.as_str());
+    if let Some(debt) = debt(&pod) {
+        if is_read(context, &debt, &uid) {
+            return Ok(Next::After(AGAIN));
+        }
+        token.check()?;
+        let result = pay(context, target, &debt).await;
+        tell(context, &pod, &debt, result);
+        token.check()?;
+    }
+    clear(context, target, &uid).await?;
+    Ok(Next::OnChange)
+}
+
+/// Whether volumes of the pod are still being read for a backup that goes on.
+fn is_read(context: &Context, debt: &Debt, pod: &str) -> bool {
+    let backup = context.stores.backups.get(&context.key(&debt.backup));
+    let goes_on = backup.is_some_and(|backup| {
+        backup.uid().as_ref() == Some(&debt.uid) && backup.phase() == BackupPhase::InProgress
+    });
+    let volumes = &context.stores.pod_volume_backups;
+    let reads = volumes.find(|volume| {
+        volume.labels().get(label::BACKUP_UID) == Some(&debt.uid)
+            && volume.spec.pod.uid.as_deref() == Some(pod)
+            && !volume.phase().is_terminal()
+    });
+    goes_on && reads.is_some()
+}
+
+async fn pay(context: &Context, target: (&str, &str), debt: &Debt) -> Result<(), String> {
+    let mut errors = Vec::new();
+    for hook in &debt.hooks {
+        let mut tries = 1;
+        let result = loop {
+            let limit = hook.timeout.to_std();
+            match exec(context, target, &hook.container, &hook.command, limit).await {
+                Err(ExecError::Failed(_)) if tries < TRIES => {
+                    tokio::time::sleep(AGAIN).await;
+                    tries += 1;
+                }
+                result => break result,
+            }
+        };
+        if let Err(why) = result {
+            errors.push(format!("container {}: {why}", hook.container));
+        }
+    }
+    match errors.is_empty() {
+        true => Ok(()),
+        false => Err(errors.join("; ")),
+    }
+}
+
+fn tell(context: &Context, pod: &Pod, debt: &Debt, result: Result<(), String>) {
+    let whose = format!(
+        "the post hooks of backup {}, which was interrupted",
+        debt.backup
+    );
+    let (kind, note) = match result {
+        Ok(()) => (EventKind::Normal, format!("ran {whose}")),
+        Err(why) => (
+            EventKind::Warning,
+            format!(
+                "ran {whose}: {why}. Look whether the workload is still as its pre hook left it"
+            ),
+        ),
+    };
+    tracing::info!(namespace = pod.namespace(), pod = pod.name_any(), "{note}");
+    context.events.publish(Event {
+        regarding: pod.object_ref(&()),
+        related: None,
+        kind,
+        reason: "OwedPostHooks",
+        action: "Backup",
+        note,
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_owed_survives_its_annotation() {
+        let mut backup = Backup::new("nightly", Default::default());
+        backup.metadata.uid = Some("u".to_owned());
+        let hook = Hook {
+            container: "db".to_owned(),
+            command: vec!["thaw".to_owned(), "-a b".to_owned()],
+            required: true,
+            timeout: Duration::from_secs(90),
+        };
+        let owed = Debt::new(&backup, &[hook]);
+        let mut pod = Pod::default();
+        assert!(!is_marked(&pod));
+        let text = serde_json::to_string(&owed).unwrap();
+        pod.annotations_mut()
+            .insert(annotation::POST_HOOKS.to_owned(), text);
+        assert!(is_marked(&pod));
+        assert_eq!(debt(&pod), Some(owed));
+        pod.annotations_mut()
+            .insert(annotation::POST_HOOKS.to_owned(), "{".to_owned());
+        assert!(is_marked(&pod));
+        assert_eq!(debt(&pod), None);
+    }
+}

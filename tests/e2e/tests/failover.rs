@@ -1,0 +1,385 @@
+//! The leader killed, or stopped, in the middle of backups and restores: they are adopted and finished, and nothing stays frozen.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use jackline_crds::names::{CONTROLLER, label};
+use jackline_crds::velero::{
+    Backup, BackupPhase, BackupSpec, BackupStorageLocation, LocationPhase, PodVolumePhase, Restore,
+    RestoreSpec,
+};
+use jackline_e2e::deploy::Settings;
+use jackline_e2e::{BUCKET, Env, NAMESPACE, until, wait_for, wait_gone};
+use jackline_faults::{Proxy, When};
+use jackline_test_cluster::Options;
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::{Namespace, Pod};
+use kube::api::{DeleteParams, PostParams};
+use kube::{Api, ResourceExt};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
+
+const MINUTE: Duration = Duration::from_secs(60);
+/// The location whose requests go through the proxy.
+const HELD: &str = "held";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_leader_leaves_behind_is_finished() -> Result<()> {
+    let settings = Settings {
+        controller_args: ["--lease-duration=6s", "--volume-progress-timeout=20s"]
+            .map(str::to_owned)
+            .to_vec(),
+        ..Settings::default()
+    };
+    let env = Env::up_with(Options::named("failover"), &settings).await?;
+    env.cluster.apply(include_str!("failover.yaml"))?;
+    let test = Test::new(env).await?;
+    test.killed_while_collecting().await?;
+    test.killed_in_a_pre_hook().await?;
+    test.killed_between_the_hooks().await?;
+    test.deleted_between_the_hooks().await?;
+    test.killed_before_the_backup_is_committed().await?;
+    test.killed_before_its_end_is_known().await?;
+    test.stopped_and_woken().await?;
+    test.killed_in_a_restore().await?;
+    test.a_volume_that_stands_still_fails_alone().await?;
+    test.env.cluster.down()
+}
+
+struct Test {
+    env: Env,
+    proxy: Proxy,
+}
+
+impl Test {
+    async fn new(env: Env) -> Result<Self> {
+        let server = env.cluster.s3().host_endpoint.clone();
+        let server = server.trim_start_matches("http://").parse()?;
+        let listener = env.cluster.listen()?;
+        let address = listener.local_addr()?;
+        let proxy = Proxy::on(listener, server)?;
+        env.cluster.apply(
+            &json!({"apiVersion": "velero.io/v1", "kind": "BackupStorageLocation",
+                "metadata": {"name": HELD, "namespace": NAMESPACE},
+                "spec": {"provider": "aws", "objectStorage": {"bucket": BUCKET, "prefix": HELD},
+                    "config": {"region": "us-east-1", "s3ForcePathStyle": "true", "s3Url": format!("http://{address}")},
+                    "credential": {"name": "cloud-credentials", "key": "cloud"}}})
+            .to_string(),
+        )?;
+        let locations = env.api::<BackupStorageLocation>();
+        wait_for(&locations, HELD, MINUTE, |location| {
+            let phase = location.status.as_ref().and_then(|status| status.phase);
+            phase == Some(LocationPhase::Available)
+        })
+        .await?;
+        for (namespace, app) in [("shop", "app=db"), ("slow", "app=slow")] {
+            until("the pods run", 2 * MINUTE, async || {
+                Ok((env.ready_pods(namespace, app).await?.len() == 1).then_some(()))
+            })
+            .await?;
+        }
+        Ok(Self { env, proxy })
+    }
+
+    async fn back_up(&self, name: &str, namespaces: &[&str]) -> Result<()> {
+        let spec = BackupSpec {
+            included_namespaces: namespaces.iter().map(ToString::to_string).collect(),
+            storage_location: Some(HELD.to_owned()),
+            ..BackupSpec::default()
+        };
+        let params = PostParams::default();
+        self.env
+            .api::<Backup>()
+            .create(&params, &Backup::new(name, spec))
+            .await?;
+        Ok(())
+    }
+
+    /// The pod that leads.
+    async fn leader(&self) -> Result<String> {
+        until("somebody leads", MINUTE, async || {
+            let leases: Api<Lease> = self.env.api();
+            let lease = leases.get(CONTROLLER).await?;
+            let holder = lease.spec.and_then(|spec| spec.holder_identity);
+            let pods = self.env.api::<Pod>().list(&Default::default()).await?;
+            let names = pods.iter().map(ResourceExt::name_any);
+            Ok(holder.and_then(|holder| {
+                names
+                    .into_iter()
+                    .find(|name| holder.contains(name.as_str()))
+            }))
+        })
+        .await
+    }
+
+    async fn signal(&self, pod: &str, signal: Signal) -> Result<()> {
+        let cluster = &self.env.cluster;
+        let pid = cluster.container_pid(NAMESPACE, pod, "controller").await?;
+        kill_process(Pid::from_raw(pid).context("a process")?, signal)?;
+        Ok(())
+    }
+
+    async fn kill_leader(&self) -> Result<()> {
+        let leader = self.leader().await?;
+        self.signal(&leader, Signal::KILL).await
+    }
+
+    fn in_db(&self, command: &str) -> Result<String> {
+        let command = ["sh", "-c", command];
+        Ok(self
+            .env
+            .cluster
+            .exec("shop", "db", &command)?
+            .trim()
+            .to_owned())
+    }
+
+    /// What the database was told since the last time, now that it is not frozen any more.
+    fn told(&self) -> Result<Vec<String>> {
+        let said = self.in_db("test ! -e /state/frozen && cat /state/log && rm /state/log")?;
+        Ok(said.split_whitespace().map(str::to_owned).collect())
+    }
+
+    async fn thawed(&self) -> Result<()> {
+        until("the database is not frozen", MINUTE, async || {
+            let pod = self.env.api_in::<Pod>("shop").get("db").await?;
+            Ok((!pod.labels().contains_key(label::POST_HOOKS)).then_some(()))
+        })
+        .await
+    }
+
+    async fn frozen(&self) -> Result<()> {
+        until("the database is frozen", MINUTE, async || {
+            let frozen = self.in_db("ls /state")?.contains("frozen");
+            Ok(frozen.then_some(()))
+        })
+        .await
+    }
+
+    fn file(name: &str) -> String {
+        format!("backups/{name}/velero-backup.json")
+    }
+
+    async fn stored(&self, name: &str) -> Result<Backup> {
+        let key = format!("{HELD}/{}", Self::file(name));
+        let file = self.env.cluster.s3().get(BUCKET, &key).await?;
+        Ok(serde_json::from_slice(&file)?)
+    }
+
+    /// It has ended well, in the cluster and in the bucket, with its volume.
+    async fn complete(&self, name: &str) -> Result<()> {
+        let backup = self.env.backup_completed(name, 2 * MINUTE).await?;
+        let stored = self.stored(name).await?;
+        ensure!(stored.uid() == backup.uid() && stored.phase() == BackupPhase::Completed);
+        let volumes = self.env.volumes_of(name).await?;
+        ensure!(volumes.len() == 1, "{volumes:?}");
+        ensure!(volumes[0].phase() == PodVolumePhase::Completed);
+        let tarball = format!("{HELD}/backups/{name}/{name}.tar.gz");
+        ensure!(
+            !self
+                .env
+                .cluster
+                .s3()
+                .get(BUCKET, &tarball)
+                .await?
+                .is_empty()
+        );
+        Ok(())
+    }
+
+    async fn killed_while_collecting(&self) -> Result<()> {
+        let file = Self::file("collecting");
+        // It is looked for before anything is collected.
+        let hold = self.proxy.hold_one(&["GET", &file], When::Before);
+        self.back_up("collecting", &["shop"]).await?;
+        hold.arrived().await;
+        let leader = self.leader().await?;
+        drop(hold);
+        self.signal(&leader, Signal::KILL).await?;
+        self.complete("collecting").await?;
+        self.thawed().await?;
+        let told = self.told()?;
+        ensure!(
+            told.len() % 2 == 0 && told.chunks(2).all(|pair| pair == ["pre", "post"]),
+            "{told:?}"
+        );
+        Ok(())
+    }
+
+    /// Whether its work was done nobody knows: it is undone, and begun again.
+    async fn killed_in_a_pre_hook(&self) -> Result<()> {
+        self.in_db("touch /state/block")?;
+        self.back_up("pre-hook", &["shop"]).await?;
+        self.frozen().await?;
+        ensure!(self.env.volumes_of("pre-hook").await?.is_empty());
+        self.kill_leader().await?;
+        until("the owed hook has run", MINUTE, async || {
+            let said = self.in_db("cat /state/log")?;
+            Ok(said.contains("post").then_some(()))
+        })
+        .await?;
+        self.in_db("rm /state/block")?;
+        self.complete("pre-hook").await?;
+        self.thawed().await?;
+        let told = self.told()?;
+        ensure!(told == ["pre", "post", "pre", "post"], "{told:?}");
+        Ok(())
+    }
+
+    /// The volume is read on, so the database is thawed when it has been read, and is not frozen again.
+    async fn killed_between_the_hooks(&self) -> Result<()> {
+        self.in_db("dd if=/dev/urandom of=/data/blob bs=1M count=4 2> /dev/null")?;
+        let hold = self
+            .proxy
+            .hold(&["PUT", "/restic/shop/data/"], When::Before);
+        self.back_up("between", &["shop"]).await?;
+        hold.arrived().await;
+        self.frozen().await?;
+        self.kill_leader().await?;
+        ensure!(self.in_db("ls /state")?.contains("frozen"));
+        drop(hold);
+        self.complete("between").await?;
+        self.thawed().await?;
+        let told = self.told()?;
+        ensure!(told == ["pre", "post"], "{told:?}");
+        let volumes = self.env.volumes_of("between").await?;
+        ensure!(volumes.len() == 1, "{volumes:?}");
+        Ok(())
+    }
+
+    async fn deleted_between_the_hooks(&self) -> Result<()> {
+        self.in_db("dd if=/dev/urandom of=/data/blob bs=1M count=4 2> /dev/null")?;
+        let hold = self
+            .proxy
+            .hold(&["PUT", "/restic/shop/data/"], When::Before);
+        self.back_up("deleted", &["shop"]).await?;
+        hold.arrived().await;
+        self.frozen().await?;
+        self.kill_leader().await?;
+        let backups = self.env.api::<Backup>();
+        backups.delete("deleted", &DeleteParams::default()).await?;
+        wait_gone(&backups, "deleted", MINUTE).await?;
+        self.thawed().await?;
+        drop(hold);
+        let told = self.told()?;
+        ensure!(told == ["pre", "post"], "{told:?}");
+        Ok(())
+    }
+
+    async fn killed_before_the_backup_is_committed(&self) -> Result<()> {
+        let file = Self::file("tarball");
+        let hold = self.proxy.hold_one(&["PUT", &file], When::Before);
+        self.back_up("tarball", &["shop"]).await?;
+        hold.arrived().await;
+        ensure!(self.stored("tarball").await.is_err());
+        self.kill_leader().await?;
+        drop(hold);
+        self.complete("tarball").await?;
+        let told = self.told()?;
+        ensure!(told == ["pre", "post"], "{told:?}");
+        Ok(())
+    }
+
+    async fn killed_before_its_end_is_known(&self) -> Result<()> {
+        let file = Self::file("committed");
+        let hold = self.proxy.hold_one(&["PUT", &file], When::After);
+        self.back_up("committed", &["shop"]).await?;
+        hold.arrived().await;
+        let committed = self.stored("committed").await?;
+        let known = self.env.api::<Backup>().get("committed").await?;
+        ensure!(known.phase() == BackupPhase::InProgress);
+        self.kill_leader().await?;
+        drop(hold);
+        self.complete("committed").await?;
+        ensure!(self.stored("committed").await? == committed);
+        let status = self.env.api::<Backup>().get("committed").await?.status;
+        ensure!(status == committed.status, "{status:?}");
+        let told = self.told()?;
+        ensure!(told == ["pre", "post"], "{told:?}");
+        Ok(())
+    }
+
+    /// A leader that was stopped on its way to the bucket, and wakes up when another has finished its work.
+    async fn stopped_and_woken(&self) -> Result<()> {
+        let file = Self::file("stopped");
+        let hold = self.proxy.hold_one(&["PUT", &file], When::Before);
+        self.back_up("stopped", &["shop"]).await?;
+        hold.arrived().await;
+        let leader = self.leader().await?;
+        self.signal(&leader, Signal::STOP).await?;
+        self.complete("stopped").await?;
+        let ended = self.env.api::<Backup>().get("stopped").await?;
+        let s3 = self.env.cluster.s3();
+        let prefix = format!("{HELD}/backups/stopped/");
+        let stored = s3.list(BUCKET, &prefix).await?;
+        drop(hold);
+        self.signal(&leader, Signal::CONT).await?;
+        until("the one that was stopped has ended", MINUTE, async || {
+            let pod = self.env.api::<Pod>().get(&leader).await?;
+            let status = pod.status.and_then(|status| status.container_statuses);
+            let restarts = status
+                .into_iter()
+                .flatten()
+                .map(|one| one.restart_count)
+                .sum::<i32>();
+            Ok((restarts > 0).then_some(()))
+        })
+        .await?;
+        ensure!(s3.list(BUCKET, &prefix).await? == stored);
+        ensure!(self.env.api::<Backup>().get("stopped").await? == ended);
+        self.told().map(drop)
+    }
+
+    async fn killed_in_a_restore(&self) -> Result<()> {
+        let blob = self.in_db("md5sum /data/blob")?;
+        let namespaces: Api<Namespace> = Api::all(self.env.cluster.client());
+        namespaces.delete("shop", &DeleteParams::default()).await?;
+        wait_gone(&namespaces, "shop", 2 * MINUTE).await?;
+        let hold = self
+            .proxy
+            .hold(&["GET", "/restic/shop/data/"], When::Before);
+        let spec = RestoreSpec {
+            backup_name: Some("stopped".to_owned()),
+            ..RestoreSpec::default()
+        };
+        let restores = self.env.api::<Restore>();
+        restores
+            .create(&PostParams::default(), &Restore::new("killed", spec))
+            .await?;
+        hold.arrived().await;
+        self.kill_leader().await?;
+        drop(hold);
+        self.env.restore_completed("killed", 2 * MINUTE).await?;
+        until("the database runs", MINUTE, async || {
+            Ok((self.env.ready_pods("shop", "app=db").await?.len() == 1).then_some(()))
+        })
+        .await?;
+        ensure!(self.in_db("md5sum /data/blob")? == blob);
+        let pod = self.env.api_in::<Pod>("shop").get("db").await?;
+        ensure!(!pod.labels().contains_key(label::POST_HOOKS), "{pod:?}");
+        Ok(())
+    }
+
+    async fn a_volume_that_stands_still_fails_alone(&self) -> Result<()> {
+        let hold = self
+            .proxy
+            .hold(&["PUT", "/restic/slow/data/"], When::Before);
+        self.back_up("still", &["shop", "slow"]).await?;
+        let backup = self.env.backup_ended("still", 2 * MINUTE).await?;
+        drop(hold);
+        ensure!(backup.phase() == BackupPhase::PartiallyFailed, "{backup:?}");
+        for volume in self.env.volumes_of("still").await? {
+            let status = volume.status.clone().unwrap_or_default();
+            let message = status.message.unwrap_or_default();
+            match volume.spec.pod.namespace.as_deref() {
+                Some("slow") => ensure!(
+                    volume.phase() != PodVolumePhase::Completed
+                        && message.starts_with("no data has moved for 20s"),
+                    "{volume:?}"
+                ),
+                _ => ensure!(volume.phase() == PodVolumePhase::Completed, "{volume:?}"),
+            }
+        }
+        Ok(())
+    }
+}
