@@ -256,9 +256,14 @@ async fn locations(client: &Client, namespace: &str) -> Vec<Finding> {
             let status = location.status.clone().unwrap_or_default();
             let name = location.name_any();
             match status.phase {
-                Some(LocationPhase::Available) => {
-                    finding(CHECK, Verdict::Ok, format!("{name} is Available"))
-                }
+                Some(LocationPhase::Available) => match status.message {
+                    None => finding(CHECK, Verdict::Ok, format!("{name} is Available")),
+                    Some(known) => finding(
+                        CHECK,
+                        Verdict::Warning,
+                        format!("{name} is Available; {known}"),
+                    ),
+                },
                 Some(LocationPhase::Unavailable) => {
                     let why = status.message.unwrap_or_default();
                     finding(

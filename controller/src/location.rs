@@ -6,6 +6,7 @@
 
 mod open;
 mod password;
+mod presence;
 
 use std::{
     collections::HashMap,
@@ -51,6 +52,8 @@ const LOOK: Duration = Duration::from_secs(45);
 #[derive(Debug, Default)]
 struct Seen {
     looks: Mutex<HashMap<String, (u64, Instant)>>,
+    /// When this cluster's note was left in it, and for which spec: another one may mean another bucket.
+    notes: Mutex<HashMap<String, (u64, Instant)>>,
 }
 
 impl Seen {
@@ -72,6 +75,7 @@ impl Seen {
 
     fn forget(&self, name: &str) {
         self.looks.lock().remove(name);
+        self.notes.lock().remove(name);
     }
 }
 
@@ -174,7 +178,7 @@ async fn pass(
     {
         return Ok(Next::After(left));
     }
-    let verdict = match tokio::time::timeout(LOOK, look(context, &location, token)).await {
+    let verdict = match tokio::time::timeout(LOOK, look(context, seen, &location, token)).await {
         Ok(verdict) => verdict?,
         Err(_) => Err(format!(
             "the bucket did not answer within {} s",
@@ -261,12 +265,16 @@ async fn yield_default(
     Ok(())
 }
 
-/// Looks into the bucket. `Ok(Err(message))`: the location cannot be used.
+/// What a look at a location has led to: something to know about one that can be used, or why it cannot be.
+type Verdict = Result<Option<String>, String>;
+
+/// Looks into the bucket.
 async fn look(
     context: &Context,
+    seen: &Seen,
     location: &BackupStorageLocation,
     token: &LeaderToken,
-) -> Result<Result<(), String>, Failure> {
+) -> Result<Verdict, Failure> {
     let client = &context.clients.call;
     let store = match open(client, &context.namespace, location).await {
         Ok(store) => store,
@@ -276,18 +284,39 @@ async fn look(
         return Ok(Err(chain(&error)));
     }
     match password::state(client, &context.namespace, &*store).await {
-        Ok(PasswordState::Present) => Ok(Ok(())),
-        Ok(PasswordState::Lost(why)) => Ok(Err(why)),
-        Ok(PasswordState::MayBeMade) if read_only(location) => Ok(Ok(())),
+        Ok(PasswordState::Present) => {}
+        Ok(PasswordState::Lost(why)) => return Ok(Err(why)),
+        Ok(PasswordState::MayBeMade) if read_only(location) => {}
         Ok(PasswordState::MayBeMade) => {
             if let Some(other) = other_repositories(context, location).await {
                 return Ok(Err(other));
             }
             token.check()?;
             password::make(client, &context.namespace).await?;
-            Ok(Ok(()))
         }
-        Err(error) => Ok(Err(chain(&error))),
+        Err(error) => return Ok(Err(chain(&error))),
+    }
+    token.check()?;
+    let name = location.name_any();
+    let spec = fingerprint(location);
+    let written = seen.notes.lock().get(&name).copied();
+    let mut written = written.filter(|(of, _)| *of == spec).map(|(_, at)| at);
+    let may_write = !read_only(location);
+    let found = presence::others(&*store, &context.cluster_uid, may_write, &mut written).await;
+    if let Some(written) = written {
+        seen.notes.lock().insert(name.clone(), (spec, written));
+    }
+    match found {
+        Ok(others) => Ok(Ok(presence::message(&others))),
+        // Backups do not depend on it.
+        Err(error) => {
+            tracing::warn!(
+                error = chain(&error),
+                location = name,
+                "it is not known which clusters use the location"
+            );
+            Ok(Ok(None))
+        }
     }
 }
 
@@ -313,12 +342,12 @@ async fn write(
     context: &Context,
     location: &BackupStorageLocation,
     old: BackupStorageLocationStatus,
-    verdict: Result<(), String>,
+    verdict: Verdict,
 ) -> Result<(), Failure> {
     let name = location.name_any();
     let now = Timestamp::now();
     let (phase, message) = match verdict {
-        Ok(()) => (LocationPhase::Available, None),
+        Ok(known) => (LocationPhase::Available, known),
         Err(why) => (LocationPhase::Unavailable, Some(why)),
     };
     let changed = old.phase != Some(phase) || old.message != message;
@@ -344,25 +373,23 @@ async fn write(
     )
     .await?;
     if old.phase != Some(phase) || message.is_some() && changed {
-        match &message {
-            None => tracing::info!(location = name, "location is available"),
-            Some(why) => tracing::warn!(location = name, why, "location is unavailable"),
+        let (kind, reason) = match (phase, &message) {
+            (LocationPhase::Available, None) => (EventKind::Normal, "LocationAvailable"),
+            (LocationPhase::Available, Some(_)) => (EventKind::Warning, "LocationShared"),
+            _ => (EventKind::Warning, "LocationUnavailable"),
+        };
+        let note = message.unwrap_or_else(|| "the bucket can be used".to_owned());
+        match kind {
+            EventKind::Normal => tracing::info!(location = name, "{reason}: {note}"),
+            EventKind::Warning => tracing::warn!(location = name, "{reason}: {note}"),
         }
         context.events.publish(Event {
             regarding: location.object_ref(&()),
             related: None,
-            kind: if message.is_none() {
-                EventKind::Normal
-            } else {
-                EventKind::Warning
-            },
-            reason: if message.is_none() {
-                "LocationAvailable"
-            } else {
-                "LocationUnavailable"
-            },
+            kind,
+            reason,
             action: "Validate",
-            note: message.unwrap_or_else(|| "the bucket can be used".to_owned()),
+            note,
         });
     }
     Ok(())

@@ -190,6 +190,7 @@ impl Policies {
             }
             Some(_) => retention::Kept::default(),
         };
+        let shared = self.shared(&location);
         let report = Report {
             world: &self.world,
             policy: &policy,
@@ -200,6 +201,7 @@ impl Policies {
             next: timing.next,
             made: timing.made,
             held: kept.held.as_deref(),
+            shared: shared.as_deref(),
         };
         let (status, shown, turns) = report.status(&previous, object.meta(), now);
         self.metrics
@@ -311,6 +313,18 @@ impl Policies {
             );
         }
         None
+    }
+
+    /// Who else uses a location that can be used.
+    fn shared(&self, location: &str) -> Option<String> {
+        let found = self
+            .context
+            .stores
+            .locations
+            .get(&self.context.key(location))?;
+        let status = found.status.as_ref()?;
+        let usable = status.phase == Some(LocationPhase::Available);
+        usable.then(|| status.message.clone()).flatten()
     }
 
     fn backups(&self, id: &PolicyId) -> Vec<Arc<Backup>> {

@@ -29,6 +29,8 @@ pub enum ConditionType {
     Compliant,
     /// A sample restore was compared.
     Verified,
+    /// Another cluster uses the location too.
+    LocationShared,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Display, EnumString, IntoStaticStr)]
@@ -69,6 +71,8 @@ pub enum Reason {
     NoObjective,
     NoBackupYet,
     NotVerified,
+    /// It is alive and writes to the same bucket and prefix.
+    OtherCluster,
 }
 
 /// A condition as it should be now.

@@ -28,7 +28,8 @@ pub async fn read(client: &Client, namespace: &str) -> Result<Password, Location
         name: name.into(),
         key: key.into(),
     })?;
-    Ok(Password::new(text))
+    // As restic reads a password file: what `echo` wrote has a line end.
+    Ok(Password::new(text.trim()))
 }
 
 /// What is known about the password of a location.

@@ -29,6 +29,8 @@ pub(super) struct Report<'a> {
     pub next: Option<Timestamp>,
     pub made: Option<String>,
     pub held: Option<&'a str>,
+    /// Who else uses the location.
+    pub shared: Option<&'a str>,
 }
 
 /// The status of a policy that cannot be: what it said before stays, but for why.
@@ -78,6 +80,14 @@ impl Report<'_> {
                 Status::Unknown,
                 Reason::NotVerified,
                 message,
+            ));
+        }
+        if let Some(shared) = self.shared {
+            wanted.push(Wanted::new(
+                ConditionType::LocationShared,
+                true,
+                Reason::OtherCluster,
+                shared,
             ));
         }
         let newest = self

@@ -14,7 +14,7 @@ pub struct PolicyStatus {
     /// The generation of the spec that this status is about.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Ready, Reconciling, Stalled; Covered, Compliant, Verified.
+    /// Ready, Reconciling, Stalled; Covered, Compliant, Verified; LocationShared where another cluster uses the location too.
     #[serde(
         default,
         deserialize_with = "null_default",

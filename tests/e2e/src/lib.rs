@@ -3,12 +3,14 @@
 pub mod deploy;
 mod env;
 pub mod fixture;
+mod jackline;
 mod restic;
 mod tree;
 mod velero;
 mod wait;
 
 pub use env::{BUCKET, Env, NAMESPACE};
+pub use jackline::Jackline;
 pub use restic::Restic;
 pub use tree::{Entry, Tree};
 pub use velero::Velero;

@@ -1,7 +1,5 @@
 //! A Velero in the same namespace: nothing is dispatched while it runs, which is said, and everything goes on when it is gone.
 
-use std::path::PathBuf;
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -10,8 +8,8 @@ use jackline_crds::velero::{
     Backup, BackupPhase, BackupSpec, PodVolumeBackup, PodVolumePhase, Restore, RestorePhase,
     RestoreSpec,
 };
-use jackline_e2e::{Env, NAMESPACE, until, wait_for, wait_gone};
-use jackline_test_cluster::{ImageSpec, Programs};
+use jackline_e2e::{Env, Jackline, NAMESPACE, until, wait_for, wait_gone};
+use jackline_test_cluster::ImageSpec;
 use k8s_openapi::api::core::v1::{Event, Pod};
 use kube::api::{DeleteParams, ListParams, PostParams};
 use kube::{Api, ResourceExt};
@@ -32,7 +30,7 @@ async fn two_servers_do_not_work_on_the_same_objects() -> Result<()> {
         Ok((env.ready_pods("team", "app=worker").await?.len() == 1).then_some(()))
     })
     .await?;
-    let doctor = Doctor::new(&env)?;
+    let doctor = Doctor(Jackline::new(&env)?);
     until("all is well", MINUTE, async || {
         Ok(doctor.asked(&[])?.0.then_some(()))
     })
@@ -44,32 +42,15 @@ async fn two_servers_do_not_work_on_the_same_objects() -> Result<()> {
 }
 
 /// `jackline doctor`, as a person asks it.
-struct Doctor {
-    program: PathBuf,
-    kubeconfig: PathBuf,
-}
+struct Doctor(Jackline);
 
 impl Doctor {
-    fn new(env: &Env) -> Result<Self> {
-        Ok(Self {
-            program: Programs::build()?.controller.with_file_name("jackline"),
-            kubeconfig: env.cluster.kubeconfig(),
-        })
-    }
-
     /// Whether it is content, and what it says.
     fn asked(&self, arguments: &[&str]) -> Result<(bool, String)> {
-        let output = Command::new(&self.program)
-            .arg("doctor")
-            .args(arguments)
-            .env("KUBECONFIG", &self.kubeconfig)
-            .output()?;
+        let output = self.0.output(&[&["doctor"], arguments].concat())?;
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        ensure!(
-            !said.is_empty(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        ensure!(!said.is_empty(), "{complaint}");
         Ok((output.status.success(), said))
     }
 

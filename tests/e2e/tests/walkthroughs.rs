@@ -6,8 +6,9 @@ use anyhow::{Context, Result, ensure};
 use jackline_crds::velero::{
     Backup, BackupPhase, BackupRepository, PodVolumePhase, RepositoryPhase, Schedule,
 };
-use jackline_e2e::{BUCKET, Env, Velero, until, wait_gone};
-use k8s_openapi::api::core::v1::{Namespace, PersistentVolumeClaim};
+use jackline_e2e::{BUCKET, Env, Jackline, Velero, until, wait_gone};
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, PersistentVolumeClaim, Pod};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use kube::{Api, ResourceExt};
 use serde_json::json;
@@ -20,8 +21,12 @@ async fn what_users_follow_ends_as_they_expect() -> Result<()> {
     let velero = Velero::new(&env).await?;
     env.cluster.apply(include_str!("walkthroughs.yaml"))?;
     hundred_namespaces_begin(&env)?;
-    a_log_survives_its_namespace(&env, &velero).await?;
+    let log = a_log_survives_its_namespace(&env, &velero).await?;
+    restored_into_a_running_namespace(&env, &velero).await?;
+    data_into_an_existing_claim(&env, &log).await?;
+    cloned_beside_the_original(&env, &velero, &log).await?;
     two_pods_share_a_claim(&env, &velero).await?;
+    hundred_backups_begin(&env, &velero).await?;
     a_schedule_makes_backups_and_their_time_ends(&env, &velero).await?;
     hundred_namespaces(&env, &velero).await?;
     env.cluster.down()
@@ -45,16 +50,25 @@ async fn delete_namespace(env: &Env, name: &str) -> Result<()> {
     wait_gone(&namespaces, name, 2 * MINUTE).await
 }
 
-/// No policy, one annotation by hand.
-async fn a_log_survives_its_namespace(env: &Env, velero: &Velero) -> Result<()> {
-    const LOG: &str = "/var/log/nginx/access.log";
-    let pod = running(env, "web", "app=nginx").await?;
-    for page in 0..20 {
+fn visit(env: &Env, pod: &str, pages: std::ops::Range<u32>) -> Result<()> {
+    for page in pages {
         let url = format!("http://127.0.0.1/page-{page}");
         env.cluster
-            .exec("web", &pod, &["wget", "-qO", "/dev/null", &url])?;
+            .exec("web", pod, &["wget", "-qO", "/dev/null", &url])?;
     }
-    let log = env.cluster.exec("web", &pod, &["cat", LOG])?;
+    Ok(())
+}
+
+fn access_log(env: &Env, namespace: &str, pod: &str) -> Result<String> {
+    env.cluster
+        .exec(namespace, pod, &["cat", "/var/log/nginx/access.log"])
+}
+
+/// No policy, one annotation by hand. Gives the log as it was backed up.
+async fn a_log_survives_its_namespace(env: &Env, velero: &Velero) -> Result<String> {
+    let pod = running(env, "web", "app=nginx").await?;
+    visit(env, &pod, 0..20)?;
+    let log = access_log(env, "web", &pod)?;
     ensure!(log.lines().count() == 20, "{log}");
     let annotation = "backup.velero.io/backup-volumes=logs";
     env.cluster
@@ -63,8 +77,211 @@ async fn a_log_survives_its_namespace(env: &Env, velero: &Velero) -> Result<()> 
     delete_namespace(env, "web").await?;
     completed(&velero.run("restore create web --from-backup web --wait")?)?;
     let pod = running(env, "web", "app=nginx").await?;
-    let restored = env.cluster.exec("web", &pod, &["cat", LOG])?;
+    let restored = access_log(env, "web", &pod)?;
     ensure!(restored == log, "{restored}");
+    Ok(log)
+}
+
+/// What changed since the backup stays as it is, and goes back only when that is asked for; the claim of a running pod stays in both.
+async fn restored_into_a_running_namespace(env: &Env, velero: &Velero) -> Result<()> {
+    let configs: Api<ConfigMap> = env.api_in("web");
+    let claims: Api<PersistentVolumeClaim> = env.api_in("web");
+    let backed_up = configs.get("settings").await?;
+    let params = PatchParams::default();
+    let drift =
+        json!({"metadata": {"labels": {"tier": "back"}}, "data": {"mode": "new", "extra": "yes"}});
+    let changed = configs
+        .patch("settings", &params, &Patch::Merge(drift))
+        .await?;
+    configs.delete("lost", &DeleteParams::default()).await?;
+    configs.delete("fixed", &DeleteParams::default()).await?;
+    let by_hand = |name: &str| {
+        json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "namespace": "web"},
+            "immutable": true, "data": {"mode": "new"}})
+        .to_string()
+    };
+    env.cluster
+        .apply(&[by_hand("fixed"), by_hand("own")].join("\n---\n"))?;
+    let label = ["-n", "web", "label", "deployment", "nginx", "tier=back"];
+    env.cluster.kubectl(label)?;
+    let same = configs.get("same").await?.resource_version();
+    let own = configs.get("own").await?.resource_version();
+    let claim = claims.get("logs").await?.uid();
+
+    // Another pod than the one in the backup holds the claim, and writes on.
+    let pods: Api<Pod> = env.api_in("web");
+    let first = running(env, "web", "app=nginx").await?;
+    pods.delete(&first, &DeleteParams::default()).await?;
+    wait_gone(&pods, &first, MINUTE).await?;
+    let pod = running(env, "web", "app=nginx").await?;
+    visit(env, &pod, 20..25)?;
+    let log = access_log(env, "web", &pod)?;
+    ensure!(log.lines().count() == 25, "{log}");
+    let in_use = format!("the data of claim logs was not restored: pod {pod} is using the claim");
+    let untouched = async || {
+        ensure!(configs.get("same").await?.resource_version() == same);
+        ensure!(configs.get("own").await?.resource_version() == own);
+        ensure!(claims.get("logs").await?.uid() == claim);
+        until("only the pod that ran is left", MINUTE, async || {
+            let left = pods
+                .list(&ListParams::default().labels("app=nginx"))
+                .await?;
+            Ok((left.items.len() == 1 && left.items[0].name_any() == pod).then_some(()))
+        })
+        .await?;
+        let now = access_log(env, "web", &pod)?;
+        ensure!(now == log, "{now}");
+        Ok(())
+    };
+
+    completed(&velero.run("restore create left --from-backup web --wait")?)?;
+    velero.says(
+        "restore describe left --details",
+        &[
+            "could not restore, ConfigMap:settings already exists. Warning: the in-cluster version is different",
+            "could not restore, ConfigMap:fixed already exists",
+            "could not restore, Deployment:nginx already exists",
+            &in_use,
+            "web/settings(failed)",
+            "web/same(skipped)",
+            "web/lost(created)",
+            "web/logs(skipped)",
+        ],
+    )?;
+    let left = configs.get("settings").await?;
+    ensure!(left == changed, "{left:?}");
+    let lost = configs.get("lost").await?;
+    ensure!(lost.data.context("data")?["mode"] == "rare");
+    untouched().await?;
+
+    completed(&velero.run(
+        "restore create updated --from-backup web --existing-resource-policy=update --wait",
+    )?)?;
+    velero.says(
+        "restore describe updated --details",
+        &[
+            "Existing Resource Policy: update",
+            "configmaps fixed could not be updated",
+            &in_use,
+            "web/settings(updated)",
+            "web/nginx(updated)",
+            "web/same(skipped)",
+            "web/lost(skipped)",
+        ],
+    )?;
+    let updated = configs.get("settings").await?;
+    ensure!(updated.data == backed_up.data, "{updated:?}");
+    ensure!(updated.labels()["tier"] == "front", "{updated:?}");
+    ensure!(updated.labels()["velero.io/restore-name"] == "updated");
+    let fixed = configs.get("fixed").await?;
+    ensure!(fixed.labels()["velero.io/restore-name"] == "updated");
+    ensure!(fixed.data.context("data")?["mode"] == "new");
+    let nginx = env.api_in::<Deployment>("web").get("nginx").await?;
+    ensure!(!nginx.labels().contains_key("tier"), "{nginx:?}");
+    untouched().await
+}
+
+/// Not under a running pod, unless told; then beside it, or into the claim of a workload that was scaled down.
+async fn data_into_an_existing_claim(env: &Env, backed_up: &str) -> Result<()> {
+    let jackline = Jackline::new(env)?;
+    let pod = running(env, "web", "app=nginx").await?;
+    let restore = "restore volume logs --namespace web --from-backup web";
+    let log = access_log(env, "web", &pod)?;
+    ensure!(log != backed_up);
+    let refused = jackline.refused(restore)?;
+    ensure!(
+        refused.contains(&format!("claim web/logs is in use by {pod}: scale")),
+        "{refused}"
+    );
+    ensure!(access_log(env, "web", &pod)? == log);
+    for (wrong, why) in [
+        (
+            "restore volume logs -n web --from-backup none",
+            "backup none has no data of claims",
+        ),
+        (
+            "restore volume other -n web --from-backup web",
+            "has no data of claim web/other; it has web/logs",
+        ),
+        (
+            "restore volume other -n web --source web/logs --from-backup web",
+            "there is no claim web/other",
+        ),
+    ] {
+        let refused = jackline.refused(wrong)?;
+        ensure!(refused.contains(why), "{refused}");
+    }
+
+    let directory = "/var/log/nginx";
+    let in_pod = |command: &str| {
+        let pod =
+            env.cluster
+                .kubectl(["-n", "web", "get", "pod", "-l", "app=nginx", "-o", "name"])?;
+        let pod = pod.trim().trim_start_matches("pod/").to_owned();
+        env.cluster.exec("web", &pod, &["sh", "-c", command])
+    };
+    in_pod(&format!("echo mine > {directory}/extra"))?;
+    let said = jackline.run(&format!("{restore} --in-use -o json"))?;
+    let said: serde_json::Value = serde_json::from_str(&said)?;
+    ensure!(
+        said["claim"] == "logs" && said["bytes"].as_u64() > Some(0),
+        "{said}"
+    );
+    ensure!(in_pod(&format!("cat {directory}/access.log"))? == backed_up);
+    let files = in_pod(&format!("ls -a {directory}"))?;
+    ensure!(
+        files.contains("extra") && !files.contains(".velero"),
+        "{files}"
+    );
+
+    let scale = |replicas: &str| {
+        env.cluster
+            .kubectl(["-n", "web", "scale", "deployment", "nginx", replicas])
+    };
+    visit(env, &pod, 30..33)?;
+    scale("--replicas=0")?;
+    wait_gone(&env.api_in::<Pod>("web"), &pod, MINUTE).await?;
+    let said = jackline.run(&format!("{restore} --delete"))?;
+    ensure!(
+        said.starts_with("restored ") && said.contains("into claim web/logs"),
+        "{said}"
+    );
+    scale("--replicas=1")?;
+    running(env, "web", "app=nginx").await?;
+    ensure!(in_pod(&format!("cat {directory}/access.log"))? == backed_up);
+    let files = in_pod(&format!("ls -a {directory}"))?;
+    ensure!(
+        !files.contains("extra") && !files.contains(".velero"),
+        "{files}"
+    );
+    let left = env
+        .api_in::<Pod>("web")
+        .list(&ListParams::default())
+        .await?;
+    ensure!(left.items.len() == 1, "{left:?}");
+    visit(env, &running(env, "web", "app=nginx").await?, 40..42)
+}
+
+/// The copy is as the backup, on a volume of its own, and the original goes on.
+async fn cloned_beside_the_original(env: &Env, velero: &Velero, backed_up: &str) -> Result<()> {
+    let original = running(env, "web", "app=nginx").await?;
+    let uid = env.api_in::<Pod>("web").get(&original).await?.uid();
+    let log = access_log(env, "web", &original)?;
+    completed(&velero.run(
+        "restore create clone --from-backup web --namespace-mappings web:web-clone --wait",
+    )?)?;
+    let copy = running(env, "web-clone", "app=nginx").await?;
+    let cloned = access_log(env, "web-clone", &copy)?;
+    ensure!(cloned == backed_up, "{cloned}");
+    ensure!(env.api_in::<Pod>("web").get(&original).await?.uid() == uid);
+    let now = access_log(env, "web", &original)?;
+    ensure!(now == log && now != cloned, "{now}");
+    let volume = async |namespace: &str| {
+        let claims: Api<PersistentVolumeClaim> = env.api_in(namespace);
+        let spec = claims.get("logs").await?.spec.context("a spec")?;
+        spec.volume_name.context("a volume")
+    };
+    ensure!(volume("web").await? != volume("web-clone").await?);
     Ok(())
 }
 
@@ -128,17 +345,15 @@ async fn a_schedule_makes_backups_and_their_time_ends(env: &Env, velero: &Velero
         "--ttl",
         "20s",
     ];
-    velero.call(&[&create[..], &["--schedule", "*/2 * * * *"]].concat())?;
+    velero.call(&[&create[..], &["--schedule", "*/1 * * * *"]].concat())?;
     let of_schedule = ListParams::default().labels("velero.io/schedule-name=pair");
     let backups = env.api::<Backup>();
-    let made = until("a backup is made and completed", 3 * MINUTE, async || {
+    let made = until("a backup is made", 2 * MINUTE, async || {
         let made = backups.list(&of_schedule).await?.items;
-        let done = made
-            .into_iter()
-            .find(|made| made.phase() == BackupPhase::Completed);
-        Ok(done.map(|made| made.name_any()))
+        Ok(made.first().map(ResourceExt::name_any))
     })
     .await?;
+    env.backup_completed(&made, 2 * MINUTE).await?;
     let schedules = env.api::<Schedule>();
     let status = schedules.get("pair").await?.status.context("a status")?;
     ensure!(status.last_backup.is_some());
@@ -161,28 +376,38 @@ async fn a_schedule_makes_backups_and_their_time_ends(env: &Env, velero: &Velero
 
 const HUNDRED: usize = 100;
 
+fn hundred_names() -> Vec<String> {
+    (0..HUNDRED)
+        .map(|number| format!("many-{number}"))
+        .collect()
+}
+
 /// They start while the others are looked at.
 fn hundred_namespaces_begin(env: &Env) -> Result<()> {
-    let manifests: Vec<String> = (0..HUNDRED)
-        .flat_map(|number| {
-            let name = format!("many-{number}");
-            let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": {"many": "yes"}}});
-            let pod = json!({"apiVersion": "v1", "kind": "Pod",
-                "metadata": {"name": "box", "namespace": name, "labels": {"app": "box"}, "annotations": {"backup.velero.io/backup-volumes": "data"}},
-                "spec": {"terminationGracePeriodSeconds": 0, "volumes": [{"name": "data", "emptyDir": {}}],
-                    "containers": [{"name": "box", "image": "docker.io/local/busybox:1", "imagePullPolicy": "Never",
-                        "command": ["sh", "-c", "test -e /data/id || cat /proc/sys/kernel/random/uuid > /data/id; exec sleep 100000"],
-                        "volumeMounts": [{"name": "data", "mountPath": "/data"}]}]}});
-            [namespace.to_string(), pod.to_string()]
-        })
+    let names = hundred_names();
+    let namespaces = names
+        .iter()
+        .map(|name| json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}));
+    let pods = names.iter().map(|name| {
+        json!({"apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": "box", "namespace": name, "labels": {"app": "box"}, "annotations": {"backup.velero.io/backup-volumes": "data"}},
+            "spec": {"terminationGracePeriodSeconds": 0, "volumes": [{"name": "data", "emptyDir": {}}],
+                "containers": [{"name": "box", "image": "docker.io/local/busybox:1", "imagePullPolicy": "Never",
+                    "command": ["sh", "-c", "test -e /data/id || cat /proc/sys/kernel/random/uuid > /data/id; exec sleep 100000"],
+                    "volumeMounts": [{"name": "data", "mountPath": "/data"}]}]}})
+    });
+    // The pods last: each needs its namespace's service account.
+    let manifests: Vec<String> = namespaces
+        .chain(pods)
+        .map(|object| object.to_string())
         .collect();
     env.cluster.apply(&manifests.join("\n---\n"))?;
     Ok(())
 }
 
-/// A repository for each, in one backup.
-async fn hundred_namespaces(env: &Env, velero: &Velero) -> Result<()> {
-    let pods: Api<k8s_openapi::api::core::v1::Pod> = Api::all(env.cluster.client());
+/// One backup of all of them, which goes on while the others are looked at.
+async fn hundred_backups_begin(env: &Env, velero: &Velero) -> Result<()> {
+    let pods: Api<Pod> = Api::all(env.cluster.client());
     let boxes = ListParams::default().labels("app=box");
     until("all pods run", 4 * MINUTE, async || {
         let pods = pods.list(&boxes).await?.items;
@@ -193,13 +418,14 @@ async fn hundred_namespaces(env: &Env, velero: &Velero) -> Result<()> {
         Ok((running.count() == HUNDRED).then_some(()))
     })
     .await?;
-    let names: Vec<String> = (0..HUNDRED)
-        .map(|number| format!("many-{number}"))
-        .collect();
-    completed(&velero.run(&format!(
-        "backup create many --include-namespaces {} --wait",
-        names.join(",")
-    ))?)?;
+    let names = hundred_names().join(",");
+    velero.run(&format!("backup create many --include-namespaces {names}"))?;
+    Ok(())
+}
+
+/// A repository for each.
+async fn hundred_namespaces(env: &Env, velero: &Velero) -> Result<()> {
+    env.backup_completed("many", 4 * MINUTE).await?;
     let volumes = env.volumes_of("many").await?;
     ensure!(volumes.len() == HUNDRED, "{}", volumes.len());
     ensure!(
@@ -211,7 +437,7 @@ async fn hundred_namespaces(env: &Env, velero: &Velero) -> Result<()> {
         .api::<BackupRepository>()
         .list(&ListParams::default())
         .await?;
-    for name in &names {
+    for name in &hundred_names() {
         let of = |repository: &&BackupRepository| repository.spec.volume_namespace == *name;
         let repository = repositories.iter().find(of).context("a repository")?;
         let status = repository.status.as_ref().context("a status")?;

@@ -1,0 +1,337 @@
+//! A cluster is lost, etcd included, and a new one takes its place; before that both are alive on one bucket.
+
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use jackline_crds::jackline::ClusterBackupPolicy;
+use jackline_crds::velero::{
+    Backup, BackupPhase, BackupRepository, BackupSpec, BackupStorageLocation, LocationPhase,
+    Restore, RestorePhase, RestoreSpec,
+};
+use jackline_e2e::deploy::{self, Settings};
+use jackline_e2e::{BUCKET, Env, Jackline, NAMESPACE, until, wait_for};
+use jackline_faults::Proxy;
+use jackline_test_cluster::{Cluster, Options, Programs};
+use kube::Api;
+use kube::api::PostParams;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+const MINUTE: Duration = Duration::from_secs(60);
+/// The password of the key that is kept outside of the clusters.
+const SEALED_WITH: &str = "kept in the safe";
+/// Objects that are to be there again, each as its namespace, its kind and its name.
+const OBJECTS: &[(&str, &str, &str)] = &[
+    ("", "priorityclass", "shop-first"),
+    ("", "clusterrole", "shop-keeper"),
+    ("", "clusterrolebinding", "shop-keeper"),
+    ("", "crd", "orders.shop.example"),
+    ("shop", "orders.shop.example", "first"),
+    ("shop", "secret", "till"),
+    ("shop", "configmap", "prices"),
+    ("shop", "serviceaccount", "keeper"),
+    ("shop", "service", "db"),
+    ("shop", "statefulset", "db"),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_cluster_comes_back_in_a_new_one() -> Result<()> {
+    // The bucket is the new cluster's: it outlives the old one.
+    let new = Env {
+        cluster: Cluster::up(Options::named("disaster-new")).await?,
+    };
+    new.cluster.s3().make_bucket(BUCKET).await?;
+    let old = Env::up("disaster-old").await?;
+    let proxy = share(&old, &new).await?;
+    old.cluster.apply(include_str!("disaster.yaml"))?;
+    let order = json!({"apiVersion": "shop.example/v1", "kind": "Order",
+        "metadata": {"name": "first", "namespace": "shop"}, "spec": {"amount": 3}});
+    until("the new kind is served", MINUTE, async || {
+        Ok(old.cluster.apply(&order.to_string()).ok())
+    })
+    .await?;
+    let data = data(&old).await?;
+    let objects = objects(&old)?;
+    back_up(&old, "everything", json!({})).await?;
+
+    let home = TempDir::new()?;
+    let keys = Keys::new(&new, home)?;
+    keys.export(&old.repository_password().await?)?;
+    without_the_key(&new).await?;
+    keys.import(&new)?;
+    both_alive(&old, &new).await?;
+
+    old.cluster.down()?;
+    drop(proxy);
+    restored(&new, &objects, &data).await?;
+    new.cluster.down()
+}
+
+/// Has the old cluster use the new one's bucket.
+async fn share(old: &Env, new: &Env) -> Result<Proxy> {
+    let server = new.cluster.s3().host_endpoint.clone();
+    let server = server.trim_start_matches("http://").parse()?;
+    let listener = old.cluster.listen()?;
+    let url = format!("http://{}", listener.local_addr()?);
+    let proxy = Proxy::on(listener, server)?;
+    let credentials = format!(
+        "--from-literal=cloud={}",
+        new.cluster.s3().credentials_file()
+    );
+    let secret = ["-n", NAMESPACE, "create", "secret", "generic", "shared"];
+    old.cluster
+        .kubectl([&secret[..], &[&credentials]].concat())?;
+    let spec = json!({"config": {"s3Url": url}, "credential": {"name": "shared"}});
+    patch_location(old, &spec)?;
+    available(old, LocationPhase::Available, "").await?;
+    Ok(proxy)
+}
+
+fn patch_location(env: &Env, spec: &Value) -> Result<()> {
+    let patch = json!({"spec": spec}).to_string();
+    let location = [
+        "patch",
+        "backupstoragelocation",
+        "default",
+        "--type=merge",
+        "-p",
+    ];
+    let location = [&["-n", NAMESPACE], &location[..], &[&patch]].concat();
+    env.cluster.kubectl(location).map(drop)
+}
+
+/// The location is in this phase, for this reason.
+async fn available(env: &Env, phase: LocationPhase, why: &str) -> Result<()> {
+    let locations = env.api::<BackupStorageLocation>();
+    wait_for(&locations, "default", MINUTE, |location| {
+        location.status.as_ref().is_some_and(|status| {
+            status.phase == Some(phase)
+                && status.message.as_deref().unwrap_or_default().contains(why)
+        })
+    })
+    .await?;
+    Ok(())
+}
+
+async fn back_up(env: &Env, name: &str, spec: Value) -> Result<()> {
+    let spec: BackupSpec = serde_json::from_value(spec)?;
+    env.api::<Backup>()
+        .create(&PostParams::default(), &Backup::new(name, spec))
+        .await?;
+    env.backup_completed(name, 2 * MINUTE).await.map(drop)
+}
+
+/// What is in the volumes of both pods.
+async fn data(env: &Env) -> Result<Vec<String>> {
+    until("the pods are ready", 2 * MINUTE, async || {
+        Ok((env.ready_pods("shop", "app=db").await?.len() == 2).then_some(()))
+    })
+    .await?;
+    let sum = |pod: &str| {
+        env.cluster.exec(
+            "shop",
+            pod,
+            &[
+                "sh",
+                "-c",
+                "md5sum /data/rows /data/name; ls -la /data/rows",
+            ],
+        )
+    };
+    Ok(vec![sum("db-0")?, sum("db-1")?])
+}
+
+/// The objects without what a cluster adds by itself.
+fn objects(env: &Env) -> Result<Vec<Value>> {
+    OBJECTS
+        .iter()
+        .map(|(namespace, kind, name)| {
+            let found = env
+                .cluster
+                .kubectl(["get", kind, name, "-n", namespace, "-o", "json"])?;
+            let mut object: Value = serde_json::from_str(&found)?;
+            for pointer in ["", "/spec"] {
+                let Some(Value::Object(fields)) = object.pointer_mut(pointer) else {
+                    continue;
+                };
+                // Addresses are each cluster's own.
+                for field in ["status", "clusterIP", "clusterIPs"] {
+                    fields.remove(field);
+                }
+            }
+            let labels = object["metadata"]["labels"].as_object_mut();
+            let mut labels = labels.cloned().unwrap_or_default();
+            labels.retain(|label, _| !label.starts_with("velero.io/"));
+            object["metadata"] = json!({"name": name, "labels": labels});
+            Ok(object)
+        })
+        .collect()
+}
+
+/// The keys of the repositories, kept outside of the clusters.
+struct Keys {
+    home: TempDir,
+    bucket: String,
+    environment: [(&'static str, String); 3],
+    program: std::path::PathBuf,
+}
+
+impl Keys {
+    fn new(env: &Env, home: TempDir) -> Result<Self> {
+        let s3 = env.cluster.s3();
+        std::fs::write(home.path().join("safe"), SEALED_WITH)?;
+        Ok(Self {
+            home,
+            bucket: format!("s3:{}/{BUCKET}/restic/shop", s3.host_endpoint),
+            environment: s3.environment(),
+            program: Programs::build()?.controller.with_file_name("jackline"),
+        })
+    }
+
+    fn run(&self, password_file: &str, arguments: &[&str]) -> Result<()> {
+        let output = Command::new(&self.program)
+            .args([
+                "repository",
+                "--repo",
+                &self.bucket,
+                "--password-file",
+                password_file,
+            ])
+            .args(arguments)
+            .envs(self.environment.clone())
+            .current_dir(self.home.path())
+            .output()?;
+        ensure!(output.status.success(), "{arguments:?}: {output:?}");
+        Ok(())
+    }
+
+    fn export(&self, password: &str) -> Result<()> {
+        std::fs::write(self.home.path().join("password"), password)?;
+        let arguments = ["key", "export", "shop.key", "--new-password-file", "safe"];
+        self.run("password", &arguments)?;
+        std::fs::remove_file(self.home.path().join("password"))?;
+        Ok(())
+    }
+
+    /// The password that was lost with the cluster opens nothing any more; the one from the safe does.
+    fn import(&self, new: &Env) -> Result<()> {
+        self.run("safe", &["key", "import", "shop.key"])?;
+        // With a line end, as `--from-file` has it.
+        let password = format!("--from-literal=repository-password={SEALED_WITH}\n");
+        let secret = "velero-repo-credentials";
+        new.cluster.kubectl([
+            "-n", NAMESPACE, "create", "secret", "generic", secret, &password,
+        ])?;
+        Ok(())
+    }
+}
+
+/// Nothing is made anew beside repositories that cannot be opened.
+async fn without_the_key(new: &Env) -> Result<()> {
+    let s3 = new.cluster.s3();
+    let before = s3.list(BUCKET, "restic/").await?;
+    ensure!(!before.is_empty());
+    new.cluster.load_jackline(&Programs::build()?)?;
+    deploy::apply(&new.cluster, &Settings::default())?;
+    deploy::ready(&new.cluster)?;
+    let why = "the location holds repositories (shop): put the password that the repositories were made with into key repository-password of Secret velero/velero-repo-credentials";
+    available(new, LocationPhase::Unavailable, why).await?;
+    let said = Jackline::new(new)?.refused("doctor")?;
+    let doctor = Jackline::new(new)?.output(&["doctor"])?;
+    let findings = String::from_utf8_lossy(&doctor.stdout);
+    ensure!(
+        findings.contains("velero-repo-credentials"),
+        "{said}{findings}"
+    );
+    ensure!(s3.list(BUCKET, "restic/").await? == before);
+    Ok(())
+}
+
+/// Both say so, and neither touches what is the other's.
+async fn both_alive(old: &Env, new: &Env) -> Result<()> {
+    let backups = new.api::<Backup>();
+    wait_for(&backups, "everything", MINUTE, |backup| {
+        backup.phase() == BackupPhase::Completed
+    })
+    .await?;
+    let policy = json!({"apiVersion": "jackline.dev/v1alpha1", "kind": "ClusterBackupPolicy",
+        "metadata": {"name": "all"}, "spec": {"mode": "Enforce", "namespaces": {"include": ["nowhere"]}}});
+    for env in [old, new] {
+        env.cluster.apply(&policy.to_string())?;
+        available(env, LocationPhase::Available, "uses this location too").await?;
+        let policies: Api<ClusterBackupPolicy> = Api::all(env.cluster.client());
+        wait_for(&policies, "all", MINUTE, |policy| {
+            let conditions = policy.status.iter().flat_map(|status| &status.conditions);
+            let mut shared = conditions.filter(|one| one.type_ == "LocationShared");
+            shared.any(|one| one.status == "True" && one.reason == "OtherCluster")
+        })
+        .await?;
+        let doctor = Jackline::new(env)?.output(&["doctor"])?;
+        let said = String::from_utf8_lossy(&doctor.stdout);
+        ensure!(said.contains("uses this location too"), "{said}");
+    }
+
+    patch_location(new, &json!({"backupSyncPeriod": "2s"}))?;
+    // Its time is over, and its cluster alone deletes it. The other sees it come and go.
+    back_up(
+        old,
+        "short",
+        json!({"includedNamespaces": ["shop"], "ttl": "15s"}),
+    )
+    .await?;
+    wait_for(&new.api::<Backup>(), "short", MINUTE, |_| true).await?;
+    let deletions = async |env: &Env| {
+        let kind = env.api::<jackline_crds::velero::DeleteBackupRequest>();
+        anyhow::Ok(kind.list(&Default::default()).await?.items.len())
+    };
+    until("its own cluster deletes it", MINUTE, async || {
+        ensure!(deletions(new).await? == 0, "the other cluster deletes it");
+        let left = old.api::<Backup>().get_opt("short").await?;
+        Ok(left.is_none().then_some(()))
+    })
+    .await?;
+    until("it is gone in the other too", 2 * MINUTE, async || {
+        let left = new.api::<Backup>().get_opt("short").await?;
+        Ok(left.is_none().then_some(()))
+    })
+    .await?;
+    ensure!(new.api::<Backup>().get_opt("everything").await?.is_some());
+    let repositories = new
+        .api::<BackupRepository>()
+        .list(&Default::default())
+        .await?;
+    for repository in repositories {
+        let status = repository.status.clone().unwrap_or_default();
+        ensure!(status.last_maintenance_time.is_none(), "{repository:?}");
+    }
+    Ok(())
+}
+
+async fn restored(new: &Env, objects_before: &[Value], data_before: &[String]) -> Result<()> {
+    let spec = RestoreSpec {
+        backup_name: Some("everything".to_owned()),
+        ..RestoreSpec::default()
+    };
+    let restores = new.api::<Restore>();
+    restores
+        .create(&PostParams::default(), &Restore::new("back", spec))
+        .await?;
+    let restore = new.restore_ended("back", 3 * MINUTE).await?;
+    let status = restore.status.clone().context("a status")?;
+    let said = new.packed("restores/back/restore-back-results.gz").await?;
+    ensure!(
+        status.phase == Some(RestorePhase::Completed),
+        "{status:?} {said:#}"
+    );
+    let objects = objects(new)?;
+    for (before, now) in objects_before.iter().zip(&objects) {
+        ensure!(before == now, "before: {before:#}\nnow: {now:#}");
+    }
+    ensure!(data(new).await? == data_before);
+    // The new cluster goes on where the old one was.
+    back_up(new, "after", json!({"includedNamespaces": ["shop"]})).await?;
+    let made = new.volumes_of("after").await?;
+    ensure!(made.len() == 2, "{made:?}");
+    Ok(())
+}
