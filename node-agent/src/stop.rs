@@ -43,12 +43,23 @@ impl Stop {
         if error.is_retryable() {
             return Self::Retry(Failure::transient(error.reason(), error));
         }
+        let hint = if keeps_root_out(&error) {
+            ". This agent is root: the file server keeps root out (root squash). Export the volume with no_root_squash to the nodes"
+        } else {
+            ""
+        };
         Self::Failed(format!(
-            "data path failed: {} ({})",
+            "data path failed: {} ({}){hint}",
             chain(&error),
             error.reason()
         ))
     }
+}
+
+/// Whether a volume as a whole is refused to root.
+fn keeps_root_out(error: &jackline_repository::Error) -> bool {
+    use jackline_repository::Error::{Source, Target};
+    matches!(error, Source { source, .. } | Target { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied)
 }
 
 impl From<OpenError> for Stop {

@@ -229,6 +229,15 @@ impl Run<'_> {
             return Ok(());
         }
         self.token.check()?;
+        if prepared.binding == Some(claim::Binding::Keep)
+            && let Err(error) = self.free_volume(&prepared.object).await
+        {
+            self.failed(
+                kind,
+                item,
+                &format!("its volume is not free: {}", chain(&error)),
+            );
+        }
         let made = self.check_classes(&prepared.classes).await;
         let made = match made {
             Ok(()) => objects.create(&wanted).await.map_err(|error| chain(&error)),
@@ -408,20 +417,35 @@ impl Run<'_> {
             .contains_key(&(namespace.to_owned(), item.name.clone()));
         let name = json::text(object, "/spec/volumeName").unwrap_or_default();
         let (mut live, mut volume) = (None, None);
-        if !copied && !name.is_empty() {
+        if !name.is_empty() {
             let api = ApiResource::erase::<k8s_openapi::api::core::v1::PersistentVolume>(&());
             live = Objects::new(&self.context.clients.call, &api, None)
                 .get(name)
                 .await?;
             volume = self.catalog.find("persistentvolumes", None, name);
         }
-        Ok(claim::binding(claim::ClaimFacts {
+        let binding = claim::binding(claim::ClaimFacts {
             claim: object,
             volume: volume.as_ref(),
             live: live.as_ref(),
             copied,
             target: self.target(namespace),
-        }))
+        });
+        Ok(binding)
+    }
+
+    /// Frees the volume that a claim goes back to.
+    async fn free_volume(&self, claim: &Value) -> Result<(), kube::Error> {
+        let name = json::text(claim, "/spec/volumeName").unwrap_or_default();
+        let api = ApiResource::erase::<k8s_openapi::api::core::v1::PersistentVolume>(&());
+        let volumes = Objects::new(&self.context.clients.call, &api, None);
+        let live = volumes.get(name).await?;
+        let (namespace, holder) = claim::key(claim);
+        let ours = |live: &Value| claim::claim_of(live) == Some((&*namespace, &*holder));
+        match live.filter(ours).as_ref().and_then(claim::release) {
+            Some(patch) => volumes.patch(name, &patch).await,
+            None => Ok(()),
+        }
     }
 
     /// Whether an earlier run of this restore made the pod and its data has been back since: then it is not ours to make again.

@@ -1,14 +1,15 @@
 //! Claims and the persistent volumes under them (velero-compat §7.3).
 //!
 //! A claim whose data comes from a copy, or whose volume died with it (reclaim policy `Delete`), is provisioned afresh. A volume
-//! with policy `Retain` and no copy is put back as it was, for the storage behind it may still be there. A claim is never left
-//! pointing at a volume that belongs to another claim: that would hand one tenant's data to another.
+//! with policy `Retain` and no copy is put back as it was, for the storage behind it may still be there. A volume that a person made
+//! is used again also where its data comes from a copy: nobody would provision another. A claim is never left pointing at a volume
+//! that belongs to another claim: that would hand one tenant's data to another.
 
 use std::collections::BTreeMap;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use super::json::{map_mut, name, namespace, remove, text};
+use super::json::{annotation, map_mut, name, namespace, remove, text};
 
 /// What the binder and the provisioner wrote; a claim that keeps these is never provisioned again.
 const BINDING: &[&str] = &[
@@ -46,25 +47,56 @@ pub struct ClaimFacts<'a> {
 /// Decides how the claim gets its volume.
 pub fn binding(facts: ClaimFacts<'_>) -> Binding {
     let named = text(facts.claim, "/spec/volumeName").is_some_and(|name| !name.is_empty());
-    if facts.copied || !named {
+    if !named {
         return Binding::Provision;
     }
     if let Some(live) = facts.live {
         return match claim_of(live) {
-            None => Binding::Keep,
-            Some(holder) if holder == (facts.target, name(facts.claim)) => Binding::Keep,
-            Some(_) => Binding::Provision,
+            None if !facts.copied => Binding::Keep,
+            Some(holder)
+                if holder == (facts.target, name(facts.claim))
+                    && (!facts.copied || is_made_by_hand(live)) =>
+            {
+                Binding::Keep
+            }
+            _ => Binding::Provision,
         };
     }
+    let holder = facts.volume.and_then(claim_of);
     match facts.volume {
-        Some(volume) if restores_volume(volume, false) => Binding::Keep,
+        // One that is put back waits for the claim that it had.
+        Some(_) if facts.copied && holder != Some((facts.target, name(facts.claim))) => {
+            Binding::Provision
+        }
+        Some(volume) if restores_volume(volume, facts.copied) => Binding::Keep,
         _ => Binding::Provision,
     }
 }
 
-/// Whether a stored volume is restored: not where its data comes from a copy, nor where it went away with its claim.
+/// Whether a stored volume is restored: not where it went away with its claim, nor where its data comes from a copy and the claim can
+/// have another volume.
 pub fn restores_volume(volume: &Value, copied: bool) -> bool {
-    !copied && text(volume, "/spec/persistentVolumeReclaimPolicy") != Some("Delete")
+    let class = text(volume, "/spec/storageClassName").unwrap_or_default();
+    text(volume, "/spec/persistentVolumeReclaimPolicy") != Some("Delete")
+        && (!copied || is_made_by_hand(volume) && class.is_empty())
+}
+
+/// Whether no provisioner made the volume.
+fn is_made_by_hand(volume: &Value) -> bool {
+    annotation(volume, "pv.kubernetes.io/provisioned-by").is_none()
+        && text(volume, "/spec/persistentVolumeReclaimPolicy") == Some("Retain")
+}
+
+/// What frees a volume for a new claim of the same name, when the claim it belonged to is gone.
+pub fn release(live: &Value) -> Option<Value> {
+    let uid = text(live, "/spec/claimRef/uid").filter(|uid| !uid.is_empty());
+    let released = text(live, "/status/phase") == Some("Released") && uid.is_some();
+    released.then(|| {
+        json!({
+            "metadata": {"resourceVersion": live["metadata"]["resourceVersion"]},
+            "spec": {"claimRef": {"uid": null, "resourceVersion": null}},
+        })
+    })
 }
 
 /// Namespace and name of the claim that a volume belongs to.
@@ -166,11 +198,18 @@ mod tests {
             bool,
             Binding,
         );
-        let cases: [Case<'_>; 8] = [
+        let provisioned = |mut volume: Value| {
+            volume["metadata"]["annotations"] = json!({"pv.kubernetes.io/provisioned-by": "x"});
+            volume
+        };
+        let made = provisioned(ours.clone());
+        let mut classed = ours.clone();
+        classed["spec"]["storageClassName"] = json!("local");
+        let cases: [Case<'_>; 13] = [
             (
                 "a copy",
                 &claim,
-                Some(&retain),
+                Some(&made),
                 None,
                 true,
                 Binding::Provision,
@@ -178,8 +217,48 @@ mod tests {
             (
                 "a copy, volume still there",
                 &claim,
-                Some(&retain),
+                Some(&made),
+                Some(&made),
+                true,
+                Binding::Provision,
+            ),
+            (
+                "a copy, volume made by hand and still there",
+                &claim,
                 Some(&ours),
+                Some(&ours),
+                true,
+                Binding::Keep,
+            ),
+            (
+                "a copy, volume made by hand and now someone else's",
+                &claim,
+                Some(&ours),
+                Some(&theirs),
+                true,
+                Binding::Provision,
+            ),
+            (
+                "a copy, volume made by hand and gone",
+                &claim,
+                Some(&ours),
+                None,
+                true,
+                Binding::Keep,
+            ),
+            (
+                "a copy, volume made by hand and gone, of a class",
+                &claim,
+                Some(&classed),
+                None,
+                true,
+                Binding::Provision,
+            ),
+            (
+                "a copy, volume made by hand and gone, of another claim",
+                &claim,
+                Some(&theirs),
+                None,
                 true,
                 Binding::Provision,
             ),
@@ -264,6 +343,24 @@ mod tests {
     }
 
     #[test]
+    fn only_a_volume_whose_claim_is_gone_is_released() {
+        let mut live = volume("Retain", Some(("shop", "data")));
+        live["metadata"]["resourceVersion"] = json!("7");
+        for phase in ["Bound", "Available", "Failed"] {
+            live["status"] = json!({"phase": phase});
+            assert_eq!(release(&live), None, "{phase}");
+        }
+        live["status"] = json!({"phase": "Released"});
+        assert_eq!(
+            release(&live),
+            Some(json!({"metadata": {"resourceVersion": "7"},
+                "spec": {"claimRef": {"uid": null, "resourceVersion": null}}}))
+        );
+        live["spec"]["claimRef"]["uid"] = Value::Null;
+        assert_eq!(release(&live), None);
+    }
+
+    #[test]
     fn a_restored_volume_waits_for_its_own_claim_only() {
         let mut stored = volume("Retain", Some(("shop", "data")));
         prepare_volume(
@@ -275,6 +372,8 @@ mod tests {
             json!({"namespace": "store", "name": "data"})
         );
         assert!(restores_volume(&stored, false));
+        assert!(restores_volume(&stored, true));
+        stored["spec"]["storageClassName"] = json!("local");
         assert!(!restores_volume(&stored, true));
         assert!(!restores_volume(&volume("Delete", None), false));
     }

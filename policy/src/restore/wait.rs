@@ -44,6 +44,10 @@ pub fn remove(pod: &mut Value) {
 /// everyone else.
 pub fn add(pod: &mut Value, waiter: Waiter<'_>) {
     remove(pod);
+    waiter
+        .volumes
+        .keys()
+        .for_each(|volume| open_for_data(pod, volume));
     let security = security_context(pod);
     let mounts: Vec<Value> = waiter
         .volumes
@@ -88,6 +92,27 @@ pub fn add(pod: &mut Value, waiter: Waiter<'_>) {
     }
 }
 
+/// A claim that the pod has read-only could not be filled: it becomes read-only for each container instead.
+fn open_for_data(pod: &mut Value, volume: &str) {
+    let source = array(pod, "/spec/volumes").find(|entry| entry["name"] == volume);
+    let claim = source.and_then(|entry| entry.get_mut("persistentVolumeClaim")?.as_object_mut());
+    if claim.and_then(|claim| claim.remove("readOnly")) != Some(Value::Bool(true)) {
+        return;
+    }
+    for containers in ["/spec/containers", "/spec/initContainers"] {
+        for container in array(pod, containers) {
+            for mount in array(container, "/volumeMounts").filter(|mount| mount["name"] == volume) {
+                mount["readOnly"] = Value::Bool(true);
+            }
+        }
+    }
+}
+
+fn array<'a>(object: &'a mut Value, pointer: &str) -> impl Iterator<Item = &'a mut Value> {
+    let found = object.pointer_mut(pointer).and_then(Value::as_array_mut);
+    found.into_iter().flatten()
+}
+
 /// The first container's context without privileges. `None`: as the image and the pod say.
 fn security_context(pod: &Value) -> Option<Map<String, Value>> {
     let first = list(pod, "/spec/containers").first()?;
@@ -118,6 +143,33 @@ mod tests {
             restore: "uid-1",
             volumes,
         }
+    }
+
+    #[test]
+    fn a_read_only_claim_stays_so_for_the_containers_alone() {
+        let volumes = [("data".to_owned(), 1)].into();
+        let mut pod = json!({"spec": {
+            "containers": [{"name": "c", "volumeMounts": [{"name": "data"}, {"name": "other"}]}, {"name": "d"}],
+            "volumes": [
+                {"name": "data", "persistentVolumeClaim": {"claimName": "x", "readOnly": true}},
+                {"name": "other", "persistentVolumeClaim": {"claimName": "y", "readOnly": true}},
+                {"name": "empty", "emptyDir": {}}]}});
+        add(&mut pod, waiter(&volumes));
+        assert_eq!(
+            pod["spec"]["volumes"],
+            json!([
+                {"name": "data", "persistentVolumeClaim": {"claimName": "x"}},
+                {"name": "other", "persistentVolumeClaim": {"claimName": "y", "readOnly": true}},
+                {"name": "empty", "emptyDir": {}}])
+        );
+        assert_eq!(
+            pod["spec"]["containers"][0]["volumeMounts"],
+            json!([{"name": "data", "readOnly": true}, {"name": "other"}])
+        );
+        assert_eq!(
+            pod["spec"]["initContainers"][0]["volumeMounts"],
+            json!([{"name": "data", "mountPath": "/restores/data"}])
+        );
     }
 
     #[test]

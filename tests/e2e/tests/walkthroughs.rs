@@ -3,9 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use jackline_crds::velero::{
-    Backup, BackupPhase, BackupRepository, PodVolumePhase, RepositoryPhase, Schedule,
-};
+use jackline_crds::velero::{Backup, BackupRepository, PodVolumePhase, RepositoryPhase, Schedule};
 use jackline_e2e::{BUCKET, Env, Jackline, Velero, until, wait_gone};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, PersistentVolumeClaim, Pod};
