@@ -3,6 +3,7 @@
 //! Every pod goes its own way, so a slow one holds up nobody. Nothing is polled: the agents' progress comes by watch.
 
 mod create;
+mod successor;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -449,9 +450,21 @@ impl Work<'_> {
             ("name", pod.volumes.name.as_str()),
             ("volume", selected.volume.as_str()),
         ];
-        if let Err(why) = self.moved(pod, selected, claim, hold).await {
+        let mut result = self.moved(pod, selected, claim, hold).await;
+        if let (Err(Problem::NeverBegan { name, why }), Some(claim_name)) =
+            (&result, &selected.claim)
+            && let Some((next, selected)) = successor::of(self.job.context, pod, claim_name).await
+        {
+            let name_of = &next.volumes.name;
+            let message =
+                format!("{why}; claim {claim_name} is read through pod {name_of} instead");
+            self.log.warning(&message, &fields);
+            successor::forget(self.job.context, name).await;
+            result = self.moved(&next, &selected, claim, hold).await;
+        }
+        if let Err(why) = result {
             match why {
-                Problem::Failed(why) => self
+                Problem::Failed(why) | Problem::NeverBegan { why, .. } => self
                     .log
                     .error(&format!("pod volume backup failed: {why}"), &fields),
                 Problem::NotBegun(why) => self.log.error(&why, &fields),
@@ -504,7 +517,16 @@ impl Work<'_> {
             }
         };
         tokio::select! {
-            result = self.ended(&name) => result.map_err(Problem::Failed),
+            result = self.ended(&name) => result.map_err(|why| {
+                let volume = self.job.context.stores.pod_volume_backups.get(&self.job.context.key(&*name));
+                let status = volume.and_then(|volume| volume.status.clone());
+                let began = status.is_none_or(|status| status.start_timestamp.is_some());
+                // A pod with hooks would have to be frozen first.
+                match hold && !began {
+                    true => Problem::NeverBegan { name, why },
+                    false => Problem::Failed(why),
+                }
+            }),
             () = at(self.deadline) => {
                 create::cancel(self.job.context, &name, LATE).await;
                 Err(Problem::Late)
@@ -589,6 +611,8 @@ enum Problem {
     NotBegun(String),
     /// The agent failed.
     Failed(String),
+    /// The agent did not even begin: the pod had gone.
+    NeverBegan { name: String, why: String },
     /// Time is over.
     Late,
 }

@@ -32,7 +32,8 @@ pub struct PodFacts {
 }
 
 impl PodFacts {
-    fn of(pod: &Value) -> Self {
+    /// Reads a pod.
+    pub fn of(pod: &Value) -> Self {
         let (pre, first) = hook::of_annotations(pod, When::Pre, &timeout);
         let (post, second) = hook::of_annotations(pod, When::Post, &timeout);
         Self {

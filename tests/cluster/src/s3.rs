@@ -7,6 +7,10 @@ use anyhow::{Context, Result, bail};
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::{BehaviorVersion, Credentials, Region};
 use aws_sdk_s3::primitives::ByteStream;
+use aws_sdk_s3::types::{
+    DefaultRetention, ObjectLockConfiguration, ObjectLockEnabled, ObjectLockRetentionMode,
+    ObjectLockRule,
+};
 
 use crate::daemon::{Daemon, Daemons};
 use crate::network::NODE_ADDRESS;
@@ -37,6 +41,8 @@ pub struct Object {
     pub key: String,
     /// In bytes.
     pub size: u64,
+    /// Of its content, as the server has it.
+    pub etag: String,
 }
 
 impl S3 {
@@ -96,6 +102,38 @@ impl S3 {
         }
     }
 
+    /// [`make_bucket`](Self::make_bucket) with versions and object lock: nothing can be removed for good within a day.
+    pub async fn make_locked_bucket(&self, bucket: &str) -> Result<()> {
+        let made = self.client.create_bucket().bucket(bucket);
+        made.object_lock_enabled_for_bucket(true).send().await?;
+        let retention = DefaultRetention::builder()
+            .mode(ObjectLockRetentionMode::Compliance)
+            .days(1)
+            .build();
+        let lock = ObjectLockConfiguration::builder()
+            .object_lock_enabled(ObjectLockEnabled::Enabled)
+            .rule(
+                ObjectLockRule::builder()
+                    .default_retention(retention)
+                    .build(),
+            )
+            .build();
+        let put = self.client.put_object_lock_configuration().bucket(bucket);
+        put.object_lock_configuration(lock).send().await?;
+        Ok(())
+    }
+
+    /// The keys of all versions under a prefix, each as often as it has versions.
+    pub async fn versions(&self, bucket: &str, prefix: &str) -> Result<Vec<String>> {
+        let versions = self.client.list_object_versions().bucket(bucket);
+        let answer = versions.prefix(prefix).send().await?;
+        let keys = answer
+            .versions()
+            .iter()
+            .map(|version| version.key().unwrap_or_default());
+        Ok(keys.map(str::to_owned).collect())
+    }
+
     /// All objects under a prefix, sorted by key.
     pub async fn list(&self, bucket: &str, prefix: &str) -> Result<Vec<Object>> {
         let mut pages = self
@@ -111,6 +149,7 @@ impl S3 {
             found.extend(page.contents().iter().map(|object| {
                 Object {
                     key: object.key().unwrap_or_default().to_owned(),
+                    etag: object.e_tag().unwrap_or_default().to_owned(),
                     size: object
                         .size()
                         .and_then(|size| u64::try_from(size).ok())

@@ -43,6 +43,7 @@ async fn what_a_leader_leaves_behind_is_finished() -> Result<()> {
     test.stopped_and_woken().await?;
     test.killed_in_a_restore().await?;
     test.a_volume_that_stands_still_fails_alone().await?;
+    test.a_pod_is_replaced_before_its_volume_is_begun().await?;
     test.env.cluster.down()
 }
 
@@ -72,7 +73,11 @@ impl Test {
             phase == Some(LocationPhase::Available)
         })
         .await?;
-        for (namespace, app) in [("shop", "app=db"), ("slow", "app=slow")] {
+        for (namespace, app) in [
+            ("shop", "app=db"),
+            ("slow", "app=slow"),
+            ("moving", "app=web"),
+        ] {
             until("the pods run", 2 * MINUTE, async || {
                 Ok((env.ready_pods(namespace, app).await?.len() == 1).then_some(()))
             })
@@ -357,6 +362,46 @@ impl Test {
         ensure!(self.in_db("md5sum /data/blob")? == blob);
         let pod = self.env.api_in::<Pod>("shop").get("db").await?;
         ensure!(!pod.labels().contains_key(label::POST_HOOKS), "{pod:?}");
+        Ok(())
+    }
+
+    /// The pod that took its place carries the claim.
+    async fn a_pod_is_replaced_before_its_volume_is_begun(&self) -> Result<()> {
+        let ready = async || self.env.ready_pods("moving", "app=web").await;
+        let first = ready().await?.pop().context("a pod")?;
+        let agents = self.env.ready_pods(NAMESPACE, "role=node-agent").await?;
+        let agent = agents.first().context("an agent")?;
+        let pid = self
+            .env
+            .cluster
+            .container_pid(NAMESPACE, agent, "node-agent")
+            .await?;
+        let signal = |signal| {
+            let pid = Pid::from_raw(pid).context("a process")?;
+            anyhow::Ok(kill_process(pid, signal)?)
+        };
+        signal(Signal::STOP)?;
+        self.back_up("replaced", &["moving"]).await?;
+        until("the volume is to be read", MINUTE, async || {
+            Ok(self.env.volumes_of("replaced").await?.pop())
+        })
+        .await?;
+        let pods = self.env.api_in::<Pod>("moving");
+        pods.delete(&first, &DeleteParams::default()).await?;
+        wait_gone(&pods, &first, MINUTE).await?;
+        signal(Signal::CONT)?;
+        self.complete("replaced").await?;
+        let volume = self
+            .env
+            .volumes_of("replaced")
+            .await?
+            .pop()
+            .context("one")?;
+        let carrier = volume.spec.pod.name.clone().unwrap_or_default();
+        ensure!(carrier != first && ready().await?.contains(&carrier));
+        let backup = self.env.api::<Backup>().get("replaced").await?;
+        let warnings = backup.status.map(|status| status.warnings);
+        ensure!(warnings == Some(1), "{warnings:?}");
         Ok(())
     }
 

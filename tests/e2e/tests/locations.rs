@@ -8,7 +8,7 @@ use jackline_crds::velero::{
     Backup, BackupPhase, BackupRepository, BackupSpec, BackupStorageLocation, DeleteBackupRequest,
     LocationPhase, RepositoryPhase, Restore, RestoreSpec,
 };
-use jackline_e2e::{Env, fixture, until, wait_for, wait_gone};
+use jackline_e2e::{Env, Restic, fixture, until, wait_for, wait_gone};
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{DeleteParams, PostParams};
 use serde_json::{Value, json};
@@ -25,7 +25,63 @@ async fn locations_say_what_is_wrong_and_recover() -> Result<()> {
     they_recover(&env).await?;
     the_newest_default_wins(&env).await?;
     existing_repositories_keep_their_key(&env).await?;
+    object_lock_keeps_one_version(&env).await?;
     env.cluster.down()
+}
+
+/// Nothing that a backup writes is written over, so a bucket that keeps every version keeps one of each.
+async fn object_lock_keeps_one_version(env: &Env) -> Result<()> {
+    const BUCKET: &str = "locked";
+    let s3 = env.cluster.s3();
+    s3.make_locked_bucket(BUCKET).await?;
+    apply(env, BUCKET, BUCKET, &s3.endpoint, "cloud-credentials")?;
+    available(env, BUCKET).await?;
+    let pod = json!({"apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": "safe", "namespace": "default", "labels": {"app": "safe"}, "annotations": {"backup.velero.io/backup-volumes": "data"}},
+        "spec": {"terminationGracePeriodSeconds": 0, "volumes": [{"name": "data", "emptyDir": {}}],
+            "containers": [{"name": "safe", "image": "docker.io/local/busybox:1", "imagePullPolicy": "Never",
+                "command": ["sh", "-c", "head -c 1000000 /dev/urandom > /data/file; exec sleep 100000"],
+                "volumeMounts": [{"name": "data", "mountPath": "/data"}]}]}});
+    env.cluster.apply(&pod.to_string())?;
+    until("the pod runs", MINUTE, async || {
+        Ok((env.ready_pods("default", "app=safe").await?.len() == 1).then_some(()))
+    })
+    .await?;
+    for name in ["locked-1", "locked-2"] {
+        let spec: BackupSpec = serde_json::from_value(json!({
+            "includedNamespaces": ["default"], "storageLocation": BUCKET,
+            "labelSelector": {"matchLabels": {"app": "safe"}}}))?;
+        env.api::<Backup>()
+            .create(&PostParams::default(), &Backup::new(name, spec))
+            .await?;
+        env.backup_completed(name, MINUTE).await?;
+        ensure!(env.volumes_of(name).await?.len() == 1);
+    }
+    for prefix in [
+        "backups/",
+        "restic/default/data/",
+        "restic/default/snapshots/",
+    ] {
+        let versions = s3.versions(BUCKET, prefix).await?;
+        let mut once = versions.clone();
+        once.dedup();
+        ensure!(!versions.is_empty() && versions == once, "{versions:?}");
+    }
+    // What is deleted is gone for everybody but those who look at old versions.
+    let request = DeleteBackupRequest::new(
+        "locked-1",
+        serde_json::from_value(json!({"backupName": "locked-1"}))?,
+    );
+    env.api::<DeleteBackupRequest>()
+        .create(&PostParams::default(), &request)
+        .await?;
+    wait_gone(&env.api::<Backup>(), "locked-1", MINUTE).await?;
+    ensure!(s3.list(BUCKET, "backups/locked-1/").await?.is_empty());
+    ensure!(!s3.versions(BUCKET, "backups/locked-1/").await?.is_empty());
+    let password = env.repository_password().await?;
+    let restic = Restic::new(s3, BUCKET, "default", &password);
+    ensure!(restic.snapshots()?.len() == 1);
+    restic.check()
 }
 
 fn phase(location: &BackupStorageLocation) -> Option<LocationPhase> {

@@ -34,6 +34,9 @@ struct Args {
     /// A hundredth of the ConfigMaps: whether it runs, not how fast
     #[arg(long)]
     small: bool,
+    /// Only one backup of 100,000 ConfigMaps in 5,000 namespaces: how much memory it takes
+    #[arg(long, conflicts_with = "small")]
+    scale: bool,
     /// Where the measurements are written [default: bench/objects.json in the target directory]
     #[arg(long)]
     json: Option<PathBuf>,
@@ -78,6 +81,9 @@ async fn main() -> ExitCode {
 
 async fn run(args: Args) -> Result<()> {
     let env = Env::up_with(Options::named("bench-objects"), &Settings::default()).await?;
+    if args.scale {
+        return scale(&env).await;
+    }
     fixture::adopt(&env).await?;
     let count = if args.small {
         CONFIG_MAPS / 100
@@ -138,6 +144,53 @@ async fn run(args: Args) -> Result<()> {
         &peaks,
     )?;
     env.cluster.down()
+}
+
+/// One backup of the whole cluster. Fails when the controller takes more than it may.
+async fn scale(env: &Env) -> Result<()> {
+    const NAMESPACES: usize = 5_000;
+    const OBJECTS: usize = 100_000;
+    const MOST: u64 = 256 << 20;
+    let namespaces = Api::<Namespace>::all(env.cluster.client());
+    let namespace = |n: usize| format!("space-{n:04}");
+    let made = stream::iter(0..NAMESPACES).map(|n| {
+        let object = json!({"metadata": {"name": namespace(n)}});
+        let namespaces = &namespaces;
+        async move {
+            let object: Namespace = serde_json::from_value(object)?;
+            namespaces.create(&PostParams::default(), &object).await?;
+            anyhow::Ok(())
+        }
+    });
+    made.buffer_unordered(32).try_collect::<()>().await?;
+    let made = stream::iter(0..OBJECTS).map(|n| {
+        let api = env.api_in::<ConfigMap>(&namespace(n % NAMESPACES));
+        let object = json!({"metadata": {"name": format!("object-{n:06}")}, "data": {"value": "x".repeat(1000)}});
+        async move {
+            let object: ConfigMap = serde_json::from_value(object)?;
+            api.create(&PostParams::default(), &object).await?;
+            anyhow::Ok(())
+        }
+    });
+    made.buffer_unordered(32).try_collect::<()>().await?;
+    let seconds = backup(env, "scale", &["*"]).await?;
+    let status = env.api::<Backup>().get("scale").await?.status;
+    let items = status
+        .and_then(|status| status.progress)
+        .unwrap_or_default();
+    ensure!(
+        usize::try_from(items.items_backed_up)? > OBJECTS,
+        "{items:?}"
+    );
+    let labels = "app.kubernetes.io/name=jackline-controller";
+    let peak = peak_memory(env, labels, "controller").await?;
+    println!(
+        "backup of {} objects in {NAMESPACES} namespaces: {seconds:.1} s; peak memory of the controller: {} MiB",
+        items.items_backed_up,
+        peak >> 20
+    );
+    ensure!(peak <= MOST, "more than {} MiB", MOST >> 20);
+    Ok(())
 }
 
 async fn backup(env: &Env, name: &str, namespaces: &[&str]) -> Result<f64> {
