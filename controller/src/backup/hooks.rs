@@ -5,7 +5,7 @@ use jackline_crds::velero::{
 };
 use jackline_policy::backup::{
     hook::{DEFAULT_TIMEOUT, Hook},
-    names::{Names, Star},
+    names::Names,
 };
 
 use super::{log::BackupLog, prepare};
@@ -58,7 +58,7 @@ pub(super) fn of(pod: &PodFacts, spec: Option<&BackupHooks>) -> PodHooks {
 /// Whether a Backup's hooks are meant for a pod.
 fn applies(spec: &BackupResourceHookSpec, pod: &PodFacts) -> bool {
     let includes = |include: &[String], exclude: &[String], names: &[&str]| {
-        Names::new(include, exclude, Star::IncludeOnly).is_ok_and(|list| {
+        Names::of_hook(include, exclude).is_ok_and(|list| {
             names.iter().any(|name| list.includes(name))
                 && !names.iter().any(|name| list.excludes(name))
         })

@@ -14,10 +14,7 @@ use jackline_crds::{
     velero::{ExecRestoreHook, HookErrorMode, RestoreResourceHookSpec, RestoreSpec},
 };
 use jackline_policy::{
-    backup::{
-        hook::DEFAULT_TIMEOUT,
-        names::{Names, Star},
-    },
+    backup::{hook::DEFAULT_TIMEOUT, names::Names},
     labels::Labels,
     restore::{
         hook::{self, Exec, SpecHooks},
@@ -65,7 +62,7 @@ pub fn of_spec(spec: &RestoreSpec) -> Result<Vec<SpecHooks>, String> {
 /// `None` where it is not for pods: nothing else has hooks.
 fn of_resources(field: &str, spec: &RestoreResourceHookSpec) -> Result<Option<SpecHooks>, String> {
     let names = |include: &[String], exclude: &[String]| {
-        let names = Names::new(include, exclude, Star::IncludeOnly);
+        let names = Names::of_hook(include, exclude);
         names.map_err(|errors| format!("{field}: {}", errors.join("; ")))
     };
     let resources = names(&spec.included_resources, &spec.excluded_resources)?;

@@ -26,7 +26,22 @@ impl Names {
     /// # Errors
     /// Everything that is wrong with them, in Velero's words.
     pub fn new(include: &[String], exclude: &[String], star: Star) -> Result<Self, Vec<String>> {
-        let mut errors = problems(include, exclude, star);
+        Self::compiled(include, exclude, problems(include, exclude, star))
+    }
+
+    /// The lists of a hook, which may contradict each other: what is excluded is not included.
+    ///
+    /// # Errors
+    /// A name or glob that cannot be.
+    pub fn of_hook(include: &[String], exclude: &[String]) -> Result<Self, Vec<String>> {
+        Self::compiled(include, exclude, Vec::new())
+    }
+
+    fn compiled(
+        include: &[String],
+        exclude: &[String],
+        mut errors: Vec<String>,
+    ) -> Result<Self, Vec<String>> {
         let mut compile = |list: &[String]| {
             let list: Vec<String> = list.iter().filter(|name| *name != "*").cloned().collect();
             Globs::new("", &list).unwrap_or_else(|_| {
@@ -136,6 +151,21 @@ mod tests {
             let names = Names::new(&list(include), &list(exclude), Star::IncludeOnly).unwrap();
             assert_eq!(names.includes(name), expected, "{include}|{exclude}|{name}");
         }
+    }
+
+    #[test]
+    fn a_hook_s_lists_may_contradict_each_other() {
+        let table = [
+            ("a", "a", "a", false),
+            ("a b", "a", "b", true),
+            ("* a", "", "c", true),
+            ("", "*", "a", false),
+        ];
+        for (include, exclude, name, expected) in table {
+            let names = Names::of_hook(&list(include), &list(exclude)).unwrap();
+            assert_eq!(names.includes(name), expected, "{include}|{exclude}|{name}");
+        }
+        assert!(Names::of_hook(&list("["), &[]).is_err());
     }
 
     #[test]

@@ -16,7 +16,7 @@ use kube::{
 use crate::{agents, collect::PodFacts, context::Context};
 
 /// How long a pod that takes another's place may need until it runs.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(20);
 const TICK: Duration = Duration::from_secs(2);
 
 /// Another pod that mounts the claim, and the claim's volume in it.
