@@ -177,8 +177,28 @@ impl Controller<'_> {
         match restore.phase() {
             RestorePhase::New => self.begin(restore).await,
             RestorePhase::InProgress => self.carry_on(&restore).await,
-            _ => Ok(Next::OnChange),
+            phase => match phase.finished() {
+                Some(last) => self.close(&restore, last).await,
+                None => Ok(Next::OnChange),
+            },
         }
+    }
+
+    /// Ends what a Velero had nearly ended.
+    async fn close(&self, restore: &Restore, last: RestorePhase) -> Result<Next, Failure> {
+        let mut status = restore.status.clone().unwrap_or_default();
+        status.phase = Some(last);
+        status.completion_timestamp = Some(Time(Timestamp::now()));
+        self.write(restore, status).await?;
+        let note = "another server restored everything and went before its last steps; labels and reclaim policies of volumes may \
+                    differ from those in the backup";
+        self.say(
+            restore,
+            EventKind::Warning,
+            "RestoreFinished",
+            note.to_owned(),
+        );
+        Ok(Next::OnChange)
     }
 
     /// Validates a new restore.

@@ -50,6 +50,18 @@ impl RestorePhase {
             Self::FailedValidation | Self::Completed | Self::PartiallyFailed | Self::Failed
         )
     }
+
+    /// The phase in which a restore ends that a Velero left in its last steps: objects and data are back.
+    #[must_use]
+    pub fn finished(self) -> Option<Self> {
+        match self {
+            Self::WaitingForPluginOperations | Self::Finalizing => Some(Self::Completed),
+            Self::WaitingForPluginOperationsPartiallyFailed | Self::FinalizingPartiallyFailed => {
+                Some(Self::PartiallyFailed)
+            }
+            _ => None,
+        }
+    }
 }
 
 /// Which objects get their status back too.

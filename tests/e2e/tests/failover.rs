@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use jackline_crds::names::{CONTROLLER, label};
 use jackline_crds::velero::{
     Backup, BackupPhase, BackupSpec, BackupStorageLocation, LocationPhase, PodVolumePhase, Restore,
-    RestoreSpec,
+    RestorePhase, RestoreSpec,
 };
 use jackline_e2e::deploy::Settings;
 use jackline_e2e::{BUCKET, Env, NAMESPACE, until, wait_for, wait_gone};
@@ -14,7 +14,7 @@ use jackline_faults::{Proxy, When};
 use jackline_test_cluster::Options;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
-use kube::api::{DeleteParams, PostParams};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
@@ -42,6 +42,7 @@ async fn what_a_leader_leaves_behind_is_finished() -> Result<()> {
     test.killed_before_its_end_is_known().await?;
     test.stopped_and_woken().await?;
     test.killed_in_a_restore().await?;
+    test.the_last_steps_of_a_velero_are_taken().await?;
     test.a_volume_that_stands_still_fails_alone().await?;
     test.a_pod_is_replaced_before_its_volume_is_begun().await?;
     test.env.cluster.down()
@@ -333,6 +334,37 @@ impl Test {
         ensure!(s3.list(BUCKET, &prefix).await? == stored);
         ensure!(self.env.api::<Backup>().get("stopped").await? == ended);
         self.told().map(drop)
+    }
+
+    /// As a Velero leaves behind what it had nearly ended.
+    async fn the_last_steps_of_a_velero_are_taken(&self) -> Result<()> {
+        let last =
+            json!({"status": {"phase": "FinalizingPartiallyFailed", "completionTimestamp": null}});
+        let mut stored = serde_json::to_value(self.stored("committed").await?)?;
+        stored["status"]["phase"] = json!("FinalizingPartiallyFailed");
+        let key = format!("{HELD}/{}", Self::file("committed"));
+        let s3 = self.env.cluster.s3();
+        s3.put(BUCKET, &key, serde_json::to_vec(&stored)?).await?;
+        let params = PatchParams::default();
+        let backups = self.env.api::<Backup>();
+        backups
+            .patch("committed", &params, &Patch::Merge(&last))
+            .await?;
+        let restores = self.env.api::<Restore>();
+        restores
+            .patch("killed", &params, &Patch::Merge(&last))
+            .await?;
+        let backup = self.env.backup_ended("committed", MINUTE).await?;
+        ensure!(backup.phase() == BackupPhase::PartiallyFailed, "{backup:?}");
+        ensure!(self.stored("committed").await?.phase() == BackupPhase::PartiallyFailed);
+        let restore = self.env.restore_ended("killed", MINUTE).await?;
+        let status = restore.status.unwrap_or_default();
+        ensure!(
+            status.phase == Some(RestorePhase::PartiallyFailed),
+            "{status:?}"
+        );
+        ensure!(status.completion_timestamp.is_some());
+        Ok(())
     }
 
     async fn killed_in_a_restore(&self) -> Result<()> {
