@@ -1,4 +1,5 @@
-//! The control groups of a cluster: `/<id>/host` holds the daemons, `/<id>/pods` is the kubelet's root. Every process the
+//! The control groups of a cluster: `/<id>/host` holds the daemons, `/<id>/pods` is the kubelet's root, `/<id>/pods-<node>`
+//! another node's. Every process the
 //! cluster ever starts is in one of them, so they also tell what has to end when it goes.
 
 use std::collections::BTreeSet;
@@ -46,9 +47,9 @@ impl Cgroups {
         })
     }
 
-    /// The kubelet's `cgroupRoot`.
-    pub(crate) fn pods(&self) -> String {
-        format!("/{}/pods", self.id)
+    /// The `cgroupRoot` of a kubelet.
+    pub(crate) fn pods(&self, group: &str) -> String {
+        format!("/{}/{group}", self.id)
     }
 
     /// The file that a process writes its id into to become one of the cluster's.
@@ -62,10 +63,11 @@ impl Cgroups {
         pids.unwrap_or(&self.managed[0])
     }
 
-    pub(crate) fn create(&self) -> Result<()> {
+    pub(crate) fn create(&self, pods: &[String]) -> Result<()> {
         for hierarchy in &self.managed {
             let root = hierarchy.join(&self.id);
-            for group in [root.clone(), root.join("host"), root.join("pods")] {
+            let pods = pods.iter().map(|group| root.join(group));
+            for group in [root.clone(), root.join("host")].into_iter().chain(pods) {
                 make(&group)?;
                 if self.version == 2 && !group.ends_with("host") {
                     delegate(&group)?;
@@ -77,8 +79,13 @@ impl Cgroups {
 
     /// The ids of all processes of the cluster.
     pub(crate) fn processes(&self) -> Vec<i32> {
+        self.processes_in("")
+    }
+
+    /// Those below one of its groups.
+    fn processes_in(&self, group: &str) -> Vec<i32> {
         let mut found = Vec::new();
-        walk(&self.tracking().join(&self.id), &mut |group| {
+        walk(&self.tracking().join(&self.id).join(group), &mut |group| {
             let listed = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
             found.extend(listed.lines().filter_map(|line| line.parse::<i32>().ok()));
         });
@@ -87,10 +94,15 @@ impl Cgroups {
 
     /// Kills every process of the cluster and waits until none is left.
     pub(crate) fn kill_all(&self) -> Result<()> {
+        self.kill("")
+    }
+
+    /// As [`Self::kill_all`], below one of the groups.
+    pub(crate) fn kill(&self, group: &str) -> Result<()> {
         let deadline = Instant::now() + KILL_DEADLINE;
         let mut killed = BTreeSet::new();
         loop {
-            let left = self.processes();
+            let left = self.processes_in(group);
             if left.is_empty() {
                 break;
             }

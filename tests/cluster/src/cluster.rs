@@ -17,9 +17,11 @@ use crate::cgroup::Cgroups;
 use crate::command::{command, run};
 use crate::daemon::Daemons;
 use crate::images::Programs;
+use crate::machine::Machine;
 use crate::oci::ImageSpec;
 use crate::place::Place;
 use crate::s3::{self, S3};
+use crate::site::Site;
 use crate::state::State;
 use crate::up::{self, Options, Stage};
 use crate::{mounts, network, node, plane, tools};
@@ -158,12 +160,39 @@ impl Cluster {
         self.client.0.clone()
     }
 
-    /// The node's name.
+    /// The first node's name.
     pub fn node(&self) -> &str {
-        &self.state.node
+        self.state.nodes.first().map_or("", String::as_str)
     }
 
-    /// The directory that pods' volumes are mounted below, for a node agent's host path.
+    /// The nodes' names.
+    pub fn nodes(&self) -> &[String] {
+        &self.state.nodes
+    }
+
+    /// One of the nodes, to be stopped and started.
+    ///
+    /// # Errors
+    /// When the cluster has none of that name.
+    pub fn machine(&self, name: &str) -> Result<Machine<'_>> {
+        let site = self.sites().into_iter().find(|site| site.name == name);
+        let site = site.with_context(|| format!("no node {name}: {:?}", self.state.nodes))?;
+        Ok(Machine {
+            cluster: self,
+            site,
+        })
+    }
+
+    pub(crate) fn sites(&self) -> Vec<Site> {
+        Site::all(&self.place, &self.state.nodes)
+    }
+
+    pub(crate) fn cgroups(&self) -> &Cgroups {
+        &self.cgroups
+    }
+
+    /// The directory that pods' volumes are mounted below, for a node agent's host path: the same on every node. On this machine
+    /// it is the first node's; see [`Machine::pods_dir`] for the others.
     pub fn kubelet_pods_dir(&self) -> PathBuf {
         self.place.kubelet().join("pods")
     }
@@ -273,7 +302,7 @@ impl Cluster {
     /// # Errors
     /// When a file of it is missing or containerd refuses it.
     pub fn load_image(&self, image: &ImageSpec) -> Result<()> {
-        up::load_image(&self.place, image)
+        up::load_image(&self.sites(), image)
     }
 
     /// Loads the images of Jackline's own programs.
@@ -307,11 +336,11 @@ impl Cluster {
             .and_then(|status| status.container_id)
             .with_context(|| format!("{namespace}/{pod}: no container {container}"))?;
         let id = id.trim_start_matches("containerd://");
-        let bundles = self
-            .place
-            .path("run/containerd/io.containerd.runtime.v2.task/k8s.io");
-        let pid = std::fs::read_to_string(bundles.join(id).join("init.pid"))
-            .with_context(|| format!("{namespace}/{pod}: container {container} does not run"))?;
+        let pid = self.sites().iter().find_map(|site| {
+            std::fs::read_to_string(site.bundles().join(id).join("init.pid")).ok()
+        });
+        let pid =
+            pid.with_context(|| format!("{namespace}/{pod}: container {container} does not run"))?;
         Ok(pid.trim().parse()?)
     }
 

@@ -14,6 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::cgroup::Cgroups;
 use crate::network;
 use crate::place::Place;
+use crate::site::Site;
 
 const STOP_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -30,6 +31,14 @@ pub(crate) struct Daemon {
     args: Vec<OsString>,
     environment: Vec<(String, String)>,
     stdin: Stdio,
+    namespaces: Option<Namespaces>,
+}
+
+/// What a daemon runs in when it does not run on the first node.
+#[derive(Debug, Clone)]
+pub(crate) struct Namespaces {
+    pub(crate) network: PathBuf,
+    pub(crate) mounts: Option<PathBuf>,
 }
 
 impl Daemon {
@@ -40,7 +49,14 @@ impl Daemon {
             args: Vec::new(),
             environment: Vec::new(),
             stdin: Stdio::null(),
+            namespaces: None,
         }
+    }
+
+    pub(crate) fn on(mut self, site: &Site) -> Self {
+        self.name = site.daemon(&self.name);
+        self.namespaces = Some(site.namespaces());
+        self
     }
 
     pub(crate) fn args<S: Into<OsString>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
@@ -85,7 +101,15 @@ impl Daemons {
         let name = &daemon.name;
         let log = self.log(name);
         std::fs::create_dir_all(self.place.path("logs"))?;
-        let mut command = network::inside(&self.place.netns(), ["sh", "-c", LAUNCH, "launch"]);
+        let namespaces = daemon.namespaces.unwrap_or_else(|| Namespaces {
+            network: self.place.netns(),
+            mounts: None,
+        });
+        let mut command = network::inside_both(
+            &namespaces.network,
+            namespaces.mounts.as_deref(),
+            ["sh", "-c", LAUNCH, "launch"],
+        );
         command
             .arg(&log)
             .arg(self.cgroups.host_procs())

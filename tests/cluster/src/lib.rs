@@ -1,4 +1,4 @@
-//! A real single-node Kubernetes to test on: etcd, API server, controller manager, scheduler, kube-proxy, kubelet,
+//! A real Kubernetes of one node or several to test on: etcd, API server, controller manager, scheduler, kube-proxy, kubelet,
 //! containerd, two storage classes and an S3 server, all in a network namespace of their own.
 //!
 //! ```no_run
@@ -21,6 +21,7 @@ mod cluster;
 mod command;
 mod daemon;
 mod images;
+mod machine;
 mod minio;
 mod mounts;
 mod network;
@@ -31,12 +32,14 @@ mod pki;
 mod place;
 mod plane;
 mod s3;
+mod site;
 mod state;
 mod tools;
 mod up;
 
 pub use cluster::Cluster;
 pub use images::{AGENT_IMAGE, BUSYBOX_IMAGE, CONTROLLER_IMAGE, NGINX_IMAGE, Programs};
+pub use machine::Machine;
 pub use minio::Minio;
 pub use network::NODE_ADDRESS;
 pub use oci::ImageSpec;

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use jackline_test_cluster::{Cluster, Options, Programs, build_tools};
 
-/// A real single-node Kubernetes with storage classes and an S3 server, to test on.
+/// A real Kubernetes with storage classes and an S3 server, to test on.
 #[derive(Parser)]
 struct Args {
     /// The cluster's directory.
@@ -28,6 +28,9 @@ enum Action {
         /// Write all requests to logs/audit.jsonl.
         #[arg(long)]
         audit_log: bool,
+        /// How many nodes.
+        #[arg(long, default_value_t = 1)]
+        nodes: usize,
     },
     /// Take the cluster down and remove its directory.
     Down,
@@ -65,11 +68,12 @@ async fn run(Args { dir, action }: Args) -> Result<()> {
         Action::Up {
             control_plane,
             audit_log,
+            nodes,
         } => {
             if let Ok(cluster) = Cluster::attach(&dir).await {
                 return show(&cluster);
             }
-            let mut options = Options::new(&dir);
+            let mut options = Options::new(&dir).nodes(nodes);
             if control_plane {
                 options = options.control_plane();
             }
@@ -105,7 +109,7 @@ async fn run(Args { dir, action }: Args) -> Result<()> {
 }
 
 fn show(cluster: &Cluster) -> Result<()> {
-    println!("node        {}", cluster.node());
+    println!("nodes       {}", cluster.nodes().join(" "));
     println!("kubeconfig  {}", cluster.kubeconfig().display());
     println!(
         "kubectl     {}",

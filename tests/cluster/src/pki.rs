@@ -11,10 +11,11 @@ use serde_json::json;
 
 use crate::network::{API_SERVICE, NODE_ADDRESS};
 use crate::place::Place;
+use crate::site::Site;
 
 /// Writes the files of `pki/`: an authority, the API server's certificate, client certificates, and the key that signs
 /// service account tokens.
-pub(crate) fn create(place: &Place, node: &str) -> Result<()> {
+pub(crate) fn create(place: &Place, nodes: &[Site]) -> Result<()> {
     let key = KeyPair::generate()?;
     let mut authority = params("jackline-test", None, &[])?;
     authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -32,8 +33,15 @@ pub(crate) fn create(place: &Place, node: &str) -> Result<()> {
         "localhost".to_owned(),
         "kubernetes.default.svc".to_owned(),
     ];
-    let node_user = format!("system:node:{node}");
-    for (file, user, group, names) in [
+    let users: Vec<_> = nodes
+        .iter()
+        .map(|site| (site.user(), format!("system:node:{}", site.name)))
+        .collect();
+    let kubelets = users.iter().map(|(file, user)| {
+        let none: &[String] = &[];
+        (file.as_str(), user.as_str(), Some("system:nodes"), none)
+    });
+    let others = [
         ("apiserver", "kube-apiserver", None, names.as_slice()),
         (
             "kubelet-client",
@@ -42,8 +50,8 @@ pub(crate) fn create(place: &Place, node: &str) -> Result<()> {
             &[],
         ),
         ("admin", "admin", Some("system:masters"), &[]),
-        ("node", node_user.as_str(), Some("system:nodes"), &[]),
-    ] {
+    ];
+    for (file, user, group, names) in others.into_iter().chain(kubelets) {
         let key = KeyPair::generate()?;
         let certificate = params(user, group, names)?.signed_by(&key, &issuer)?;
         place.write(&format!("pki/{file}.crt"), certificate.pem())?;

@@ -8,8 +8,10 @@ use serde_json::json;
 
 use crate::daemon::{Daemon, Daemons};
 use crate::network::{NODE_ADDRESS, SERVICE_RANGE};
+use crate::node::Heartbeat;
 use crate::pki;
 use crate::place::Place;
+use crate::site::Site;
 
 pub(crate) const API_PORT: u16 = 6443;
 pub(crate) const READY_DEADLINE: Duration = Duration::from_secs(90);
@@ -41,11 +43,18 @@ pub(crate) fn component(place: &Place, name: &str) -> Daemon {
 }
 
 /// Starts etcd and the API server.
-pub(crate) fn start_api(place: &Place, daemons: &Daemons, node: &str, audit: bool) -> Result<()> {
-    pki::create(place, node)?;
+pub(crate) fn start_api(
+    place: &Place,
+    daemons: &Daemons,
+    nodes: &[Site],
+    audit: bool,
+) -> Result<()> {
+    pki::create(place, nodes)?;
     let inside = format!("https://{NODE_ADDRESS}:{API_PORT}");
     pki::kubeconfig(place, "pki/admin.kubeconfig", "admin", &inside)?;
-    pki::kubeconfig(place, "pki/node.kubeconfig", "node", &inside)?;
+    for user in nodes.iter().map(Site::user) {
+        pki::kubeconfig(place, &format!("pki/{user}.kubeconfig"), &user, &inside)?;
+    }
 
     daemons.start(component(place, "etcd").args([
         format!("--data-dir={}", place.text("etcd")),
@@ -98,7 +107,11 @@ pub(crate) fn start_api(place: &Place, daemons: &Daemons, node: &str, audit: boo
     daemons.start(component(place, "kube-apiserver").args(args))
 }
 
-pub(crate) fn start_controller_manager(place: &Place, daemons: &Daemons) -> Result<()> {
+pub(crate) fn start_controller_manager(
+    place: &Place,
+    daemons: &Daemons,
+    heartbeat: Heartbeat,
+) -> Result<()> {
     let admin = place.text("pki/admin.kubeconfig");
     daemons.start(component(place, "kube-controller-manager").args([
         format!("--kubeconfig={admin}"),
@@ -110,6 +123,7 @@ pub(crate) fn start_controller_manager(place: &Place, daemons: &Daemons) -> Resu
         "--leader-elect=false".to_owned(),
         "--bind-address=127.0.0.1".to_owned(),
         "--allocate-node-cidrs=false".to_owned(),
+        format!("--node-monitor-grace-period={}s", heartbeat.grace_seconds),
         "--pvclaimbinder-sync-period=1s".to_owned(),
         "--kube-api-qps=200".to_owned(),
         "--kube-api-burst=400".to_owned(),

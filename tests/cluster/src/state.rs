@@ -9,7 +9,8 @@ const FILE: &str = "cluster.json";
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct State {
-    pub(crate) node: String,
+    /// The nodes' names, the first one first.
+    pub(crate) nodes: Vec<String>,
     /// On the machine's loopback.
     pub(crate) api_port: u16,
     /// On the machine's loopback; none when the cluster has no S3 server.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use k8s_openapi::api::core::v1::{Node, ServiceAccount};
 use k8s_openapi::api::storage::v1::CSINode;
 use kube::{Api, Client};
@@ -13,6 +13,7 @@ use crate::cgroup::Cgroups;
 use crate::cluster::{Cluster, client_of};
 use crate::daemon::Daemons;
 use crate::place::Place;
+use crate::site::Site;
 use crate::state::State;
 use crate::{images, network, node, packages, pki, plane, s3, tools};
 
@@ -21,8 +22,8 @@ use crate::{images, network, node, packages, pki, plane, s3, tools};
 pub struct Options {
     /// Everything the cluster keeps; made when it is not there, removed by [`Cluster::down`].
     pub dir: PathBuf,
-    /// The node's name.
-    pub node: String,
+    /// The nodes' names.
+    pub nodes: Vec<String>,
     /// etcd and the API server alone.
     pub control_plane_only: bool,
     /// The controller manager, also in a cluster that is a control plane only.
@@ -40,7 +41,7 @@ impl Options {
     pub fn new(dir: impl Into<PathBuf>) -> Self {
         Self {
             dir: dir.into(),
-            node: "node-1".to_owned(),
+            nodes: vec!["node-1".to_owned()],
             control_plane_only: false,
             controllers: true,
             audit_log: false,
@@ -52,6 +53,13 @@ impl Options {
     /// A whole cluster for a test of that name, in the directory for temporary files.
     pub fn named(name: &str) -> Self {
         Self::new(std::env::temp_dir().join(format!("jackline-test-{name}")))
+    }
+
+    /// Several nodes: `node-1`, `node-2` and so on.
+    #[must_use]
+    pub fn nodes(mut self, count: usize) -> Self {
+        self.nodes = (1..=count).map(|n| format!("node-{n}")).collect();
+        self
     }
 
     /// etcd and the API server alone, without S3.
@@ -87,11 +95,18 @@ impl Clock {
     }
 }
 
+/// Each has an address range of its own.
+const MOST_NODES: usize = 9;
 const NODE_DEADLINE: Duration = Duration::from_secs(60);
 
 pub(crate) async fn up(options: Options) -> Result<Cluster> {
     // Another part of the same program may have chosen its provider already.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    ensure!(
+        (1..=MOST_NODES).contains(&options.nodes.len()),
+        "a cluster has 1 to {MOST_NODES} nodes, not {}",
+        options.nodes.len()
+    );
     packages::install()?;
     let place = Place::at(&options.dir)?;
     let lock = crate::cluster::lock(&place)?;
@@ -118,18 +133,26 @@ async fn start(options: &Options, place: &Place, cgroups: &Cgroups) -> Result<Cl
         stages: Vec::new(),
     };
     let daemons = Daemons::of(place, cgroups);
-    cgroups.create()?;
+    let sites = Site::all(place, &options.nodes);
+    let heartbeat = node::Heartbeat::of(sites.len());
+    let groups: Vec<_> = sites.iter().map(Site::group).collect();
+    cgroups.create(&groups)?;
     network::create(place)?;
+    if !options.control_plane_only {
+        sites.iter().try_for_each(Site::prepare)?;
+    }
     plane::link_components(place, &kube)?;
     clock.stage("network and control groups");
 
-    plane::start_api(place, &daemons, &options.node, options.audit_log)?;
+    plane::start_api(place, &daemons, &sites, options.audit_log)?;
     let images = if options.control_plane_only {
         None
     } else {
-        node::start_containerd(place, &daemons)?;
-        let (place, daemons) = (place.clone(), daemons.clone());
-        Some(thread::spawn(move || load_images(&place, &daemons)))
+        for site in &sites {
+            node::start_containerd(site, &daemons)?;
+        }
+        let (sites, daemons) = (sites.clone(), daemons.clone());
+        Some(thread::spawn(move || load_images(&sites, &daemons)))
     };
     let api_port = network::forward(&daemons, &forward, "api", plane::API_PORT)?;
     pki::kubeconfig(
@@ -149,17 +172,22 @@ async fn start(options: &Options, place: &Place, cgroups: &Cgroups) -> Result<Cl
     clock.stage("API server");
 
     if options.controllers {
-        plane::start_controller_manager(place, &daemons)?;
+        plane::start_controller_manager(place, &daemons, heartbeat)?;
     }
     if let Some(images) = images {
         plane::start_scheduler(place, &daemons)?;
-        node::start_kubelet(place, &daemons, cgroups, &options.node)?;
         let volumes = tools::ready(tools::VOLUMES)?;
-        node::start_volumes(place, &daemons, &volumes, &options.node)?;
+        for site in &sites {
+            node::start_kubelet(site, &daemons, cgroups, heartbeat)?;
+            node::start_proxy(site, &daemons)?;
+            node::start_volumes(site, &daemons, &volumes)?;
+        }
         let loaded = tokio::task::spawn_blocking(move || images.join()).await?;
         loaded.map_err(|_| anyhow!("the thread that loads the images panicked"))??;
         clock.stage("images");
-        wait_node(&client, &daemons, &options.node).await?;
+        for site in &sites {
+            wait_node(&client, &daemons, site).await?;
+        }
         clock.stage("node");
     }
     if options.controllers {
@@ -167,7 +195,7 @@ async fn start(options: &Options, place: &Place, cgroups: &Cgroups) -> Result<Cl
         clock.stage("service accounts");
     }
     let state = State {
-        node: options.node.clone(),
+        nodes: options.nodes.clone(),
         api_port,
         s3_port,
         control_plane_only: options.control_plane_only,
@@ -188,25 +216,33 @@ async fn start(options: &Options, place: &Place, cgroups: &Cgroups) -> Result<Cl
 }
 
 /// Waits for containerd and loads the images that every cluster has.
-fn load_images(place: &Place, daemons: &Daemons) -> Result<()> {
+fn load_images(sites: &[Site], daemons: &Daemons) -> Result<()> {
     let pause = tools::ready(tools::PAUSE)?;
     let specs = [images::pause(&pause), images::busybox()?, images::nginx()?];
-    node::wait_containerd(place, daemons)?;
-    specs.iter().try_for_each(|spec| load_image(place, spec))
+    for site in sites {
+        node::wait_containerd(site, daemons)?;
+    }
+    specs.iter().try_for_each(|spec| load_image(sites, spec))
 }
 
-pub(crate) fn load_image(place: &Place, spec: &crate::ImageSpec) -> Result<()> {
-    let archive = place.write("image.tar", "")?;
+/// Loads an image on every node.
+pub(crate) fn load_image(sites: &[Site], spec: &crate::ImageSpec) -> Result<()> {
+    let first = sites.first().context("a cluster has a node")?;
+    let archive = first.place.write("image.tar", "")?;
     let archive =
         archive.with_file_name(format!("image-{}.tar", spec.name.replace(['/', ':'], "-")));
     spec.write(&archive)?;
-    node::import_image(place, &archive)?;
+    for site in sites {
+        node::import_image(site, &archive)?;
+    }
     std::fs::remove_file(&archive)?;
     Ok(())
 }
 
 /// Waits until the node takes pods and the CSI driver is registered there.
-async fn wait_node(client: &Client, daemons: &Daemons, name: &str) -> Result<()> {
+pub(crate) async fn wait_node(client: &Client, daemons: &Daemons, site: &Site) -> Result<()> {
+    let name = site.name.as_str();
+    let running = ["kubelet", "containerd", "volumes"].map(|daemon| site.daemon(daemon));
     let nodes = Api::<Node>::all(client.clone());
     let drivers = Api::<CSINode>::all(client.clone());
     let deadline = Instant::now() + NODE_DEADLINE;
@@ -221,11 +257,11 @@ async fn wait_node(client: &Client, daemons: &Daemons, name: &str) -> Result<()>
         if ready && driver.is_some_and(|node| !node.spec.drivers.is_empty()) {
             return Ok(());
         }
-        daemons.ensure_running(&["kubelet", "containerd", "volumes"])?;
+        daemons.ensure_running(&running.each_ref().map(String::as_str))?;
         if Instant::now() > deadline {
             bail!(
-                "the node did not become ready:\n{}",
-                daemons.last_words("kubelet")
+                "{name} did not become ready:\n{}",
+                daemons.last_words(&site.daemon("kubelet"))
             );
         }
         tokio::time::sleep(Duration::from_millis(50)).await;

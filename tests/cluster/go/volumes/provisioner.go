@@ -177,11 +177,7 @@ func (p *provisioner) provision(ctx context.Context, claim *core.PersistentVolum
 				Kind: "PersistentVolumeClaim", APIVersion: "v1",
 				Namespace: claim.Namespace, Name: claim.Name, UID: claim.UID, ResourceVersion: claim.ResourceVersion,
 			},
-			NodeAffinity: &core.VolumeNodeAffinity{Required: &core.NodeSelector{
-				NodeSelectorTerms: []core.NodeSelectorTerm{{MatchExpressions: []core.NodeSelectorRequirement{{
-					Key: hostnameLabel, Operator: core.NodeSelectorOpIn, Values: []string{p.node},
-				}}}},
-			}},
+			NodeAffinity: p.affinity(by, claim),
 		},
 	}
 	_, err = p.client.CoreV1().PersistentVolumes().Create(ctx, volume, meta.CreateOptions{})
@@ -189,6 +185,22 @@ func (p *provisioner) provision(ctx context.Context, claim *core.PersistentVolum
 		return nil
 	}
 	return err
+}
+
+// affinity binds a local volume to the node that was chosen for it. A CSI volume can be published on every node.
+func (p *provisioner) affinity(by string, claim *core.PersistentVolumeClaim) *core.VolumeNodeAffinity {
+	if by != localProvisioner {
+		return nil
+	}
+	node := claim.Annotations[selectedNode]
+	if node == "" {
+		node = p.node
+	}
+	return &core.VolumeNodeAffinity{Required: &core.NodeSelector{
+		NodeSelectorTerms: []core.NodeSelectorTerm{{MatchExpressions: []core.NodeSelectorRequirement{{
+			Key: hostnameLabel, Operator: core.NodeSelectorOpIn, Values: []string{node},
+		}}}},
+	}}
 }
 
 // make makes a volume's directory and tells how a PersistentVolume names it.
