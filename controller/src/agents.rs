@@ -1,9 +1,19 @@
 //! The node agents, as far as the controllers care: which nodes have one that runs.
 
-use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::ObjectMeta};
+use std::time::Duration;
+
+use jackline_policy::backup::absence::{self, Agent};
+use k8s_openapi::{
+    api::core::v1::{Node, Pod},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+use kube::{Api, Client};
 use serde::{Deserialize, Serialize};
 
 use jackline_runtime::Store;
+
+/// How long the API server may take to tell of a node.
+const ASK: Duration = Duration::from_secs(10);
 
 /// A pod of the node agent, reduced to where it runs.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, kube::Resource)]
@@ -45,6 +55,19 @@ pub struct AgentStatus {
     /// Phase of the pod.
     #[serde(default)]
     pub phase: Option<String>,
+    /// Whether it is ready, among others.
+    #[serde(default)]
+    pub conditions: Vec<AgentCondition>,
+}
+
+/// A condition of an agent.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct AgentCondition {
+    /// Which.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// `True`, `False` or `Unknown`.
+    pub status: String,
 }
 
 impl AgentPod {
@@ -54,6 +77,12 @@ impl AgentPod {
         self.metadata.deletion_timestamp.is_none()
             && self.status.phase.as_deref() == Some("Running")
     }
+
+    /// Whether it is ready. Where the node is gone the node controller says that it is not.
+    fn is_ready(&self) -> bool {
+        let mut conditions = self.status.conditions.iter();
+        conditions.any(|condition| condition.kind == "Ready" && condition.status == "True")
+    }
 }
 
 /// Whether an agent runs on the node.
@@ -61,6 +90,44 @@ pub fn runs_on(agents: &Store<AgentPod>, node: &str) -> bool {
     agents
         .find(|agent| agent.is_running() && agent.spec.node_name.as_deref() == Some(node))
         .is_some()
+}
+
+/// How the agent of a node does.
+pub fn of_node(agents: &Store<AgentPod>, node: &str) -> Agent {
+    let here =
+        agents.filter(|agent| agent.is_running() && agent.spec.node_name.as_deref() == Some(node));
+    if here.iter().any(|agent| agent.is_ready()) {
+        Agent::Ready
+    } else if here.is_empty() {
+        Agent::Absent
+    } else {
+        Agent::NotReady
+    }
+}
+
+/// What the cluster says of a node.
+pub async fn node_state(client: &Client, name: &str) -> absence::Node {
+    let nodes = Api::<Node>::all(client.clone());
+    match tokio::time::timeout(ASK, nodes.get_opt(name)).await {
+        Ok(Ok(None)) => absence::Node::Missing,
+        Ok(Ok(Some(node))) => {
+            let conditions = node.status.and_then(|status| status.conditions);
+            let ready = conditions
+                .into_iter()
+                .flatten()
+                .any(|condition| condition.type_ == "Ready" && condition.status == "True");
+            if ready {
+                absence::Node::Ready
+            } else {
+                absence::Node::NotReady
+            }
+        }
+        Ok(Err(error)) => {
+            tracing::warn!(%error, name, "node cannot be read");
+            absence::Node::Unknown
+        }
+        Err(_) => absence::Node::Unknown,
+    }
 }
 
 /// The nodes on which an agent runs.
@@ -103,5 +170,21 @@ mod tests {
         assert!(runs_on(&agents, "n1"));
         assert!(!runs_on(&agents, "n2"));
         assert!(!runs_on(&agents, "n3"));
+    }
+
+    #[test]
+    fn an_agent_whose_node_is_gone_still_runs_and_is_not_ready() {
+        let agent = |node: &str, ready: &str| -> AgentPod {
+            serde_json::from_value(serde_json::json!({
+                "metadata": {"name": node, "namespace": "velero"},
+                "spec": {"nodeName": node},
+                "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": ready}]},
+            }))
+            .unwrap()
+        };
+        let agents = Store::fixed([agent("n1", "True"), agent("n2", "False")]);
+        assert_eq!(of_node(&agents, "n1"), Agent::Ready);
+        assert_eq!(of_node(&agents, "n2"), Agent::NotReady);
+        assert_eq!(of_node(&agents, "n3"), Agent::Absent);
     }
 }

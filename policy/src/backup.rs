@@ -3,6 +3,7 @@
 //! The rules are Velero's, so that its users' filters mean the same here; where Velero leaves something to chance (the pod that
 //! carries a shared claim) the answer here is always the same one.
 
+pub mod absence;
 pub mod filter;
 pub mod hook;
 pub mod names;

@@ -24,6 +24,7 @@ use jackline_crds::{
     velero::{Backup, BackupRepository, HookStatus, PodVolumeBackup, PodVolumePhase},
 };
 use jackline_policy::backup::{
+    absence::{self, Agent},
     object::ObjectRef,
     volume_policy::VolumePolicies,
     volumes::{ClaimFacts, Level, Mode, Note, PodVolumes, Selected, Wanted, select},
@@ -587,17 +588,18 @@ impl Work<'_> {
             let node = volume
                 .map(|volume| volume.spec.node.clone())
                 .unwrap_or_default();
-            if agents::runs_on(&context.stores.agents, &node) {
+            let agent = agents::of_node(&context.stores.agents, &node);
+            if agent == Agent::Ready {
                 away = None;
                 continue;
             }
-            let since = *away.get_or_insert_with(Instant::now);
+            let away = away.get_or_insert_with(Instant::now).elapsed();
+            if !absence::is_late(agent, away) {
+                continue;
+            }
+            let state = agents::node_state(&context.clients.call, &node).await;
             let patience = context.args.resource_timeout.to_std();
-            if since.elapsed() >= patience {
-                let why = format!(
-                    "no node agent has been running on node {node} for {} minutes",
-                    patience.as_secs() / 60
-                );
+            if let Some(why) = absence::give_up(&node, agent, state, away, patience) {
                 create::give_up(context, name, &why).await;
                 return Err(why);
             }

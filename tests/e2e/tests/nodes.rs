@@ -1,0 +1,106 @@
+//! Two nodes: each agent has the volumes of its own node, and a node that goes takes no other's volumes with it.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use jackline_crds::velero::{Backup, BackupPhase, BackupSpec, PodVolumePhase};
+use jackline_e2e::deploy::Settings;
+use jackline_e2e::{Env, until};
+use jackline_test_cluster::Options;
+use kube::api::PostParams;
+use serde_json::json;
+
+const MINUTE: Duration = Duration::from_secs(60);
+const NS: &str = "stock";
+
+/// A pod on a node with a directory of its own to be backed up.
+fn pod(node: &str) -> String {
+    format!(
+        r#"
+apiVersion: v1
+kind: Pod
+metadata:
+  name: on-{node}
+  namespace: {NS}
+  labels: {{app: box}}
+  annotations: {{backup.velero.io/backup-volumes: data}}
+spec:
+  terminationGracePeriodSeconds: 0
+  nodeSelector: {{kubernetes.io/hostname: {node}}}
+  containers:
+  - name: box
+    image: docker.io/local/busybox:1
+    command: [/bin/sh, -c, "echo {node} > /data/file; while :; do sleep 1; done"]
+    volumeMounts: [{{name: data, mountPath: /data}}]
+  volumes: [{{name: data, emptyDir: {{}}}}]
+---
+"#
+    )
+}
+
+async fn backup(env: &Env, name: &str) -> Result<()> {
+    let spec: BackupSpec = serde_json::from_value(json!({"includedNamespaces": [NS]}))?;
+    let backup = Backup::new(name, spec);
+    env.api::<Backup>()
+        .create(&PostParams::default(), &backup)
+        .await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_node_has_its_own_volumes_and_one_that_goes_takes_no_other_s_with_it() -> Result<()> {
+    let options = Options::named("nodes").nodes(2);
+    let env = Env::up_with(options, &Settings::default()).await?;
+    let namespace = format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {NS}}}\n---\n");
+    env.cluster
+        .apply(&[namespace, pod("node-1"), pod("node-2")].concat())?;
+    until("both pods run", 2 * MINUTE, async || {
+        Ok((env.ready_pods(NS, "app=box").await?.len() == 2).then_some(()))
+    })
+    .await?;
+    each_its_own(&env).await?;
+    a_node_goes(&env).await?;
+    env.cluster.down()
+}
+
+async fn each_its_own(env: &Env) -> Result<()> {
+    backup(env, "both").await?;
+    env.backup_completed("both", 2 * MINUTE).await?;
+    let volumes = env.volumes_of("both").await?;
+    ensure!(volumes.len() == 2, "{volumes:?}");
+    for volume in &volumes {
+        let pod = volume.spec.pod.name.clone().unwrap_or_default();
+        ensure!(pod == format!("on-{}", volume.spec.node), "{volume:?}");
+    }
+    let restic = env.restic(NS).await?;
+    ensure!(restic.snapshots()?.len() == 2);
+    restic.check()
+}
+
+/// The agent's pod looks as if it ran on: nobody is left on the node to say otherwise.
+async fn a_node_goes(env: &Env) -> Result<()> {
+    env.cluster.machine("node-2")?.stop()?;
+    let gone = Instant::now();
+    backup(env, "half").await?;
+    let ended = env.backup_ended("half", 5 * MINUTE).await?;
+    println!("ended {} s after the node went", gone.elapsed().as_secs());
+    let phase = ended.status.and_then(|status| status.phase);
+    ensure!(phase == Some(BackupPhase::PartiallyFailed), "{phase:?}");
+    let volumes = env.volumes_of("half").await?;
+    let of = |node: &str| {
+        let found = volumes.iter().find(|volume| volume.spec.node == node);
+        found.with_context(|| format!("no volume of {node}: {volumes:?}"))
+    };
+    ensure!(of("node-1")?.phase() == PodVolumePhase::Completed);
+    let lost = of("node-2")?;
+    let message = lost.status.clone().and_then(|status| status.message);
+    ensure!(
+        lost.phase() == PodVolumePhase::Failed
+            && message
+                .as_ref()
+                .is_some_and(|message| message.starts_with("node gone: node node-2")),
+        "{:?}: {message:?}",
+        lost.phase()
+    );
+    Ok(())
+}
