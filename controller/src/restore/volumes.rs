@@ -10,7 +10,10 @@ use jackline_crds::{
     names::FIELD_MANAGER,
     velero::{PodVolumePhase, PodVolumeRestore, PodVolumeRestoreStatus},
 };
-use jackline_policy::restore::{order, volume::Restoration};
+use jackline_policy::{
+    backup::absence::{self, Agent},
+    restore::{order, volume::Restoration},
+};
 use jackline_runtime::{
     Failure,
     status::{Guard, StatusAt, write_status},
@@ -30,8 +33,6 @@ use crate::{
 
 /// On a PodVolumeRestore: the claim that it fills.
 pub const CLAIM: &str = jackline_crds::names::annotation::PVC_NAME;
-/// How long a node may be without an agent before its volumes are given up.
-const NO_AGENT: Duration = Duration::from_secs(120);
 /// How often time limits are looked at; changes are seen at once.
 const TICK: Duration = Duration::from_secs(5);
 
@@ -203,7 +204,11 @@ impl Run<'_> {
         let stall = stalls.entry(volume.name_any()).or_default();
         let stood = stall.look(volume.phase(), progress) >= limit;
         let stood = stood.then(|| stall::message(limit));
-        match stood.or_else(|| self.obstacle(&volume, agentless)) {
+        let obstacle = match stood {
+            Some(why) => Some(why),
+            None => self.obstacle(&volume, agentless).await,
+        };
+        match obstacle {
             Some(why) => {
                 self.give_up(&volume, &why).await?;
                 Ok(Progress::Lost(format!(
@@ -215,7 +220,7 @@ impl Run<'_> {
     }
 
     /// What keeps a volume from ever being filled.
-    fn obstacle(
+    async fn obstacle(
         &self,
         volume: &PodVolumeRestore,
         agentless: &mut BTreeMap<String, Instant>,
@@ -239,13 +244,17 @@ impl Run<'_> {
             let patience = self.context.args.resource_timeout.to_std();
             return (age > patience).then(|| "its pod was not scheduled in time".to_owned());
         };
-        if agents::runs_on(&self.context.stores.agents, node) {
+        let agent = agents::of_node(&self.context.stores.agents, node);
+        if agent == Agent::Ready {
             agentless.remove(&name);
             return None;
         }
-        let since = agentless.entry(name).or_insert_with(Instant::now);
-        (since.elapsed() > NO_AGENT)
-            .then(|| format!("node-agent pod is not running in node {node}"))
+        let away = agentless.entry(name).or_insert_with(Instant::now).elapsed();
+        if !absence::is_late(agent, away) {
+            return None;
+        }
+        let state = agents::node_state(&self.context.clients.call, node).await;
+        absence::give_up(node, agent, state, away, absence::NODE_PATIENCE)
     }
 
     /// Ends a volume restore that nobody will carry out.
