@@ -6,6 +6,7 @@ pub mod fixture;
 mod restic;
 mod tree;
 mod velero;
+pub mod velero_server;
 mod wait;
 
 pub use env::{BUCKET, Env, NAMESPACE};
