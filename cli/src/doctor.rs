@@ -194,6 +194,26 @@ async fn veleros(client: &Client, namespace: &str) -> Vec<Finding> {
         Ok(pods) => pods.items,
         Err(error) => return unread(CHECK, &error),
     };
+    let controllers: Api<Deployment> = Api::namespaced(client.clone(), namespace);
+    let beside = match controllers.get_opt(CONTROLLER).await {
+        Ok(controller) => controller.as_ref().is_some_and(is_beside_velero),
+        Err(error) => return unread(CHECK, &error),
+    };
+    if beside {
+        let mut roles = pods.iter().filter_map(foreign::role);
+        return vec![match roles.any(|role| role == foreign::Role::Server) {
+            true => finding(
+                CHECK,
+                Verdict::Ok,
+                "a Velero moves the data, as --engine velero says",
+            ),
+            false => finding(
+                CHECK,
+                Verdict::Problem,
+                "the controller runs with --engine velero, and no server of Velero runs: nothing is backed up or restored",
+            ),
+        }];
+    }
     let found: Vec<_> = pods
         .iter()
         .filter_map(|pod| {
@@ -213,6 +233,25 @@ async fn veleros(client: &Client, namespace: &str) -> Vec<Finding> {
         )];
     }
     found
+}
+
+/// Whether the controller leaves backups and restores to a Velero.
+fn is_beside_velero(controller: &Deployment) -> bool {
+    let spec = controller
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.template.spec.as_ref());
+    let containers = spec
+        .map(|spec| spec.containers.as_slice())
+        .unwrap_or_default();
+    containers.iter().any(|container| {
+        let args = container.args.as_deref().unwrap_or_default();
+        let mut env = container.env.iter().flatten();
+        args.iter().any(|arg| arg == "--engine=velero")
+            || args.windows(2).any(|pair| pair == ["--engine", "velero"])
+            || env
+                .any(|set| set.name == "JACKLINE_ENGINE" && set.value.as_deref() == Some("velero"))
+    })
 }
 
 async fn key(client: &Client, namespace: &str) -> Vec<Finding> {
@@ -373,5 +412,20 @@ mod tests {
             "{text}"
         );
         assert_eq!(lines[4], format!("location: {long}"));
+    }
+
+    #[test]
+    fn a_controller_beside_a_velero_is_told_by_its_settings() {
+        let beside = |container: serde_json::Value| {
+            let template = json!({"spec": {"containers": [container]}});
+            let spec = json!({"selector": {}, "template": template});
+            is_beside_velero(&serde_json::from_value(json!({"spec": spec})).unwrap())
+        };
+        let env = |value: &str| json!({"name": "c", "env": [{"name": "JACKLINE_ENGINE", "value": value}]});
+        assert!(beside(env("velero")));
+        assert!(beside(json!({"name": "c", "args": ["--engine", "velero"]})));
+        assert!(beside(json!({"name": "c", "args": ["--engine=velero"]})));
+        assert!(!beside(env("builtin")));
+        assert!(!beside(json!({"name": "c"})));
     }
 }

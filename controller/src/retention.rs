@@ -18,6 +18,7 @@ use kube::ResourceExt;
 use kube::api::{Patch, PatchParams};
 use serde_json::json;
 
+use crate::args::Engine;
 use crate::context::Context;
 use crate::deletion;
 use crate::policies::policy_of;
@@ -51,7 +52,12 @@ pub async fn apply(
     if policy.spec.mode == Mode::Preview {
         return Ok(Kept::default());
     }
-    look_after(context, world, policy, token).await?;
+    // Beside a Velero its objects are its own: how often repositories are pruned is its setting, and since when a volume is gone is
+    // recorded nowhere, so that the last points of such a volume stay.
+    let own = context.args.engine == Engine::Builtin;
+    if own {
+        look_after(context, world, policy, token).await?;
+    }
     let Some(retention) = &policy.spec.retention else {
         return Ok(Kept::default());
     };
@@ -85,7 +91,9 @@ pub async fn apply(
         .get(annotation::CONFIRM_DELETION)
         .and_then(|text| text.parse().ok());
     let plan = plan(retention, &zone, &facts, existence, confirmed, now);
-    record_gone(context, retention, &points, &plan, &exist, token, now).await?;
+    if own {
+        record_gone(context, retention, &points, &plan, &exist, token, now).await?;
+    }
     for name in &plan.delete {
         if let Some(backup) = backups.iter().find(|backup| backup.name_any() == *name) {
             deletion::request(context, backup, UNKEPT, token).await?;

@@ -44,5 +44,7 @@ pub use minio::Minio;
 pub use network::NODE_ADDRESS;
 pub use oci::ImageSpec;
 pub use s3::{Object, S3};
-pub use tools::{build_all as build_tools, minio, velero, velero_source};
+pub use tools::{
+    VeleroRelease, build_all as build_tools, minio, velero, velero_1_14, velero_source,
+};
 pub use up::{Options, Stage};

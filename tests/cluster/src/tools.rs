@@ -71,6 +71,30 @@ const VELERO: Tool = Tool {
     cold: "5 minutes",
 };
 
+/// The last release of Velero whose node agent's restic nobody calls deprecated.
+const VELERO_1_14: Tool = Tool {
+    name: "velero-1.14",
+    module: "velero-server",
+    package: "github.com/vmware-tanzu/velero/cmd/velero",
+    flags: "-s -w -X github.com/vmware-tanzu/velero/pkg/buildinfo.Version=v1.14.1",
+    cold: "5 minutes",
+};
+const VELERO_RESTORE_HELPER: Tool = Tool {
+    name: "velero-restore-helper",
+    module: "velero-server",
+    package: "github.com/vmware-tanzu/velero/cmd/velero-restore-helper",
+    flags: STRIP,
+    cold: "10 seconds",
+};
+/// Of another release, so in a module of its own; the server talks to it through a pipe.
+const VELERO_PLUGIN_FOR_AWS: Tool = Tool {
+    name: "velero-plugin-for-aws",
+    module: "velero-plugin",
+    package: "github.com/vmware-tanzu/velero-plugin-for-aws/velero-plugin-for-aws",
+    flags: STRIP,
+    cold: "2 minutes",
+};
+
 pub(crate) const ALL: [Tool; 5] = [PAUSE, FORWARD, KUBE, VOLUMES, MINIO];
 
 /// Where things live that are expensive to make and do not belong into the checkout.
@@ -139,6 +163,27 @@ pub fn minio() -> Result<PathBuf> {
 /// When it cannot be built.
 pub fn velero() -> Result<PathBuf> {
     ready(VELERO)
+}
+
+/// Velero 1.14.1, unmodified.
+#[derive(Debug, Clone)]
+pub struct VeleroRelease {
+    /// Client, server and node agent.
+    pub velero: PathBuf,
+    pub restore_helper: PathBuf,
+    pub plugin_for_aws: PathBuf,
+}
+
+/// The programs of Velero 1.14.1; built where they are not there.
+///
+/// # Errors
+/// When one cannot be built.
+pub fn velero_1_14() -> Result<VeleroRelease> {
+    Ok(VeleroRelease {
+        velero: ready(VELERO_1_14)?,
+        restore_helper: ready(VELERO_RESTORE_HELPER)?,
+        plugin_for_aws: ready(VELERO_PLUGIN_FOR_AWS)?,
+    })
 }
 
 /// The source of a release of Velero, such as `v1.14.1`.

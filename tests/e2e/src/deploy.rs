@@ -15,6 +15,8 @@ pub struct Settings {
     pub agent_args: Vec<String>,
     /// The bucket of the location `default`; `velero` when empty.
     pub bucket: String,
+    /// The controller alone, from `deploy-beside-velero/`: a Velero that is there already moves the data.
+    pub beside_velero: bool,
 }
 
 /// Applies `tests/e2e/deploy` with the overlay for this cluster, and returns before the pods run.
@@ -22,6 +24,9 @@ pub struct Settings {
 /// # Errors
 /// When kubectl refuses.
 pub fn apply(cluster: &Cluster, settings: &Settings) -> Result<()> {
+    if settings.beside_velero {
+        return applied(cluster, &overlay(cluster, settings)?);
+    }
     // The location is of a kind that has to be served before it can be applied.
     let crds = concat!(env!("CARGO_MANIFEST_DIR"), "/../../crds/yaml");
     cluster.kubectl(["apply", "--server-side", "-k", crds])?;
@@ -32,13 +37,14 @@ pub fn apply(cluster: &Cluster, settings: &Settings) -> Result<()> {
         "crd",
         "--all",
     ])?;
-    let directory = overlay(cluster, settings)?;
-    cluster.kubectl([
-        "apply",
-        "--server-side",
-        "-k",
-        directory.to_str().context("a path in UTF-8")?,
-    ])?;
+    applied(cluster, &overlay(cluster, settings)?)
+}
+
+/// As a user takes an installation over, fields that another one wrote included.
+fn applied(cluster: &Cluster, directory: &Path) -> Result<()> {
+    let directory = directory.to_str().context("a path in UTF-8")?;
+    let apply = ["apply", "--server-side", "--force-conflicts"];
+    cluster.kubectl(apply.into_iter().chain(["-k", directory]))?;
     Ok(())
 }
 
@@ -47,26 +53,32 @@ pub fn apply(cluster: &Cluster, settings: &Settings) -> Result<()> {
 /// # Errors
 /// When one is not within two minutes.
 pub fn ready(cluster: &Cluster) -> Result<()> {
-    for object in ["deployment/jackline-controller", "daemonset/node-agent"] {
-        cluster.kubectl([
-            "-n",
-            "velero",
-            "rollout",
-            "status",
-            object,
-            "--timeout=120s",
-        ])?;
-    }
+    rolled_out(cluster, "deployment/jackline-controller")?;
+    rolled_out(cluster, "daemonset/node-agent")
+}
+
+/// Waits until the pods of a Deployment or DaemonSet of Jackline's namespace are ready.
+///
+/// # Errors
+/// When one is not within two minutes.
+pub fn rolled_out(cluster: &Cluster, object: &str) -> Result<()> {
+    let status = ["-n", "velero", "rollout", "status", object];
+    cluster.kubectl(status.into_iter().chain(["--timeout=120s"]))?;
     Ok(())
 }
 
 /// Writes the overlay and returns its directory.
 fn overlay(cluster: &Cluster, settings: &Settings) -> Result<PathBuf> {
-    let directory = cluster.dir().join("deploy");
+    let installation = if settings.beside_velero {
+        "deploy-beside-velero"
+    } else {
+        "deploy"
+    };
+    let directory = cluster.dir().join(installation);
     fs::create_dir_all(&directory)?;
     let directory = directory.canonicalize()?;
     let base = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("deploy")
+        .join(installation)
         .canonicalize()?;
     let pods = cluster.kubelet_pods_dir();
     let bucket = if settings.bucket.is_empty() {
@@ -74,22 +86,23 @@ fn overlay(cluster: &Cluster, settings: &Settings) -> Result<PathBuf> {
     } else {
         &settings.bucket
     };
-    let mut patches = vec![
-        patch(
+    let mut patches = Vec::new();
+    if !settings.beside_velero {
+        patches.push(patch(
             "DaemonSet",
             "node-agent",
             "replace",
             "/spec/template/spec/volumes/0/hostPath/path",
             &pods.to_string_lossy(),
-        ),
-        patch(
+        ));
+        patches.push(patch(
             "BackupStorageLocation",
             "default",
             "replace",
             "/spec/objectStorage/bucket",
             bucket,
-        ),
-    ];
+        ));
+    }
     for (kind, name, args) in [
         (
             "Deployment",

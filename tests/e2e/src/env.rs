@@ -42,17 +42,24 @@ impl Env {
     /// # Errors
     /// When anything does not come up.
     pub async fn up_with(options: Options, settings: &Settings) -> Result<Self> {
+        let env = Self::without_jackline(options).await?;
+        if !settings.bucket.is_empty() {
+            env.cluster.s3().make_bucket(&settings.bucket).await?;
+        }
+        deploy::apply(&env.cluster, settings)?;
+        deploy::ready(&env.cluster)?;
+        Ok(env)
+    }
+
+    /// A cluster with Jackline's images and the bucket, in which nothing is installed yet.
+    ///
+    /// # Errors
+    /// When anything does not come up.
+    pub async fn without_jackline(options: Options) -> Result<Self> {
         let programs = Programs::build()?;
         let cluster = Cluster::up(options).await?;
         cluster.load_jackline(&programs)?;
-        let bucket = if settings.bucket.is_empty() {
-            BUCKET
-        } else {
-            &settings.bucket
-        };
-        cluster.s3().make_bucket(bucket).await?;
-        deploy::apply(&cluster, settings)?;
-        deploy::ready(&cluster)?;
+        cluster.s3().make_bucket(BUCKET).await?;
         Ok(Self { cluster })
     }
 

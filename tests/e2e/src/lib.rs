@@ -7,6 +7,7 @@ mod jackline;
 mod restic;
 mod tree;
 mod velero;
+pub mod velero_server;
 mod wait;
 
 pub use env::{BUCKET, Env, NAMESPACE};

@@ -1,0 +1,284 @@
+//! Beside a real Velero: policies annotate, ask for backups and for their deletion, and see what is covered; Velero does the rest, and
+//! nothing of Velero's is written but what asks it to do something.
+
+use std::collections::BTreeSet;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use jackline_crds::jackline::{BackupCoverage, Verdict, VolumeVerdict};
+use jackline_crds::names::{self, annotation};
+use jackline_crds::velero::{Backup, BackupPhase, PodVolumeBackup, PodVolumePhase, UploaderType};
+use jackline_e2e::deploy::{self, Settings};
+use jackline_e2e::{BUCKET, Env, NAMESPACE, until, velero_server, wait_gone};
+use jackline_test_cluster::{Options, Programs};
+use k8s_openapi::api::core::v1::{Namespace, Pod};
+use kube::api::{DeleteParams, ListParams};
+use kube::{Api, ResourceExt};
+use serde_json::{Value, json};
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn velero_moves_the_data_and_policies_say_when() -> Result<()> {
+    let mut options = Options::named("beside-velero");
+    options.audit_log = true;
+    let env = Env::without_jackline(options).await?;
+    velero_server::install(&env, "restic").await?;
+    let settings = Settings {
+        beside_velero: true,
+        ..Settings::default()
+    };
+    deploy::apply(&env.cluster, &settings)?;
+    deploy::rolled_out(&env.cluster, "deployment/jackline-controller")?;
+    for namespace in ["team", "short-lived"] {
+        workload(&env, namespace).await?;
+    }
+    env.cluster.apply(&policy().to_string())?;
+
+    one_carrier(&env, "team").await?;
+    let first = backed_up(&env, UploaderType::Restic).await?;
+    covered(&env, "team", UploaderType::Restic).await?;
+    shown(&env).await?;
+    doctor_is_content(&env)?;
+    what_nothing_keeps_goes(&env, &first).await?;
+    a_volume_goes(&env).await?;
+    // The same server moves data with kopia, if its command line says so.
+    let uploader = json!([{"op": "add", "path": "/spec/template/spec/containers/0/args/-", "value": "--uploader-type=kopia"}]);
+    let patch = ["-n", NAMESPACE, "patch", "deployment/velero", "--type=json"];
+    let uploader = uploader.to_string();
+    env.cluster
+        .kubectl(patch.into_iter().chain(["-p", &*uploader]))?;
+    velero_server::ready(&env)?;
+    backed_up(&env, UploaderType::Kopia).await?;
+    covered(&env, "team", UploaderType::Kopia).await?;
+    shown(&env).await?;
+
+    velero_s_objects_are_velero_s(&env)?;
+    env.cluster.down()
+}
+
+fn policy() -> Value {
+    json!({
+        "apiVersion": "jackline.dev/v1alpha1",
+        "kind": "ClusterBackupPolicy",
+        "metadata": {"name": "everything"},
+        "spec": {
+            "namespaces": {"include": ["team", "short-lived"]},
+            "schedule": {"cron": "@every 15s"},
+            "storageLocation": "default",
+            "retention": {"keepLast": 2, "minimumGood": 1, "vanishedVolumes": "1h"},
+            "repository": {"prune": "@every 1h", "check": "@daily"},
+        },
+    })
+}
+
+/// Two pods with a shared claim, with data.
+async fn workload(env: &Env, namespace: &str) -> Result<()> {
+    env.cluster
+        .apply(&include_str!("policies.yaml").replace("NAMESPACE", namespace))?;
+    let status = ["-n", namespace, "rollout", "status", "deployment/web"];
+    env.cluster
+        .kubectl(status.into_iter().chain(["--timeout=120s"]))?;
+    let pods = env.ready_pods(namespace, "app=web").await?;
+    let pod = pods.first().context("a pod")?;
+    env.cluster
+        .exec(namespace, pod, &["sh", "-c", "seq 10000 > /data/numbers"])?;
+    Ok(())
+}
+
+async fn one_carrier(env: &Env, namespace: &str) -> Result<()> {
+    let pods: Api<Pod> = env.api_in(namespace);
+    until("one pod carries the claim", MINUTE, async || {
+        let pods = pods.list(&ListParams::default()).await?;
+        let value = |pod: &Pod| pod.annotations().get(annotation::BACKUP_VOLUMES).cloned();
+        let carried: Vec<String> = pods.items.iter().filter_map(value).collect();
+        Ok((carried == ["data"]).then_some(()))
+    })
+    .await
+}
+
+fn by(volume: &PodVolumeBackup, uploader: UploaderType) -> bool {
+    let snapshot = volume
+        .status
+        .as_ref()
+        .and_then(|s| s.snapshot_id.as_deref());
+    volume.phase() == PodVolumePhase::Completed
+        && volume.spec.uploader_type == uploader
+        && snapshot.is_some_and(|id| !id.is_empty())
+}
+
+/// A backup of the policy that Velero completed with this uploader.
+async fn backed_up(env: &Env, uploader: UploaderType) -> Result<String> {
+    let what = format!("a backup with {uploader:?}");
+    until(&what, 3 * MINUTE, async || {
+        let backups = env.api::<Backup>().list(&ListParams::default()).await?;
+        for backup in backups.items {
+            let name = backup.name_any();
+            if !name.starts_with("everything-") || backup.phase() != BackupPhase::Completed {
+                continue;
+            }
+            let volumes = env.volumes_of(&name).await?;
+            let of_team = |v: &&PodVolumeBackup| v.spec.pod.namespace.as_deref() == Some("team");
+            if volumes.iter().filter(of_team).any(|v| by(v, uploader)) {
+                return Ok(Some(name));
+            }
+        }
+        Ok(None)
+    })
+    .await
+}
+
+/// The namespace's volume is protected by a backup that this uploader made.
+async fn covered(env: &Env, namespace: &str, uploader: UploaderType) -> Result<()> {
+    until("the volume is protected", MINUTE, async || {
+        let coverage = env.api_in::<BackupCoverage>(namespace);
+        let status = coverage.get(names::COVERAGE).await?.status;
+        let volumes = status.context("a status")?.volumes;
+        let is_protected = |volume: &&VolumeVerdict| volume.verdict == Verdict::Protected;
+        let found = volumes.iter().find(is_protected).context("protected")?;
+        let backup = found.last_good_backup.clone().context("a backup")?;
+        let held = env.volumes_of(&backup).await?;
+        Ok(held.iter().any(|v| by(v, uploader)).then_some(()))
+    })
+    .await
+}
+
+/// What the policy's series say, and Velero's own of its backups.
+async fn shown(env: &Env) -> Result<()> {
+    until("the metrics show the policy", MINUTE, async || {
+        let ours = series(env, "app.kubernetes.io/name=jackline-controller").await?;
+        let velero = series(env, "deploy=velero").await?;
+        let has = |text: &str, start: &str, above: f64| {
+            text.lines().any(|line| {
+                let value = line.strip_prefix(start).and_then(|v| v.trim().parse().ok());
+                value.is_some_and(|value: f64| value > above)
+            })
+        };
+        let policy = "{policy=\"everything\"}";
+        let all = has(&ours, &format!("jackline_policy_ready{policy}"), 0.0)
+            && has(
+                &ours,
+                "jackline_volumes{policy=\"everything\",verdict=\"Protected\"}",
+                0.0,
+            )
+            && has(
+                &ours,
+                &format!("jackline_policy_last_success_timestamp_seconds{policy}"),
+                1e9,
+            )
+            && has(
+                &ours,
+                &format!("jackline_policy_oldest_recovery_point_timestamp_seconds{policy}"),
+                1e9,
+            )
+            && has(
+                &velero,
+                "velero_backup_success_total{schedule=\"everything\"}",
+                0.0,
+            );
+        ensure!(all, "{ours}\n{velero}");
+        Ok(Some(()))
+    })
+    .await
+}
+
+/// What the pods with a label serve.
+async fn series(env: &Env, labels: &str) -> Result<String> {
+    let mut all = String::new();
+    for pod in env.ready_pods(NAMESPACE, labels).await? {
+        let path = format!("/api/v1/namespaces/{NAMESPACE}/pods/{pod}:8085/proxy/metrics");
+        all += &env.cluster.kubectl(["get", "--raw", &path])?;
+    }
+    Ok(all)
+}
+
+fn doctor_is_content(env: &Env) -> Result<()> {
+    let output = Command::new(Programs::build()?.controller.with_file_name("jackline"))
+        .arg("doctor")
+        .env("KUBECONFIG", env.cluster.kubeconfig())
+        .output()?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    ensure!(output.status.success(), "{said}");
+    ensure!(said.contains("a Velero moves the data"), "{said}");
+    Ok(())
+}
+
+/// Asked for by a DeleteBackupRequest; Velero takes it out of the cluster and the bucket.
+async fn what_nothing_keeps_goes(env: &Env, backup: &str) -> Result<()> {
+    wait_gone(&env.api::<Backup>(), backup, 3 * MINUTE).await?;
+    let prefix = format!("backups/{backup}/");
+    until("its files are gone", MINUTE, async || {
+        let files = env.cluster.s3().list(BUCKET, &prefix).await?;
+        Ok(files.is_empty().then_some(()))
+    })
+    .await?;
+    let left = env.volumes_of(backup).await?;
+    ensure!(left.is_empty(), "{left:?}");
+    // restic is content with what is left.
+    env.restic("team").await?.check()
+}
+
+/// The last points of what is gone are kept, and nobody writes on them since when.
+async fn a_volume_goes(env: &Env) -> Result<()> {
+    let held = env.api::<PodVolumeBackup>();
+    let of_it = |volume: &PodVolumeBackup| {
+        volume.spec.pod.namespace.as_deref() == Some("short-lived")
+            && volume.phase() == PodVolumePhase::Completed
+    };
+    let namespaces: Api<Namespace> = Api::all(env.cluster.client());
+    namespaces
+        .delete("short-lived", &DeleteParams::default())
+        .await?;
+    wait_gone(&namespaces, "short-lived", 2 * MINUTE).await?;
+    let backups = env.api::<Backup>();
+    let before: BTreeSet<String> = backups
+        .list(&ListParams::default())
+        .await?
+        .items
+        .iter()
+        .map(ResourceExt::name_any)
+        .collect();
+    until("two more backups", 3 * MINUTE, async || {
+        let all = backups.list(&ListParams::default()).await?.items;
+        let new = all.iter().filter(|backup| {
+            backup.phase() == BackupPhase::Completed && !before.contains(&backup.name_any())
+        });
+        Ok((new.count() >= 2).then_some(()))
+    })
+    .await?;
+    let left = held.list(&ListParams::default()).await?;
+    ensure!(
+        left.items.iter().any(of_it),
+        "the last point of a volume that is gone went with it"
+    );
+    Ok(())
+}
+
+/// Nothing but what asks Velero to do something, from the first request to the last.
+fn velero_s_objects_are_velero_s(env: &Env) -> Result<()> {
+    let log = std::fs::read_to_string(env.cluster.log("audit.jsonl"))?;
+    let mut written = BTreeSet::new();
+    for line in log.lines() {
+        let event: Value = serde_json::from_str(line)?;
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let user = text(&event["user"]["username"]);
+        let verb = text(&event["verb"]);
+        let of = &event["objectRef"];
+        if user.starts_with("system:serviceaccount:velero:jackline")
+            && !["get", "list", "watch"].contains(&&*verb)
+        {
+            written.insert((verb, text(&of["apiGroup"]), text(&of["resource"])));
+        }
+    }
+    let of_velero: Vec<_> = written
+        .iter()
+        .filter(|(_, group, _)| group == "velero.io")
+        .map(|(verb, _, kind)| (verb.as_str(), kind.as_str()))
+        .collect();
+    let asked = [("create", "backups"), ("create", "deletebackuprequests")];
+    ensure!(of_velero == asked, "{written:?}");
+    let annotated = ("patch".to_owned(), String::new(), "pods".to_owned());
+    ensure!(written.contains(&annotated), "{written:?}");
+    Ok(())
+}
