@@ -17,6 +17,8 @@ pub struct Settings {
     pub bucket: String,
     /// The controller alone, from `deploy-beside-velero/`: a Velero that is there already moves the data.
     pub beside_velero: bool,
+    /// The location `default` and its credentials are there already.
+    pub keep_storage: bool,
 }
 
 /// Applies `tests/e2e/deploy` with the overlay for this cluster, and returns before the pods run.
@@ -24,9 +26,7 @@ pub struct Settings {
 /// # Errors
 /// When kubectl refuses.
 pub fn apply(cluster: &Cluster, settings: &Settings) -> Result<()> {
-    if settings.beside_velero {
-        return applied(cluster, &overlay(cluster, settings)?);
-    }
+    let directory = prepare(cluster, settings)?;
     // The location is of a kind that has to be served before it can be applied.
     let crds = concat!(env!("CARGO_MANIFEST_DIR"), "/../../crds/yaml");
     cluster.kubectl(["apply", "--server-side", "-k", crds])?;
@@ -37,14 +37,8 @@ pub fn apply(cluster: &Cluster, settings: &Settings) -> Result<()> {
         "crd",
         "--all",
     ])?;
-    applied(cluster, &overlay(cluster, settings)?)
-}
-
-/// As a user takes an installation over, fields that another one wrote included.
-fn applied(cluster: &Cluster, directory: &Path) -> Result<()> {
     let directory = directory.to_str().context("a path in UTF-8")?;
-    let apply = ["apply", "--server-side", "--force-conflicts"];
-    cluster.kubectl(apply.into_iter().chain(["-k", directory]))?;
+    cluster.kubectl(["apply", "--server-side", "-k", directory])?;
     Ok(())
 }
 
@@ -67,8 +61,11 @@ pub fn rolled_out(cluster: &Cluster, object: &str) -> Result<()> {
     Ok(())
 }
 
-/// Writes the overlay and returns its directory.
-fn overlay(cluster: &Cluster, settings: &Settings) -> Result<PathBuf> {
+/// Writes the overlay, for `kubectl apply -k` in the cluster's directory: `deploy` or `deploy-beside-velero`.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn prepare(cluster: &Cluster, settings: &Settings) -> Result<PathBuf> {
     let installation = if settings.beside_velero {
         "deploy-beside-velero"
     } else {
@@ -95,6 +92,17 @@ fn overlay(cluster: &Cluster, settings: &Settings) -> Result<PathBuf> {
             "/spec/template/spec/volumes/0/hostPath/path",
             &pods.to_string_lossy(),
         ));
+    }
+    if settings.keep_storage {
+        for (version, kind, name) in [
+            ("v1", "Secret", "cloud-credentials"),
+            ("velero.io/v1", "BackupStorageLocation", "default"),
+        ] {
+            let delete = serde_json::json!({"$patch": "delete", "apiVersion": version, "kind": kind,
+                "metadata": {"name": name, "namespace": "velero"}});
+            patches.push(serde_json::json!({"patch": delete.to_string()}));
+        }
+    } else if !settings.beside_velero {
         patches.push(patch(
             "BackupStorageLocation",
             "default",
