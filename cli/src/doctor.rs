@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use jackline_crds::foreign;
 use jackline_crds::jackline::{BackupPolicy, ClusterBackupPolicy, PolicyStatus};
-use jackline_crds::names::{CONTROLLER, NODE_AGENT, NODE_AGENT_ROLE, REPOSITORY_SECRET};
+use jackline_crds::names::{CONTROLLER, NODE_AGENT, NODE_AGENT_LABEL, REPOSITORY_SECRET};
 use jackline_crds::velero::{
     BackupRepository, BackupStorageLocation, LocationPhase, RepositoryPhase,
 };
@@ -177,11 +177,11 @@ async fn agents(client: &Client, namespace: &str) -> Vec<Finding> {
         _ if ready < all => Verdict::Warning,
         _ => Verdict::Ok,
     };
-    let (role, agent) = NODE_AGENT_ROLE;
+    let (label, agent) = NODE_AGENT_LABEL;
     let mut detail = format!("{ready} of {all} are ready");
     if ready < all {
         detail.push_str(&format!(
-            ": volumes on the other nodes are not backed up; see kubectl -n {namespace} get pods -l {role}={agent} -o wide"
+            ": volumes on the other nodes are not backed up; see kubectl -n {namespace} get pods -l {label}={agent} -o wide"
         ));
     }
     vec![finding(CHECK, verdict, detail)]

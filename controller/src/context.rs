@@ -54,7 +54,7 @@ impl Stores {
     /// Starts the watches.
     pub fn start(kit: &Kit, namespace: &str) -> Self {
         let spec = |name| WatchSpec::new(name).namespace(namespace);
-        let (role, agent) = jackline_crds::names::NODE_AGENT_ROLE;
+        let (label, agent) = jackline_crds::names::NODE_AGENT_LABEL;
         Self {
             backups: kit.watch_guarded(spec("backups")),
             restores: kit.watch_guarded(spec("restores")),
@@ -66,7 +66,7 @@ impl Stores {
             deletions: kit.watch_guarded(spec("deletebackuprequests")),
             downloads: kit.watch_guarded(spec("downloadrequests")),
             server_statuses: kit.watch_guarded(spec("serverstatusrequests")),
-            agents: kit.watch(spec("agents").labels(format!("{role}={agent}"))),
+            agents: kit.watch(spec("agents").labels(format!("{label}={agent}"))),
             veleros: kit.watch_some(spec("veleros"), |pod| foreign::role(pod).is_some()),
         }
     }

@@ -9,6 +9,7 @@ mod kind;
 mod lenient;
 pub mod names;
 pub mod reference;
+mod selector;
 mod tolerant;
 pub mod velero;
 pub mod yaml;

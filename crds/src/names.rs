@@ -21,8 +21,8 @@ pub const COVERAGE: &str = "coverage";
 pub const CONTROLLER: &str = "jackline-controller";
 /// Name of the DaemonSet, and value of the label `name`, of the node agents.
 pub const NODE_AGENT: &str = "node-agent";
-/// Label and value that select node agent pods, as Velero has them.
-pub const NODE_AGENT_ROLE: (&str, &str) = ("role", NODE_AGENT);
+/// Label and value that select node agent pods, as every Velero has them; `role` came with 1.15.
+pub const NODE_AGENT_LABEL: (&str, &str) = ("name", NODE_AGENT);
 /// Secret with the password of the repositories.
 pub const REPOSITORY_SECRET: &str = "velero-repo-credentials";
 /// Its key.

@@ -14,6 +14,7 @@ use crate::{
     backup::Backups,
     context::{ClientBox, Context},
     judge::{ApiJudge, holder},
+    load,
     metrics::Metrics,
     repos::Repositories,
     restore::Restores,
@@ -32,6 +33,7 @@ pub async fn serve(args: ServerArgs) -> anyhow::Result<()> {
         namespace,
         node_name,
         host_pods,
+        node_agent_configmap,
         concurrency,
         lock_wait,
         give_up_after,
@@ -40,13 +42,16 @@ pub async fn serve(args: ServerArgs) -> anyhow::Result<()> {
         node_name.context("the node's name is not known: give --node-name or set NODE_NAME")?;
     let kit = Kit::start("jackline-node-agent", &runtime).await?;
     jackline_storage::metrics::register(kit.metrics.registry())?;
-    tracing::info!(node, namespace, host_pods = %host_pods.display(), concurrency, "node agent starts");
     check_host_pods(&kit.health, &host_pods);
 
     let client = kit.clients.call.clone();
     let Some(cluster) = wait_for_cluster(&client, &kit).await else {
         return Ok(kit.run().await?);
     };
+    let concurrency = load::volumes_at_once(&client, &namespace, &node_agent_configmap, &node)
+        .await?
+        .unwrap_or(concurrency);
+    tracing::info!(node, namespace, host_pods = %host_pods.display(), concurrency, "node agent starts");
     let holder = holder(&cluster, &node, &namespace);
     let judge = ApiJudge {
         client: client.clone(),

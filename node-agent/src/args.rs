@@ -51,7 +51,15 @@ pub struct ServerArgs {
         value_name = "DIR"
     )]
     pub host_pods: PathBuf,
-    /// Volumes at once
+    /// ConfigMap with Velero's settings of node agents, read at the start: its `loadConcurrency` says how many volumes at once
+    #[arg(
+        long,
+        env = "JACKLINE_NODE_AGENT_CONFIGMAP",
+        default_value = "node-agent-config",
+        value_name = "NAME"
+    )]
+    pub node_agent_configmap: String,
+    /// Volumes at once, where the ConfigMap does not say
     #[arg(long, env = "JACKLINE_CONCURRENCY", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub concurrency: u16,
     /// How long an operation waits for another's lock on the repository (prune)

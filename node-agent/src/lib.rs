@@ -12,6 +12,7 @@ pub mod args;
 mod backup;
 mod context;
 mod judge;
+mod load;
 pub mod maintain;
 mod marker;
 mod metrics;

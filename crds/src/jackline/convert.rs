@@ -1,13 +1,13 @@
 //! From what users wrote to what can be: the one door through which specs go into `jackline_policy`.
 
-use jackline_policy::labels::Selector;
+use crate::selector::selector;
 use jackline_policy::spec::{
     self, Blackout, Match, MatchParts, NamespaceRule, PodRule, PolicyId, PolicyParts, Repository,
     Retention, RetentionParts, ScheduleParts, ScheduleSpec, Template, Verification, Volumes,
 };
 use jackline_policy::{Invalid, Policy};
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::{
     BackupPolicy, ClusterBackupPolicy, NamespaceSelection, PolicySchedule, PolicySpec, VolumeRule,
@@ -149,27 +149,6 @@ fn known<T: std::str::FromStr + Default>(
             .parse()
             .map_err(|_| Invalid::new(field, word, allowed.join(", "))),
     }
-}
-
-fn selector(field: &str, raw: Option<&LabelSelector>) -> Result<Selector, Invalid> {
-    let Some(raw) = raw else {
-        return Ok(Selector::default());
-    };
-    let expressions = raw.match_expressions.as_deref().unwrap_or_default();
-    Selector::new(
-        field,
-        raw.match_labels
-            .iter()
-            .flatten()
-            .map(|(key, value)| (key.as_str(), value.as_str())),
-        expressions.iter().map(|e| {
-            (
-                e.key.as_str(),
-                e.operator.as_str(),
-                e.values.as_deref().unwrap_or_default(),
-            )
-        }),
-    )
 }
 
 fn rule((at, raw): (usize, &VolumeRule)) -> Result<spec::VolumeRule, Invalid> {

@@ -3,6 +3,7 @@
 pub mod deploy;
 mod env;
 pub mod fixture;
+pub mod guide;
 mod jackline;
 mod restic;
 mod tree;

@@ -50,6 +50,11 @@ impl Velero {
         Ok(velero)
     }
 
+    /// The client's file.
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
     /// A directory for files.
     pub fn home(&self) -> &Path {
         self.home.path()

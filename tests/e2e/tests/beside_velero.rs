@@ -10,7 +10,7 @@ use jackline_crds::jackline::{BackupCoverage, Verdict, VolumeVerdict};
 use jackline_crds::names::{self, annotation};
 use jackline_crds::velero::{Backup, BackupPhase, PodVolumeBackup, PodVolumePhase, UploaderType};
 use jackline_e2e::deploy::{self, Settings};
-use jackline_e2e::{BUCKET, Env, NAMESPACE, until, velero_server, wait_gone};
+use jackline_e2e::{BUCKET, Env, NAMESPACE, guide, until, velero_server, wait_gone};
 use jackline_test_cluster::{Options, Programs};
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::api::{DeleteParams, ListParams};
@@ -24,13 +24,15 @@ async fn velero_moves_the_data_and_policies_say_when() -> Result<()> {
     let mut options = Options::named("beside-velero");
     options.audit_log = true;
     let env = Env::without_jackline(options).await?;
-    velero_server::install(&env, "restic").await?;
+    let velero = velero_server::install(&env, "restic").await?;
     let settings = Settings {
         beside_velero: true,
         ..Settings::default()
     };
-    deploy::apply(&env.cluster, &settings)?;
-    deploy::rolled_out(&env.cluster, "deployment/jackline-controller")?;
+    deploy::prepare(&env.cluster, &settings)?;
+    let guide = include_str!("../../../docs/how-to/velero.md");
+    let said = guide::follow(&env, &velero, guide, "Beside it first")?;
+    ensure!(said.contains("a Velero moves the data"), "{said}");
     for namespace in ["team", "short-lived"] {
         workload(&env, namespace).await?;
     }
