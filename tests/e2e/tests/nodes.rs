@@ -3,11 +3,15 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use jackline_crds::velero::{Backup, BackupPhase, BackupSpec, PodVolumePhase};
-use jackline_e2e::deploy::Settings;
-use jackline_e2e::{Env, until};
+use jackline_crds::velero::{
+    Backup, BackupPhase, BackupSpec, PodVolumePhase, Restore, RestoreSpec,
+};
+use jackline_e2e::deploy::{self, Settings};
+use jackline_e2e::{Env, NAMESPACE, until, wait_gone};
 use jackline_test_cluster::Options;
-use kube::api::PostParams;
+use k8s_openapi::api::core::v1::Namespace;
+use kube::Api;
+use kube::api::{DeleteParams, PostParams};
 use serde_json::json;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -38,8 +42,8 @@ spec:
     )
 }
 
-async fn backup(env: &Env, name: &str) -> Result<()> {
-    let spec: BackupSpec = serde_json::from_value(json!({"includedNamespaces": [NS]}))?;
+async fn backup(env: &Env, name: &str, namespace: &str) -> Result<()> {
+    let spec: BackupSpec = serde_json::from_value(json!({"includedNamespaces": [namespace]}))?;
     let backup = Backup::new(name, spec);
     env.api::<Backup>()
         .create(&PostParams::default(), &backup)
@@ -59,12 +63,14 @@ async fn each_node_has_its_own_volumes_and_one_that_goes_takes_no_other_s_with_i
     })
     .await?;
     each_its_own(&env).await?;
+    each_its_own_limit(&env)?;
+    pods_on_both_wait_for_one_volume(&env).await?;
     a_node_goes(&env).await?;
     env.cluster.down()
 }
 
 async fn each_its_own(env: &Env) -> Result<()> {
-    backup(env, "both").await?;
+    backup(env, "both", NS).await?;
     env.backup_completed("both", 2 * MINUTE).await?;
     let volumes = env.volumes_of("both").await?;
     ensure!(volumes.len() == 2, "{volumes:?}");
@@ -77,11 +83,85 @@ async fn each_its_own(env: &Env) -> Result<()> {
     restic.check()
 }
 
+/// What Velero's ConfigMap says of the nodes, after a restart.
+fn each_its_own_limit(env: &Env) -> Result<()> {
+    let config = json!({"loadConcurrency": {"globalConfig": 5, "perNodeConfig": [
+        {"nodeSelector": {"matchLabels": {"kubernetes.io/hostname": "node-2"}}, "number": 1}]}});
+    let map = json!({"apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": {"name": "node-agent-config", "namespace": NAMESPACE},
+        "data": {"node-agent-config.json": config.to_string()}});
+    env.cluster.apply(&map.to_string())?;
+    let agents = "daemonset/node-agent";
+    env.cluster
+        .kubectl(["-n", NAMESPACE, "rollout", "restart", agents])?;
+    deploy::rolled_out(&env.cluster, agents)?;
+    for (node, number) in [("node-1", 5), ("node-2", 1)] {
+        let pods = ["-n", NAMESPACE, "get", "pods", "-l", "name=node-agent"];
+        let field = format!("--field-selector=spec.nodeName={node}");
+        let name = env
+            .cluster
+            .kubectl(pods.into_iter().chain([&*field, "-o", "name"]))?;
+        let said = env
+            .cluster
+            .kubectl(["-n", NAMESPACE, "logs", name.trim()])?;
+        let start = said
+            .lines()
+            .find(|line| line.contains("node agent starts"))
+            .with_context(|| said.clone())?;
+        let shown = [
+            format!("concurrency={number}"),
+            format!("\"concurrency\":{number}"),
+        ];
+        ensure!(shown.iter().any(|shown| start.contains(shown)), "{start}");
+    }
+    Ok(())
+}
+
+/// A claim that pods on both nodes mount is read once and filled once, before any of them starts.
+async fn pods_on_both_wait_for_one_volume(env: &Env) -> Result<()> {
+    const NS: &str = "shared";
+    env.cluster.apply(include_str!("nodes.yaml"))?;
+    let all_run = async || {
+        until("three pods run", 2 * MINUTE, async || {
+            Ok((env.ready_pods(NS, "app=reader").await?.len() == 3).then_some(()))
+        })
+        .await
+    };
+    all_run().await?;
+    env.cluster
+        .exec(NS, "b", &["sh", "-c", "seq 100000 > /data/numbers"])?;
+    backup(env, "shared", NS).await?;
+    env.backup_completed("shared", 2 * MINUTE).await?;
+    let volumes = env.volumes_of("shared").await?;
+    ensure!(volumes.len() == 1, "{volumes:?}");
+
+    let namespaces: Api<Namespace> = Api::all(env.cluster.client());
+    namespaces.delete(NS, &DeleteParams::default()).await?;
+    wait_gone(&namespaces, NS, 2 * MINUTE).await?;
+    let spec: RestoreSpec = serde_json::from_value(json!({"backupName": "shared"}))?;
+    env.api::<Restore>()
+        .create(&PostParams::default(), &Restore::new("shared", spec))
+        .await?;
+    env.restore_completed("shared", 2 * MINUTE).await?;
+    all_run().await?;
+    for pod in ["a", "b", "c"] {
+        // What each saw when it started, and what is there now.
+        let started = env.cluster.exec(NS, pod, &["cat", "/tmp/seen"])?;
+        ensure!(started.trim() == "100000", "{pod}: {started:?}");
+    }
+    until("nothing of ours is left in it", MINUTE, async || {
+        let left = env.cluster.exec(NS, "c", &["ls", "-A", "/data"])?;
+        ensure!(left.trim() == "numbers", "{left}");
+        Ok(Some(()))
+    })
+    .await
+}
+
 /// The agent's pod looks as if it ran on: nobody is left on the node to say otherwise.
 async fn a_node_goes(env: &Env) -> Result<()> {
     env.cluster.machine("node-2")?.stop()?;
     let gone = Instant::now();
-    backup(env, "half").await?;
+    backup(env, "half", NS).await?;
     let ended = env.backup_ended("half", 5 * MINUTE).await?;
     println!("ended {} s after the node went", gone.elapsed().as_secs());
     let phase = ended.status.and_then(|status| status.phase);
