@@ -14,11 +14,18 @@ use k8s_openapi::{
 };
 use kube::{
     Api, ResourceExt,
-    api::{DeleteParams, ObjectMeta, PostParams},
+    api::{DeleteParams, ObjectMeta, PostParams, Preconditions},
 };
 
-use super::{report::Place, run::Run, volumes::CLAIM};
+use super::{pods::RestoredPod, report::Place, run::Run, volumes::CLAIM};
 use crate::{location::chain, repository};
+
+/// The pod that the data goes through, and the volume's name in it.
+struct Carrier {
+    pod: String,
+    volume: String,
+    uid: String,
+}
 
 impl Run<'_> {
     /// Asks for the repositories early: they are opened while objects are made.
@@ -80,18 +87,11 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// The pod that the data goes through: pod, volume, UID. `None` where an existing pod keeps its volume.
-    fn carrier(&self, restoration: &Restoration) -> Option<(String, String, String)> {
-        let state = self.state.lock();
-        let made = |(pod, volume): &(String, String)| {
-            let uid = state
-                .pods
-                .get(&(restoration.namespace.clone(), pod.clone()))?;
-            Some((pod.clone(), volume.clone(), uid.clone()))
-        };
+    /// The pod that the data goes through. `None` where an existing pod keeps its volume.
+    fn carrier(&self, restoration: &Restoration) -> Option<Carrier> {
+        let made = |waiter| self.made_pod(restoration, waiter);
         let first = made(&restoration.carrier);
         let found = first.or_else(|| restoration.waiters.iter().find_map(made));
-        drop(state);
         let begun = || {
             self.begun()
                 .iter()
@@ -110,22 +110,93 @@ impl Run<'_> {
     async fn start(
         &self,
         restoration: &Restoration,
-        (pod, volume, uid): (String, String, String),
+        carrier: Carrier,
         repository: &BackupRepository,
     ) -> Result<(), Failure> {
-        let api = self.context.api::<PodVolumeRestore>();
         for known in self
             .begun()
             .iter()
             .filter(|known| self.is_of(known, restoration))
         {
-            if known.spec.pod.uid.as_ref() == Some(&uid) || known.phase().is_terminal() {
+            if known.spec.pod.uid.as_ref() == Some(&carrier.uid) || known.phase().is_terminal() {
                 return Ok(());
             }
             // Its pod was replaced while this process was away.
-            api.delete(&known.name_any(), &DeleteParams::default())
+            self.context
+                .api::<PodVolumeRestore>()
+                .delete(&known.name_any(), &DeleteParams::default())
                 .await?;
         }
+        self.make_volume_restore(restoration, carrier, repository)
+            .await
+    }
+
+    /// Lets another pod that waits for the claim carry its data in place of one that is gone. `false` where none is left.
+    pub async fn hand_over(
+        &self,
+        restoration: &Restoration,
+        volume: &PodVolumeRestore,
+    ) -> Result<bool, Failure> {
+        let Some(heir) = self.heir(restoration) else {
+            return Ok(false);
+        };
+        let source = &restoration.copy.namespace;
+        let repository = repository::ensure(self.context, &self.valid.location, source).await;
+        let Ok(repository) = repository else {
+            return Ok(false);
+        };
+        self.token.check()?;
+        // The new one first: one of them is there at any time.
+        self.make_volume_restore(restoration, heir, &repository)
+            .await?;
+        let params = DeleteParams::default().preconditions(Preconditions {
+            uid: volume.uid(),
+            resource_version: None,
+        });
+        let api = self.context.api::<PodVolumeRestore>();
+        match api.delete(&volume.name_any(), &params).await {
+            Ok(_) => Ok(true),
+            Err(kube::Error::Api(status)) if status.is_not_found() => Ok(true),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// A pod of the plan, if this restore made it.
+    fn made_pod(
+        &self,
+        restoration: &Restoration,
+        (pod, volume): &(String, String),
+    ) -> Option<Carrier> {
+        let state = self.state.lock();
+        let place = (restoration.namespace.clone(), pod.clone());
+        Some(Carrier {
+            pod: pod.clone(),
+            volume: volume.clone(),
+            uid: state.pods.get(&place)?.clone(),
+        })
+    }
+
+    /// A pod of this restore that still waits for the claim.
+    fn heir(&self, restoration: &Restoration) -> Option<Carrier> {
+        let made = |waiter| self.made_pod(restoration, waiter);
+        let waits = |carrier: &Carrier| {
+            let is = |pod: &RestoredPod| {
+                pod.metadata.uid.as_deref() == Some(&carrier.uid)
+                    && pod.metadata.deletion_timestamp.is_none()
+                    && !pod.has_left()
+            };
+            self.restored_pods.find(is).is_some()
+        };
+        restoration.waiters.iter().filter_map(made).find(waits)
+    }
+
+    async fn make_volume_restore(
+        &self,
+        restoration: &Restoration,
+        Carrier { pod, volume, uid }: Carrier,
+        repository: &BackupRepository,
+    ) -> Result<(), Failure> {
+        let api = self.context.api::<PodVolumeRestore>();
         let target = self.target(&restoration.namespace).to_owned();
         let mut labels = BTreeMap::from([
             (

@@ -19,10 +19,11 @@ use jackline_runtime::{
     status::{Guard, StatusAt, write_status},
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use kube::ResourceExt;
+use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 
 use super::{
+    pods::RestoredPod,
     report::{Done, Place},
     run::{Held, Run},
 };
@@ -183,7 +184,14 @@ impl Run<'_> {
             .status
             .as_ref()
             .and_then(|status| status.message.clone());
-        match volume.phase() {
+        let phase = volume.phase();
+        if phase != PodVolumePhase::Completed
+            && self.is_orphaned(&volume).await?
+            && self.hand_over(restoration, &volume).await?
+        {
+            return Ok(Progress::Going);
+        }
+        match phase {
             PodVolumePhase::Completed => return Ok(Progress::Back),
             PodVolumePhase::Failed | PodVolumePhase::Canceled => {
                 let why = message.unwrap_or_else(|| "no reason given".to_owned());
@@ -217,6 +225,28 @@ impl Run<'_> {
             }
             None => Ok(Progress::Going),
         }
+    }
+
+    /// Whether the pod that is to carry the data is gone, or over: evicted, or deleted.
+    async fn is_orphaned(&self, volume: &PodVolumeRestore) -> Result<bool, Failure> {
+        let of = &volume.spec.pod;
+        let is = |pod: &RestoredPod| {
+            pod.metadata.uid == of.uid && !pod.has_left() && !volume.phase().is_terminal()
+        };
+        if self.restored_pods.find(is).is_some() {
+            return Ok(false);
+        }
+        // The watch may be behind what was just made, or what an agent saw.
+        let (Some(namespace), Some(name)) = (&of.namespace, &of.name) else {
+            return Ok(false);
+        };
+        let pods: Api<RestoredPod> = Api::namespaced(self.context.clients.call.clone(), namespace);
+        let found = pods.get_opt(name).await?;
+        Ok(!found.is_some_and(|pod| {
+            pod.metadata.uid == of.uid
+                && pod.metadata.deletion_timestamp.is_none()
+                && !pod.has_left()
+        }))
     }
 
     /// What keeps a volume from ever being filled.

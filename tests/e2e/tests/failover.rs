@@ -5,8 +5,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use jackline_crds::names::{CONTROLLER, label};
 use jackline_crds::velero::{
-    Backup, BackupPhase, BackupSpec, BackupStorageLocation, LocationPhase, PodVolumePhase, Restore,
-    RestorePhase, RestoreSpec,
+    Backup, BackupPhase, BackupSpec, BackupStorageLocation, LocationPhase, PodVolumePhase,
+    PodVolumeRestore, Restore, RestorePhase, RestoreSpec,
 };
 use jackline_e2e::deploy::Settings;
 use jackline_e2e::{BUCKET, Env, NAMESPACE, until, wait_for, wait_gone};
@@ -14,7 +14,7 @@ use jackline_faults::{Proxy, When};
 use jackline_test_cluster::Options;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, EvictParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
@@ -45,6 +45,7 @@ async fn what_a_leader_leaves_behind_is_finished() -> Result<()> {
     test.the_last_steps_of_a_velero_are_taken().await?;
     test.a_volume_that_stands_still_fails_alone().await?;
     test.a_pod_is_replaced_before_its_volume_is_begun().await?;
+    test.a_waiting_pod_is_evicted().await?;
     test.env.cluster.down()
 }
 
@@ -397,22 +398,78 @@ impl Test {
         Ok(())
     }
 
+    /// The process of the node agent.
+    async fn agent(&self) -> Result<Pid> {
+        let agents = self.env.ready_pods(NAMESPACE, "name=node-agent").await?;
+        let agent = agents.first().context("an agent")?;
+        let cluster = &self.env.cluster;
+        let pid = cluster
+            .container_pid(NAMESPACE, agent, "node-agent")
+            .await?;
+        Pid::from_raw(pid).context("a process")
+    }
+
+    /// Another pod that waits for the same claim carries its data.
+    async fn a_waiting_pod_is_evicted(&self) -> Result<()> {
+        let cluster = &self.env.cluster;
+        let scale = ["-n", "moving", "scale", "deployment/web", "--replicas=2"];
+        cluster.kubectl(scale)?;
+        let both = async || {
+            until("both pods run", 2 * MINUTE, async || {
+                let ready = self.env.ready_pods("moving", "app=web").await?;
+                Ok(<[String; 2]>::try_from(ready).ok())
+            })
+            .await
+        };
+        let [one, _] = both().await?;
+        let keep = ["sh", "-c", "seq 100000 > /data/kept"];
+        cluster.exec("moving", &one, &keep)?;
+        self.back_up("pair", &["moving"]).await?;
+        self.complete("pair").await?;
+
+        let namespaces: Api<Namespace> = Api::all(cluster.client());
+        namespaces
+            .delete("moving", &DeleteParams::default())
+            .await?;
+        wait_gone(&namespaces, "moving", 2 * MINUTE).await?;
+        let agent = self.agent().await?;
+        kill_process(agent, Signal::STOP)?;
+        let spec: RestoreSpec = serde_json::from_value(json!({"backupName": "pair"}))?;
+        self.env
+            .api::<Restore>()
+            .create(&PostParams::default(), &Restore::new("evicted", spec))
+            .await?;
+        let volumes = self.env.api::<PodVolumeRestore>();
+        let of_it = ListParams::default().labels("velero.io/restore-name=evicted");
+        let carrier = async || {
+            let mut all = volumes.list(&of_it).await?.items;
+            ensure!(all.len() == 1, "{all:?}");
+            let pod = all.pop().and_then(|volume| volume.spec.pod.name);
+            Ok(Some(pod.context("a pod")?))
+        };
+        let first = until("a pod waits", MINUTE, carrier).await?;
+        let pods: Api<Pod> = self.env.api_in("moving");
+        pods.evict(&first, &EvictParams::default()).await?;
+        let second = until("another carries the data", MINUTE, async || {
+            Ok(carrier().await?.filter(|pod| *pod != first))
+        })
+        .await?;
+        kill_process(agent, Signal::CONT)?;
+        self.env.restore_completed("evicted", 2 * MINUTE).await?;
+        ensure!(carrier().await? == Some(second));
+        for pod in both().await? {
+            let lines = cluster.exec("moving", &pod, &["wc", "-l", "/data/kept"])?;
+            ensure!(lines.starts_with("100000 "), "{pod}: {lines}");
+        }
+        Ok(())
+    }
+
     /// The pod that took its place carries the claim.
     async fn a_pod_is_replaced_before_its_volume_is_begun(&self) -> Result<()> {
         let ready = async || self.env.ready_pods("moving", "app=web").await;
         let first = ready().await?.pop().context("a pod")?;
-        let agents = self.env.ready_pods(NAMESPACE, "role=node-agent").await?;
-        let agent = agents.first().context("an agent")?;
-        let pid = self
-            .env
-            .cluster
-            .container_pid(NAMESPACE, agent, "node-agent")
-            .await?;
-        let signal = |signal| {
-            let pid = Pid::from_raw(pid).context("a process")?;
-            anyhow::Ok(kill_process(pid, signal)?)
-        };
-        signal(Signal::STOP)?;
+        let agent = self.agent().await?;
+        kill_process(agent, Signal::STOP)?;
         self.back_up("replaced", &["moving"]).await?;
         until("the volume is to be read", MINUTE, async || {
             Ok(self.env.volumes_of("replaced").await?.pop())
@@ -421,7 +478,7 @@ impl Test {
         let pods = self.env.api_in::<Pod>("moving");
         pods.delete(&first, &DeleteParams::default()).await?;
         wait_gone(&pods, &first, MINUTE).await?;
-        signal(Signal::CONT)?;
+        kill_process(agent, Signal::CONT)?;
         self.complete("replaced").await?;
         let volume = self
             .env
