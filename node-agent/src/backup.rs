@@ -211,45 +211,46 @@ impl Backups {
     }
 
     /// The pod, which must be here, be the one that was meant, and not have ended.
-    async fn pod(&self, object: &PodVolumeBackup) -> Result<Arc<Pod>, Stop> {
+    async fn pod(&self, object: &PodVolumeBackup) -> Result<Pod, Stop> {
         let reference = &object.spec.pod;
         let name = format!(
             "{}/{}",
             reference.namespace.as_deref().unwrap_or_default(),
             reference.name.as_deref().unwrap_or_default()
         );
-        match self.context.pod(reference) {
-            PodHere::Yes(pod) if pods::is_over(&pod) => Err(Stop::Failed(format!(
+        let known = match self.context.pod(reference) {
+            PodHere::Yes(_) => true,
+            PodHere::No => false,
+            PodHere::Replaced => {
+                let why = format!("pod {name} was replaced by another pod of the same name");
+                return Err(Stop::Failed(why));
+            }
+        };
+        // The watch may be behind, with what came as with what went; one that went before the start may have a successor.
+        let namespace = reference.namespace.as_deref().unwrap_or_default();
+        let api = Api::<Pod>::namespaced(self.context.client.0.clone(), namespace);
+        let found = api
+            .get_opt(reference.name.as_deref().unwrap_or_default())
+            .await;
+        let found = found.map_err(|error| Stop::Retry(error.into()))?;
+        let here = found.filter(|pod| {
+            let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
+            node == Some(&self.context.node) && pod.metadata.uid == reference.uid
+        });
+        match here {
+            None => Err(Stop::Failed(format!(
+                "pod {name} is gone from node {}",
+                self.context.node
+            ))),
+            Some(pod) if pods::is_over(&pod) => Err(Stop::Failed(format!(
                 "pod {name} has ended; its volumes are not mounted any more"
             ))),
-            PodHere::Yes(pod) => Ok(pod),
-            PodHere::Replaced => Err(Stop::Failed(format!(
-                "pod {name} was replaced by another pod of the same name"
-            ))),
-            PodHere::No => {
-                // The watch may be behind: ask before giving a volume up.
-                let namespace = reference.namespace.as_deref().unwrap_or_default();
-                let api = Api::<Pod>::namespaced(self.context.client.0.clone(), namespace);
-                let found = api
-                    .get_opt(reference.name.as_deref().unwrap_or_default())
-                    .await;
-                let found = found.map_err(|error| Stop::Retry(error.into()))?;
-                let here = found.is_some_and(|pod| {
-                    let node = pod.spec.and_then(|spec| spec.node_name);
-                    node.as_deref() == Some(&self.context.node) && pod.metadata.uid == reference.uid
-                });
-                if here {
-                    let failure = format!("pod {name} is not known to this agent yet");
-                    return Err(Stop::Retry(Failure::waiting(
-                        Duration::from_secs(1),
-                        "PodUnknown",
-                        failure,
-                    )));
-                }
-                Err(Stop::Failed(format!(
-                    "pod {name} is gone from node {}",
-                    self.context.node
-                )))
+            Some(pod) if known => Ok(pod),
+            Some(_) => {
+                let failure = format!("pod {name} is not known to this agent yet");
+                let wait = Duration::from_secs(1);
+                let failure = Failure::waiting(wait, "PodUnknown", failure);
+                Err(Stop::Retry(failure))
             }
         }
     }
