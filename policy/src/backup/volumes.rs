@@ -318,6 +318,15 @@ impl Selector<'_> {
         }
     }
 
+    /// The volume that policies would have to look at, and that is not known.
+    fn unread(&self, namespace: &str, claim: Option<&str>, source: &Source) -> Option<String> {
+        if self.policies.is_empty() || *source != Source::Unknown {
+            return None;
+        }
+        let facts = (self.claim)(namespace, claim?)?;
+        facts.volume.filter(|_| facts.bound.is_none())
+    }
+
     /// The wanted volumes without a claim; those with one go into `claims`.
     fn wanted(
         &mut self,
@@ -370,8 +379,10 @@ impl Selector<'_> {
     fn names(&self, pod: &PodVolumes, mode: &Mode) -> Vec<String> {
         let mut names = self.wanted_names(pod, mode);
         for volume in pod.volumes.iter().filter(|volume| volume.is_eligible()) {
-            let decided = self.action(&pod.namespace, volume.claim.as_deref(), &volume.source);
-            if decided.is_some() && !names.contains(&volume.name) {
+            let of = (volume.claim.as_deref(), &volume.source);
+            let decided = self.action(&pod.namespace, of.0, of.1).is_some()
+                || self.unread(&pod.namespace, of.0, of.1).is_some();
+            if decided && !names.contains(&volume.name) {
                 names.push(volume.name.clone());
             }
         }
@@ -467,7 +478,8 @@ impl Selector<'_> {
             .collect();
         let mut sources = all.iter().map(|(_, volume)| &volume.source);
         let source = sources.find(|source| **source != Source::Unknown);
-        let decided = self.action(namespace, Some(claim), source.unwrap_or(&Source::Unknown));
+        let source = source.unwrap_or(&Source::Unknown);
+        let decided = self.action(namespace, Some(claim), source);
         let carrier = all
             .iter()
             .filter(|(index, volume)| pods[*index].is_running() && volume.mounted)
@@ -498,7 +510,15 @@ impl Selector<'_> {
             return;
         };
         let name = spokesman.map_or(claim, |(_, volume)| volume);
-        let left = decided.and_then(|decided| left_out(name, decided));
+        let left = match self.unread(namespace, Some(claim), source) {
+            Some(volume) => Some((
+                Level::Error,
+                format!(
+                    "volume policies cannot tell what to do with persistent volume claim {namespace}/{claim}: its volume {volume} was not found"
+                ),
+            )),
+            None => decided.and_then(|decided| left_out(name, decided)),
+        };
         let problem = match (carrier, spokesman) {
             _ if left.is_some() => left,
             (Some(_), _) if facts.is_on_host_path() => Some((

@@ -38,7 +38,7 @@ fn claim(_: &str, name: &str) -> Option<ClaimFacts> {
         uid: format!("uid-{name}"),
         labels: [("tier", name)].into_iter().collect(),
         volume: Some(format!("pv-{name}")),
-        bound: Some(bound(name)),
+        bound: (name != "unread").then(|| bound(name)),
         ancestor: None,
     })
 }
@@ -352,6 +352,26 @@ fn a_claim_that_a_policy_decides_about_is_decided_once() {
             vec![(Level::Info, ELSEWHERE.to_owned())]
         )
     );
+}
+
+/// As Velero does: what a policy would say of it is not known.
+#[test]
+fn a_volume_that_cannot_be_looked_at_is_an_error_where_there_are_policies() {
+    let pods = [
+        pod("a", "Running", None, &["u=unread"]),
+        pod("b", "Running", Some("u"), &["u=unread"]),
+    ];
+    let (volumes, notes) = run(&pods, &Mode::OptIn);
+    assert_eq!((volumes.len(), notes.len()), (1, 0));
+    let by_class = policies(json!([policy("skip", json!({"storageClass": ["cold"]}))]));
+    for pods in [&pods[..1], &pods[..]] {
+        let (volumes, notes) = run_under(pods, &Mode::OptIn, &by_class);
+        assert!(volumes.is_empty() && notes.len() == 1, "{notes:?}");
+        assert!(
+            notes[0].0 == Level::Error && notes[0].1.contains("its volume pv-unread was not found"),
+            "{notes:?}"
+        );
+    }
 }
 
 #[test]
