@@ -202,6 +202,7 @@ impl Policies {
             made: timing.made,
             held: kept.held.as_deref(),
             shared: shared.as_deref(),
+            engine: self.context.args.engine,
         };
         let (status, shown, turns) = report.status(&previous, object.meta(), now);
         self.metrics
@@ -456,7 +457,11 @@ fn takes_along(policy: &Policy) -> bool {
 }
 
 /// Ready as it follows from what stands in the way.
-fn ready(policy: &Policy, refusal: Option<(Reason, &str)>) -> (Status, Reason, String) {
+fn ready(
+    policy: &Policy,
+    refusal: Option<(Reason, &str)>,
+    engine: Engine,
+) -> (Status, Reason, String) {
     match refusal {
         Some((reason, message)) => (Status::False, reason, message.to_owned()),
         None if policy.spec.suspend => (
@@ -469,6 +474,19 @@ fn ready(policy: &Policy, refusal: Option<(Reason, &str)>) -> (Status, Reason, S
             Reason::Preview,
             "nothing but this status is written".to_owned(),
         ),
-        None => (Status::True, Reason::Accepted, String::new()),
+        None => {
+            let idle = match engine {
+                Engine::Builtin => Vec::new(),
+                Engine::Velero => policy.spec.engine_fields(),
+            };
+            let message = match idle.is_empty() {
+                true => String::new(),
+                false => format!(
+                    "without effect, as Velero moves the data: {}",
+                    idle.join(", ")
+                ),
+            };
+            (Status::True, Reason::Accepted, message)
+        }
     }
 }

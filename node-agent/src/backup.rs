@@ -15,7 +15,7 @@ use jackline_repository::{BackupRequest, BackupSummary, Repository, SnapshotId};
 use jackline_runtime::{Failure, Key, Next};
 use jiff::Timestamp;
 use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::Time};
-use kube::Api;
+use kube::{Api, ResourceExt};
 use tokio::time::Instant;
 
 use crate::{
@@ -202,6 +202,10 @@ impl Backups {
             forget(&repository, &[snapshot]).await;
             return Err(stop);
         }
+        if self.is_ended(object).await {
+            forget(&repository, &[snapshot]).await;
+            return Err(Stop::Gone);
+        }
         let leftovers: Vec<_> = leftovers.into_iter().filter(|id| *id != snapshot).collect();
         forget(&repository, &leftovers).await;
         Ok(Done {
@@ -280,6 +284,8 @@ impl Backups {
         );
         let key = Key::of(object);
         let canceled = context.backups.wait_for(|backups| match backups.get(&key) {
+            // Whoever ended it counts on that, even if this agent merely stood still for too long.
+            Some(now) if now.phase().is_terminal() => Some(Stop::Gone),
             Some(now) => now.spec.cancel.then_some(Stop::Canceled),
             None => Some(Stop::Gone),
         });
@@ -305,6 +311,16 @@ impl Backups {
                 }
                 Err(stop)
             }
+        }
+    }
+
+    /// Whether somebody else ended it meanwhile or deleted it; the watch of an agent that stood still does not know yet.
+    async fn is_ended(&self, object: &PodVolumeBackup) -> bool {
+        let api = self.context.api::<PodVolumeBackup>();
+        match api.get_opt(&object.name_any()).await {
+            Ok(Some(now)) => now.uid() != object.uid() || now.phase().is_terminal(),
+            Ok(None) => true,
+            Err(_) => false,
         }
     }
 

@@ -198,4 +198,54 @@ impl PolicySpec {
             Some(schedule.interval + schedule.jitter + GRACE)
         })
     }
+
+    /// The fields that are set and that only Jackline's own repository engine follows.
+    pub fn engine_fields(&self) -> Vec<&'static str> {
+        let retention = self.retention.as_ref();
+        let vanished = retention.is_some_and(|retention| retention.vanished_volumes.is_some());
+        [
+            ("spec.repository", self.repository != Repository::default()),
+            ("spec.retention.vanishedVolumes", vanished),
+        ]
+        .into_iter()
+        .filter_map(|(field, is_set)| is_set.then_some(field))
+        .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_fields_that_are_set_are_named_as_the_engine_s() {
+        let fields = |parts: PolicyParts| {
+            let spec = parts.check(PolicyKind::ClusterBackupPolicy).unwrap();
+            spec.engine_fields()
+        };
+        let retention = |vanished_volumes| {
+            let parts = RetentionParts {
+                keep_last: Some(2),
+                vanished_volumes,
+                ..RetentionParts::default()
+            };
+            Some(Retention::new("spec.retention", parts).unwrap())
+        };
+        let repository = Repository::new("spec.repository", Some("@daily"), None, None).unwrap();
+        assert!(fields(PolicyParts::default()).is_empty());
+        let kept = PolicyParts {
+            retention: retention(None),
+            ..PolicyParts::default()
+        };
+        assert!(fields(kept).is_empty());
+        let both = PolicyParts {
+            retention: retention(Some("1h")),
+            repository,
+            ..PolicyParts::default()
+        };
+        assert_eq!(
+            fields(both),
+            ["spec.repository", "spec.retention.vanishedVolumes"]
+        );
+    }
 }

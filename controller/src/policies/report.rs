@@ -14,6 +14,7 @@ use kube::ResourceExt;
 
 use super::conditions;
 use super::metrics::Shown;
+use crate::args::Engine;
 use crate::coverage::{Judged, covered, judge, summary, verdict};
 use crate::world::World;
 
@@ -31,6 +32,7 @@ pub(super) struct Report<'a> {
     pub held: Option<&'a str>,
     /// Who else uses the location.
     pub shared: Option<&'a str>,
+    pub engine: Engine,
 }
 
 /// The status of a policy that cannot be: what it said before stays, but for why.
@@ -60,7 +62,7 @@ impl Report<'_> {
     ) -> (PolicyStatus, Shown, Option<Timestamp>) {
         let judged = self.judged(now);
         let counts: Counts = judged.iter().map(|(_, judged)| judged.verdict).collect();
-        let (ready, reason, message) = super::ready(self.policy, self.refusal);
+        let (ready, reason, message) = super::ready(self.policy, self.refusal, self.engine);
         let mut wanted: Vec<Wanted> =
             condition::kstatus(ready, ready == Status::False, reason, &message).into();
         if let Some(held) = self.held {

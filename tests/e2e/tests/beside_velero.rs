@@ -43,6 +43,7 @@ async fn velero_moves_the_data_and_policies_say_when() -> Result<()> {
     covered(&env, "team", UploaderType::Restic).await?;
     shown(&env).await?;
     doctor_is_content(&env)?;
+    what_has_no_effect_is_named(&env)?;
     what_nothing_keeps_goes(&env, &first).await?;
     a_volume_goes(&env).await?;
     // The same server moves data with kopia, if its command line says so.
@@ -129,6 +130,16 @@ async fn backed_up(env: &Env, uploader: UploaderType) -> Result<String> {
         Ok(None)
     })
     .await
+}
+
+fn what_has_no_effect_is_named(env: &Env) -> Result<()> {
+    let ready = "jsonpath={.status.conditions[?(@.type=='Ready')].message}";
+    let policy = ["get", "clusterbackuppolicy", "everything", "-o", ready];
+    let message = env.cluster.kubectl(policy)?;
+    for field in ["spec.repository", "spec.retention.vanishedVolumes"] {
+        ensure!(message.contains(field), "{message}");
+    }
+    Ok(())
 }
 
 /// The namespace's volume is protected by a backup that this uploader made.

@@ -11,7 +11,7 @@ use jackline_crds::velero::{
 };
 use jackline_e2e::{Env, NAMESPACE, Tree, until, wait_gone};
 use k8s_openapi::api::core::v1::Namespace;
-use kube::api::{DeleteParams, PostParams};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
 use serde_json::json;
 
@@ -25,9 +25,10 @@ async fn an_agent_may_die_and_may_be_blind_but_never_lies() -> Result<()> {
     let env = Env::up("node-agent").await?;
     env.cluster.apply(&workload("box", "box-data"))?;
     runs(&env, "box").await?;
-    fill(&env.volume_dir(NS, "box", "data").await?)?;
+    fill(&env.volume_dir(NS, "box", "data").await?, 1)?;
     killed_while_it_reads(&env).await?;
     killed_while_it_writes(&env).await?;
+    ended_by_another_while_it_reads(&env).await?;
     blind_to_a_mount(&env).await?;
     env.cluster.down()
 }
@@ -81,8 +82,8 @@ async fn runs(env: &Env, pod: &str) -> Result<()> {
 }
 
 /// Bytes that neither compress nor repeat, in a few files.
-fn fill(root: &Path) -> Result<()> {
-    let mut state = 0x9E37_79B9_7F4A_7C15_u64;
+fn fill(root: &Path, seed: u64) -> Result<()> {
+    let mut state = 0x9E37_79B9_7F4A_7C15_u64 ^ seed;
     for file in 0..6 {
         let mut out = File::create(root.join(format!("file-{file}")))?;
         let mut block = vec![0_u8; 1 << 20];
@@ -140,23 +141,27 @@ async fn volume(
     .await
 }
 
-async fn killed_while_it_reads(env: &Env) -> Result<()> {
-    let agent = agent(env).await?;
-    backup(env, "killed").await?;
-    // Some data has reached the bucket, and the volume is not done.
-    volume(env, "killed", "data", |v| {
+/// Begins a backup: some data has reached the bucket, and the volume is not done.
+async fn partly_read(env: &Env, name: &str) -> Result<()> {
+    let size = async || {
+        let packs = format!("restic/{NS}/data/");
+        env.cluster.s3().size(jackline_e2e::BUCKET, &packs).await
+    };
+    let before = size().await?;
+    backup(env, name).await?;
+    volume(env, name, "data", |v| {
         v.phase() == PodVolumePhase::InProgress
     })
     .await?;
     until("data in the bucket", MINUTE, async || {
-        let size = env
-            .cluster
-            .s3()
-            .size(jackline_e2e::BUCKET, &format!("restic/{NS}/data/"))
-            .await?;
-        Ok((size > 32 << 20).then_some(()))
+        Ok((size().await? > before + (32 << 20)).then_some(()))
     })
-    .await?;
+    .await
+}
+
+async fn killed_while_it_reads(env: &Env) -> Result<()> {
+    let agent = agent(env).await?;
+    partly_read(env, "killed").await?;
     kill(env, &agent).await?;
     let killed = Instant::now();
     let before = volume(env, "killed", "data", |_| true).await?;
@@ -258,6 +263,44 @@ async fn killed_while_it_writes(env: &Env) -> Result<()> {
     .await?;
     before.same_as(&Tree::read(&dir)?.without(&[""]))?;
     env.restic(NS).await?.check()
+}
+
+/// What the controller gave up on stays so, and the snapshot that nobody knows of is not made.
+async fn ended_by_another_while_it_reads(env: &Env) -> Result<()> {
+    fill(&env.volume_dir(NS, "box", "data").await?, 2)?;
+    partly_read(env, "given-up").await?;
+    let before = volume(env, "given-up", "data", |_| true).await?;
+    ensure!(
+        before.phase() == PodVolumePhase::InProgress,
+        "too late: {:?}",
+        before.status
+    );
+    let failed = json!({"status": {"phase": "Failed", "message": "given up"}});
+    env.api::<PodVolumeBackup>()
+        .patch(
+            &before.name_any(),
+            &PatchParams::default(),
+            &Patch::Merge(&failed),
+        )
+        .await?;
+    env.backup_ended("given-up", 3 * MINUTE).await?;
+    let restic = env.restic(NS).await?;
+    until("the agent has let go", 2 * MINUTE, async || {
+        Ok(restic.locks()?.is_empty().then_some(()))
+    })
+    .await?;
+    let after = volume(env, "given-up", "data", |_| true).await?;
+    let status = after.status.unwrap_or_default();
+    ensure!(
+        status.phase == Some(PodVolumePhase::Failed)
+            && status.message.as_deref() == Some("given up")
+            && status.snapshot_id.is_none(),
+        "{status:?}"
+    );
+    // Those of the two other volumes, beside the three of the backup before.
+    let snapshots = restic.snapshots()?.len();
+    ensure!(snapshots == 5, "{snapshots} snapshots");
+    restic.check()
 }
 
 /// Without mount propagation the agent sees the directories of volumes that were mounted after it started, but not the volumes.
