@@ -157,16 +157,44 @@ async fn pods_on_both_wait_for_one_volume(env: &Env) -> Result<()> {
     .await
 }
 
-/// The agent's pod looks as if it ran on: nobody is left on the node to say otherwise.
+/// One volume of the node is being read, one has yet to be; the agent's pod looks as if it ran on: nobody is left on the node to say
+/// otherwise.
 async fn a_node_goes(env: &Env) -> Result<()> {
+    let long = [
+        "dd",
+        "if=/dev/urandom",
+        "of=/data/big",
+        "bs=1M",
+        "count=512",
+    ];
+    env.cluster.exec(NS, "on-node-2", &long)?;
+    backup(env, "begun", NS).await?;
+    let begun = async || {
+        let volumes = env.volumes_of("begun").await?;
+        Ok(volumes.into_iter().find(|volume| {
+            volume.spec.node == "node-2" && volume.phase() == PodVolumePhase::InProgress
+        }))
+    };
+    until("the volume is being read", MINUTE, begun).await?;
     env.cluster.machine("node-2")?.stop()?;
     let gone = Instant::now();
+    ensure!(begun().await?.is_some(), "the node went too late");
     backup(env, "half", NS).await?;
-    let ended = env.backup_ended("half", 5 * MINUTE).await?;
-    println!("ended {} s after the node went", gone.elapsed().as_secs());
-    let phase = ended.status.and_then(|status| status.phase);
-    ensure!(phase == Some(BackupPhase::PartiallyFailed), "{phase:?}");
-    let volumes = env.volumes_of("half").await?;
+    for name in ["begun", "half"] {
+        let ended = env.backup_ended(name, 5 * MINUTE).await?;
+        println!("{name} ended {} s after the node", gone.elapsed().as_secs());
+        let phase = ended.status.and_then(|status| status.phase);
+        ensure!(
+            phase == Some(BackupPhase::PartiallyFailed),
+            "{name}: {phase:?}"
+        );
+        only_the_lost_node_s_volume_failed(env, name).await?;
+    }
+    Ok(())
+}
+
+async fn only_the_lost_node_s_volume_failed(env: &Env, backup: &str) -> Result<()> {
+    let volumes = env.volumes_of(backup).await?;
     let of = |node: &str| {
         let found = volumes.iter().find(|volume| volume.spec.node == node);
         found.with_context(|| format!("no volume of {node}: {volumes:?}"))
@@ -179,7 +207,7 @@ async fn a_node_goes(env: &Env) -> Result<()> {
             && message
                 .as_ref()
                 .is_some_and(|message| message.starts_with("node gone: node node-2")),
-        "{:?}: {message:?}",
+        "{backup}: {:?}: {message:?}",
         lost.phase()
     );
     Ok(())
