@@ -18,6 +18,7 @@ mod pods;
 mod report;
 mod run;
 mod served;
+mod used;
 mod validate;
 mod volumes;
 mod waiters;

@@ -8,15 +8,15 @@ use jackline_policy::{
     restore::{
         claim::claim_of,
         skip::{pinned_node, skip},
-        volume::{self, Plan, Pod, VolumeKind},
+        volume::{self, Pod, VolumeKind},
     },
 };
 use jackline_runtime::Failure;
-use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim};
+use k8s_openapi::api::core::v1::Node;
 use kube::{Api, ResourceExt, api::ListParams};
 use serde_json::Value;
 
-use super::{copies, pods::RestoredPod, report::Place, run::Run, volumes::CLAIM};
+use super::{copies, report::Place, run::Run, volumes::CLAIM};
 
 impl Run<'_> {
     /// Plans the volumes before anything is made.
@@ -107,80 +107,6 @@ impl Run<'_> {
             pods.push(Pod::read(&object));
         }
         Ok(pods)
-    }
-
-    /// A claim that pods of others mount is not restored into: they would write while it is filled.
-    async fn leave_used_claims(&mut self, plan: &mut Plan) -> Result<(), Failure> {
-        let wanted: BTreeSet<String> = plan
-            .restorations
-            .iter()
-            .filter(|restoration| restoration.claim.is_some())
-            .map(|restoration| restoration.namespace.clone())
-            .collect();
-        let begun = self.begun();
-        for namespace in wanted {
-            let target = self.target(&namespace).to_owned();
-            let pods: Api<RestoredPod> =
-                Api::namespaced(self.context.clients.call.clone(), &target);
-            let pods = pods.list(&ListParams::default()).await?.items;
-            for claim in plan
-                .claims(&namespace)
-                .into_iter()
-                .map(str::to_owned)
-                .collect::<Vec<_>>()
-            {
-                let user = pods.iter().find(|pod| {
-                    pod.mounts(&claim)
-                        && pod.waits_for() != Some(&self.uid)
-                        && !matches!(pod.status.phase.as_deref(), Some("Succeeded" | "Failed"))
-                });
-                let Some(user) = user else { continue };
-                if begun
-                    .iter()
-                    .any(|volume| self.is_for(volume, &target, &claim))
-                {
-                    continue;
-                }
-                plan.restorations.retain(|restoration| {
-                    restoration.namespace != namespace || restoration.claim.as_ref() != Some(&claim)
-                });
-                self.refuse_claim(&namespace, &target, &claim, &user.name_any())
-                    .await?;
-            }
-        }
-        Ok(())
-    }
-
-    async fn refuse_claim(
-        &mut self,
-        namespace: &str,
-        target: &str,
-        claim: &str,
-        user: &str,
-    ) -> Result<(), Failure> {
-        let claims: Api<PersistentVolumeClaim> =
-            Api::namespaced(self.context.clients.call.clone(), target);
-        let place = target.to_owned();
-        match claims.get_metadata_opt(claim).await? {
-            Some(_) => self.report.warning(
-                Place::Namespace(&place),
-                &format!(
-                    "the data of claim {claim} was not restored: pod {user} is using the claim"
-                ),
-            ),
-            None => {
-                self.blocked
-                    .insert((namespace.to_owned(), claim.to_owned()));
-                self.report.error(
-                    Place::Namespace(&place),
-                    &format!(
-                        "claim {claim} was not restored: pod {user}, which this restore did not make, waits for it and would \
-                         write into it before the data is back; scale its workload down and restore again"
-                    ),
-                );
-            }
-        }
-        Ok(())
     }
 
     /// The volumes that this restore has begun.

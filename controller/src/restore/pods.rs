@@ -1,5 +1,6 @@
 //! Pods that a restore made, reduced to what tells whether they wait.
 
+use jiff::Timestamp;
 use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use serde::{Deserialize, Serialize};
 
@@ -187,6 +188,19 @@ impl RestoredPod {
         names.into_iter().any(|found| found.claim_name == claim)
     }
 
+    /// Whether the pod, which is not one of this restore's, can write into the claim.
+    pub fn uses(&self, claim: &str, restore: &str) -> bool {
+        self.mounts(claim)
+            && self.waits_for() != Some(restore)
+            && !matches!(self.status.phase.as_deref(), Some("Succeeded" | "Failed"))
+    }
+
+    /// Whether the pod runs and was made before `time`.
+    pub fn ran_before(&self, time: Timestamp) -> bool {
+        let made = self.metadata.creation_timestamp.as_ref();
+        self.status.phase.as_deref() == Some("Running") && made.is_some_and(|made| made.0 < time)
+    }
+
     /// Whether the waiter runs now.
     pub fn is_waiting(&self) -> bool {
         let statuses = &self.status.init_container_statuses;
@@ -213,6 +227,28 @@ impl RestoredPod {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pod_that_waits_for_nothing_uses_a_claim_and_may_have_run_too_early() {
+        let pod = |phase: &str, args: serde_json::Value| -> RestoredPod {
+            serde_json::from_value(serde_json::json!({
+                "metadata": {"name": "a", "creationTimestamp": "2026-01-01T00:00:10Z"},
+                "spec": {"initContainers": [{"name": "restore-wait", "args": args}],
+                    "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]},
+                "status": {"phase": phase}
+            }))
+            .unwrap()
+        };
+        let runs = pod("Running", serde_json::json!([]));
+        assert!(runs.uses("c", "uid") && !runs.uses("d", "uid"));
+        assert!(!pod("Running", serde_json::json!(["uid"])).uses("c", "uid"));
+        assert!(pod("Running", serde_json::json!(["earlier"])).uses("c", "uid"));
+        assert!(!pod("Succeeded", serde_json::json!([])).uses("c", "uid"));
+        let at = |time: &str| time.parse().unwrap();
+        assert!(runs.ran_before(at("2026-01-01T00:00:11Z")));
+        assert!(!runs.ran_before(at("2026-01-01T00:00:10Z")));
+        assert!(!pod("Pending", serde_json::json!([])).ran_before(at("2026-01-01T00:00:11Z")));
+    }
 
     #[test]
     fn a_pod_has_left_when_its_waiter_ended_well() {

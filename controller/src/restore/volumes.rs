@@ -90,14 +90,14 @@ impl Run<'_> {
             if self.is_deleted() {
                 return Ok(None);
             }
-            let mut still = Vec::new();
+            let (mut still, mut back) = (Vec::new(), Vec::new());
             for restoration in waiting {
                 let progress = self
                     .look(restoration, deadline, &mut agentless, &mut stalls)
                     .await?;
                 match progress {
                     Progress::Going => still.push(restoration),
-                    Progress::Back => {}
+                    Progress::Back => back.push(restoration),
                     Progress::Lost(why) => {
                         let place = Place::Namespace(self.target(&restoration.namespace));
                         self.report.error(place, &why);
@@ -108,6 +108,8 @@ impl Run<'_> {
                 }
             }
             waiting = still;
+            // Before our own workloads make pods.
+            self.name_early_pods(&back).await?;
             self.release(&waiting, &lost).await?;
             if waiting.is_empty() {
                 break;

@@ -4,15 +4,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use jackline_crds::velero::{
-    Backup, BackupPhase, BackupSpec, PodVolumePhase, Restore, RestoreSpec,
+    Backup, BackupPhase, BackupSpec, PodVolumeBackup, PodVolumePhase, Restore, RestoreSpec,
 };
 use jackline_e2e::deploy::{self, Settings};
 use jackline_e2e::{Env, NAMESPACE, until, wait_gone};
 use jackline_test_cluster::Options;
-use k8s_openapi::api::core::v1::Namespace;
-use kube::Api;
+use k8s_openapi::api::core::v1::{ContainerStatus, Namespace, Pod};
 use kube::api::{DeleteParams, PostParams};
-use serde_json::json;
+use kube::{Api, ResourceExt};
+use serde_json::{Value, json};
 
 const MINUTE: Duration = Duration::from_secs(60);
 const NS: &str = "stock";
@@ -51,6 +51,29 @@ async fn backup(env: &Env, name: &str, namespace: &str) -> Result<()> {
     Ok(())
 }
 
+/// The pod of a node's agent.
+fn agent_of(env: &Env, node: &str) -> Result<String> {
+    let pods = ["-n", NAMESPACE, "get", "pods", "-l", "name=node-agent"];
+    let field = format!("--field-selector=spec.nodeName={node}");
+    let name = ["-o", "jsonpath={.items[0].metadata.name}"];
+    let args = pods.into_iter().chain([&*field]).chain(name);
+    env.cluster.kubectl(args)
+}
+
+/// Gives a pod data that takes a while to be read.
+fn grow(env: &Env, pod: &str) -> Result<()> {
+    let write = "dd if=/dev/urandom of=/data/big bs=1M count=512";
+    env.cluster.exec(NS, pod, &["sh", "-c", write]).map(drop)
+}
+
+/// The volume of a node that a backup is reading.
+async fn being_read(env: &Env, backup: &str, node: &str) -> Result<Option<PodVolumeBackup>> {
+    let volumes = env.volumes_of(backup).await?;
+    Ok(volumes
+        .into_iter()
+        .find(|volume| volume.spec.node == node && volume.phase() == PodVolumePhase::InProgress))
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn each_node_has_its_own_volumes_and_one_that_goes_takes_no_other_s_with_it() -> Result<()> {
     let options = Options::named("nodes").nodes(2);
@@ -65,6 +88,8 @@ async fn each_node_has_its_own_volumes_and_one_that_goes_takes_no_other_s_with_i
     each_its_own(&env).await?;
     each_its_own_limit(&env)?;
     pods_on_both_wait_for_one_volume(&env).await?;
+    an_agent_begins_again(&env).await?;
+    scaled_up_while_it_is_restored(&env).await?;
     a_node_goes(&env).await?;
     env.cluster.down()
 }
@@ -96,14 +121,8 @@ fn each_its_own_limit(env: &Env) -> Result<()> {
         .kubectl(["-n", NAMESPACE, "rollout", "restart", agents])?;
     deploy::rolled_out(&env.cluster, agents)?;
     for (node, number) in [("node-1", 5), ("node-2", 1)] {
-        let pods = ["-n", NAMESPACE, "get", "pods", "-l", "name=node-agent"];
-        let field = format!("--field-selector=spec.nodeName={node}");
-        let name = env
-            .cluster
-            .kubectl(pods.into_iter().chain([&*field, "-o", "name"]))?;
-        let said = env
-            .cluster
-            .kubectl(["-n", NAMESPACE, "logs", name.trim()])?;
+        let agent = agent_of(env, node)?;
+        let said = env.cluster.kubectl(["-n", NAMESPACE, "logs", &agent])?;
         let start = said
             .lines()
             .find(|line| line.contains("node agent starts"))
@@ -157,24 +176,124 @@ async fn pods_on_both_wait_for_one_volume(env: &Env) -> Result<()> {
     .await
 }
 
+/// The agent of one node is killed while it reads: it goes on with its volume, and the other node's is read meanwhile.
+async fn an_agent_begins_again(env: &Env) -> Result<()> {
+    let agent = agent_of(env, "node-2")?;
+    grow(env, "on-node-2")?;
+    backup(env, "restarted", NS).await?;
+    let reading = until("the volume is being read", MINUTE, async || {
+        being_read(env, "restarted", "node-2").await
+    })
+    .await?;
+    env.cluster
+        .kill_container(NAMESPACE, &agent, "node-agent")
+        .await?;
+    let after = being_read(env, "restarted", "node-2").await?;
+    ensure!(after.is_some(), "the agent was killed too late");
+    env.backup_completed("restarted", 3 * MINUTE).await?;
+    let volumes = env.volumes_of("restarted").await?;
+    ensure!(volumes.len() == 2, "{volumes:?}");
+    ensure!(
+        volumes.iter().any(|volume| volume.uid() == reading.uid()),
+        "the volume was taken up again, not made anew"
+    );
+    let restic = env.restic(NS).await?;
+    ensure!(
+        restic.snapshots()?.len() == 4,
+        "two backups of two volumes: {:?}",
+        restic.snapshots()?
+    );
+    restic.check()
+}
+
+/// A workload's own tools put it back and scale it up before the data is there: the pods that waited have it all, and the one that
+/// did not is named.
+async fn scaled_up_while_it_is_restored(env: &Env) -> Result<()> {
+    const NS: &str = "grown";
+    let workload = include_str!("grown.yaml");
+    let deployment = "deployment/web";
+    env.cluster.apply(workload)?;
+    let running = async |number: usize| {
+        until("the pods run", 2 * MINUTE, async || {
+            let pods = env.ready_pods(NS, "app=web").await?;
+            Ok((pods.len() == number).then_some(pods))
+        })
+        .await
+    };
+    let pods = running(1).await?;
+    let first = pods.first().context("a pod")?.clone();
+    env.cluster
+        .exec(NS, &first, &["sh", "-c", "seq 100000 > /data/numbers"])?;
+    backup(env, "grown", NS).await?;
+    env.backup_completed("grown", 2 * MINUTE).await?;
+    let namespaces: Api<Namespace> = Api::all(env.cluster.client());
+    namespaces.delete(NS, &DeleteParams::default()).await?;
+    wait_gone(&namespaces, NS, 2 * MINUTE).await?;
+
+    // Nobody fills a volume until the agents are back.
+    let agents_on = |nodes: Value| {
+        let patch = json!({"spec": {"template": {"spec": {"nodeSelector": {"agents": nodes}}}}});
+        let patch = patch.to_string();
+        let args = ["-n", NAMESPACE, "patch", "daemonset/node-agent", "-p"];
+        env.cluster.kubectl(args.into_iter().chain([&*patch]))
+    };
+    agents_on(json!("none"))?;
+    let spec: RestoreSpec = serde_json::from_value(json!({"backupName": "grown"}))?;
+    env.api::<Restore>()
+        .create(&PostParams::default(), &Restore::new("grown", spec))
+        .await?;
+    until("the restored pod waits", MINUTE, async || {
+        let pod = env.api_in::<Pod>(NS).get_opt(&first).await?;
+        let statuses = pod.and_then(|pod| pod.status?.init_container_statuses);
+        let waits = |status: &ContainerStatus| {
+            status
+                .state
+                .as_ref()
+                .is_some_and(|state| state.running.is_some())
+        };
+        Ok(statuses
+            .is_some_and(|all| all.iter().any(waits))
+            .then_some(()))
+    })
+    .await?;
+    env.cluster.apply(workload)?;
+    env.cluster
+        .kubectl(["-n", NS, "scale", deployment, "--replicas=2"])?;
+    let early = running(1).await?;
+    let early = early.first().context("a pod")?;
+    ensure!(*early != first, "the restored pod did not wait");
+    agents_on(Value::Null)?;
+    let restore = env.restore_completed("grown", 3 * MINUTE).await?;
+    ensure!(
+        restore.status.map(|status| status.warnings) >= Some(1),
+        "no warning"
+    );
+    let said = env
+        .packed("restores/grown/restore-grown-results.gz")
+        .await?;
+    let named = format!("pod {early}, which this restore did not make, ran before the data");
+    ensure!(
+        said["warnings"]["namespaces"][NS]
+            .to_string()
+            .contains(&named),
+        "{said}"
+    );
+    running(2).await?;
+    let seen = |pod: &str| env.cluster.exec(NS, pod, &["cat", "/tmp/seen"]);
+    ensure!(seen(&first)?.trim() == "100000" && seen(early)?.trim() == "0");
+    until("nothing of ours is left in it", MINUTE, async || {
+        let left = env.cluster.exec(NS, &first, &["ls", "-A", "/data"])?;
+        Ok((left.trim() == "numbers").then_some(()))
+    })
+    .await
+}
+
 /// One volume of the node is being read, one has yet to be; the agent's pod looks as if it ran on: nobody is left on the node to say
 /// otherwise.
 async fn a_node_goes(env: &Env) -> Result<()> {
-    let long = [
-        "dd",
-        "if=/dev/urandom",
-        "of=/data/big",
-        "bs=1M",
-        "count=512",
-    ];
-    env.cluster.exec(NS, "on-node-2", &long)?;
+    grow(env, "on-node-2")?;
     backup(env, "begun", NS).await?;
-    let begun = async || {
-        let volumes = env.volumes_of("begun").await?;
-        Ok(volumes.into_iter().find(|volume| {
-            volume.spec.node == "node-2" && volume.phase() == PodVolumePhase::InProgress
-        }))
-    };
+    let begun = async || being_read(env, "begun", "node-2").await;
     until("the volume is being read", MINUTE, begun).await?;
     env.cluster.machine("node-2")?.stop()?;
     let gone = Instant::now();
