@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use jackline_crds::velero::{Backup, BackupSpec, Restore, RestorePhase, RestoreSpec};
-use jackline_e2e::{Env, Velero, until};
+use jackline_e2e::{Env, NAMESPACE, Velero, until};
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use kube::api::PostParams;
@@ -20,6 +20,8 @@ async fn restored_pods_get_their_hooks() -> Result<()> {
     workloads(&env).await?;
     back_up(&env).await?;
     restored(&env, &velero).await?;
+    what_the_api_server_refuses_is_one_pod_s_error(&env, &velero).await?;
+    none_runs_twice(&env, &velero).await?;
     wrong_hooks_are_refused(&env).await?;
     env.cluster.down()
 }
@@ -60,6 +62,7 @@ async fn workloads(env: &Env) -> Result<()> {
         "post.hook.restore.velero.io/command": "/bin/true",
         "post.hook.restore.velero.io/wait-timeout": "3s",
     });
+    let held = json!({"readinessProbe": {"exec": {"command": ["test", "-e", "/tmp/go"]}, "periodSeconds": 1}});
     let manifests = [
         json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "hooks"}}).to_string(),
         pod("annotated", annotated, json!({})),
@@ -67,6 +70,7 @@ async fn workloads(env: &Env) -> Result<()> {
         pod("strict", json!({}), json!({})),
         pod("lax", json!({}), json!({})),
         pod("slow", ready, slow),
+        pod("held", json!({}), held),
         pod(
             "never",
             never,
@@ -162,6 +166,80 @@ async fn restored(env: &Env, velero: &Velero) -> Result<()> {
         .collect();
     ensure!(init == ["restore-wait", "fix"], "{init:?}");
     ensure!(pod.annotations().get("jackline.dev/restore-hooks") == restore.metadata.uid.as_ref());
+    Ok(())
+}
+
+/// An init container that cannot be.
+async fn what_the_api_server_refuses_is_one_pod_s_error(env: &Env, velero: &Velero) -> Result<()> {
+    let init = json!({"init": {"initContainers": [{"name": "Not A Name", "image": BOX}]}});
+    let spec = json!({"backupName": "hooks", "namespaceMapping": {"hooks": "refused"},
+        "labelSelector": {"matchExpressions": [{"key": "app", "operator": "In", "values": ["plain", "lax"]}]},
+        "hooks": {"resources": [{"name": "bad", "labelSelector": {"matchLabels": {"app": "lax"}}, "postHooks": [init]}]}});
+    let spec: RestoreSpec = serde_json::from_value(spec)?;
+    env.api::<Restore>()
+        .create(&PostParams::default(), &Restore::new("refused", spec))
+        .await?;
+    let status = env.restore_ended("refused", 2 * MINUTE).await?.status;
+    let status = status.context("a status")?;
+    ensure!(
+        status.phase == Some(RestorePhase::PartiallyFailed) && status.errors == 1,
+        "{status:?}"
+    );
+    let refused = "error restoring pods lax";
+    velero.says(
+        "restore describe refused",
+        &[refused, "spec.initContainers[1].name", "Not A Name"],
+    )?;
+    until("the other pod runs", MINUTE, async || {
+        let ready = env.ready_pods("refused", "app=plain").await?;
+        Ok((ready.len() == 1).then_some(()))
+    })
+    .await?;
+    ensure!(env.api_in::<Pod>("refused").get_opt("lax").await?.is_none());
+    Ok(())
+}
+
+/// Every controller is killed while one pod's command runs and another's waits for its pod: the first is not run again, the second is.
+async fn none_runs_twice(env: &Env, velero: &Velero) -> Result<()> {
+    let hook = |app: &str, exec: Value| json!({"name": format!("of-{app}"), "labelSelector": {"matchLabels": {"app": app}}, "postHooks": [{"exec": exec}]});
+    let begun = json!({"command": ["sh", "-c", "echo begun >> /data/begun; sleep 20"]});
+    let later = json!({"command": ["sh", "-c", "echo ran >> /data/ran"], "waitForReady": true});
+    let spec = json!({"backupName": "hooks", "namespaceMapping": {"hooks": "again"},
+        "labelSelector": {"matchExpressions": [{"key": "app", "operator": "In", "values": ["plain", "held"]}]},
+        "hooks": {"resources": [hook("plain", begun), hook("held", later)]}});
+    let spec: RestoreSpec = serde_json::from_value(spec)?;
+    env.api::<Restore>()
+        .create(&PostParams::default(), &Restore::new("again", spec))
+        .await?;
+    let lines = |pod: &str, file: &str| env.cluster.exec("again", pod, &["cat", file]);
+    until("the command runs", 2 * MINUTE, async || {
+        Ok(lines("plain", "/data/begun").ok())
+    })
+    .await?;
+    for pod in env
+        .ready_pods(NAMESPACE, "app.kubernetes.io/name=jackline-controller")
+        .await?
+    {
+        env.cluster
+            .kill_container(NAMESPACE, &pod, "controller")
+            .await?;
+    }
+    env.cluster.exec("again", "held", &["touch", "/tmp/go"])?;
+    let status = env.restore_ended("again", 3 * MINUTE).await?.status;
+    let status = status.context("a status")?;
+    let hooks = status.hook_status.clone().unwrap_or_default();
+    ensure!(
+        status.phase == Some(RestorePhase::PartiallyFailed)
+            && status.errors == 1
+            && (hooks.hooks_attempted, hooks.hooks_failed) == (2, 1),
+        "{status:?}"
+    );
+    velero.says(
+        "restore describe again",
+        &["pod plain: its post-restore exec hooks were begun by an earlier run of this restore"],
+    )?;
+    ensure!(lines("plain", "/data/begun")? == "begun\n");
+    ensure!(lines("held", "/data/ran")? == "ran\n");
     Ok(())
 }
 
