@@ -6,7 +6,7 @@
 
 mod volumes;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -115,6 +115,9 @@ async fn run(args: Args) -> Result<()> {
         }
     }
     make_config_maps(&env, count).await?;
+    let labels = "app.kubernetes.io/name=jackline-controller";
+    let whole = peak_memory(&env, labels, "controller").await?;
+    forget_peak(&env, labels, "controller").await?;
     for round in 0..args.rounds {
         let name = format!("objects-{round}");
         objects.seconds.push(backup(&env, &name, &["many"]).await?);
@@ -123,12 +126,11 @@ async fn run(args: Args) -> Result<()> {
             .seconds
             .push(restore(&env, &name, mapped).await?);
     }
-    let controller = peak_memory(
-        &env,
-        "app.kubernetes.io/name=jackline-controller",
-        "controller",
-    );
-    let mut peaks = vec![("controller".to_owned(), controller.await?)];
+    let objects_alone = peak_memory(&env, labels, "controller").await?;
+    let mut peaks = vec![
+        ("controller, volumes".to_owned(), whole),
+        ("controller, ConfigMaps".to_owned(), objects_alone),
+    ];
     let [seconds, peer_seconds] = volumes::hundred(&env, args.rounds).await?;
     let hundred = Case {
         title: "backup of 100 volumes, 100 KB",
@@ -241,15 +243,25 @@ async fn make_config_maps(env: &Env, count: usize) -> Result<()> {
         .await
 }
 
-/// The most memory that a container of Jackline's pods with these labels has had so far, in bytes.
-async fn peak_memory(env: &Env, labels: &str, container: &str) -> Result<u64> {
-    let mut most = 0;
+/// The directories in `/proc` of a container of Jackline's pods with these labels.
+async fn processes(env: &Env, labels: &str, container: &str) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
     for pod in env.ready_pods(NAMESPACE, labels).await? {
         let pid = env
             .cluster
             .container_pid(NAMESPACE, &pod, container)
             .await?;
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+        found.push(Path::new("/proc").join(pid.to_string()));
+    }
+    ensure!(!found.is_empty(), "no {container} runs");
+    Ok(found)
+}
+
+/// The most memory that one of the processes has had so far, in bytes.
+async fn peak_memory(env: &Env, labels: &str, container: &str) -> Result<u64> {
+    let mut most = 0;
+    for process in processes(env, labels, container).await? {
+        let status = std::fs::read_to_string(process.join("status"))?;
         let line = status
             .lines()
             .find_map(|line| line.strip_prefix("VmHWM:"))
@@ -257,8 +269,15 @@ async fn peak_memory(env: &Env, labels: &str, container: &str) -> Result<u64> {
         let kib: u64 = line.trim().trim_end_matches("kB").trim().parse()?;
         most = most.max(kib << 10);
     }
-    ensure!(most > 0, "no {container} runs");
     Ok(most)
+}
+
+/// Begins anew with the peak (`proc_pid_clear_refs(5)`, value 5).
+async fn forget_peak(env: &Env, labels: &str, container: &str) -> Result<()> {
+    for process in processes(env, labels, container).await? {
+        std::fs::write(process.join("clear_refs"), "5")?;
+    }
+    Ok(())
 }
 
 fn report(args: &Args, cases: &[Case], peaks: &[(String, u64)]) -> Result<()> {
