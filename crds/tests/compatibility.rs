@@ -23,6 +23,22 @@ fn section(heading: &str) -> &'static str {
 }
 
 #[test]
+fn every_no_says_why() {
+    let cells = |row: &'static str| row.split('|').map(str::trim).collect::<Vec<_>>();
+    let rows: Vec<_> = TABLE
+        .lines()
+        .filter(|row| row.starts_with("| "))
+        .map(cells)
+        .collect();
+    let refused: Vec<_> = rows.iter().filter(|row| row.contains(&"no")).collect();
+    assert!(refused.len() > 20, "{}", refused.len());
+    for row in refused {
+        let after = row.iter().skip_while(|cell| **cell != "no").nth(1);
+        assert!(after.is_some_and(|why| !why.is_empty()), "{row:?}");
+    }
+}
+
+#[test]
 fn every_field_is_spoken_of() {
     let kinds = [
         "Backup",

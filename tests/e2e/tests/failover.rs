@@ -6,14 +6,14 @@ use anyhow::{Context, Result, ensure};
 use jackline_crds::names::{CONTROLLER, label};
 use jackline_crds::velero::{
     Backup, BackupPhase, BackupSpec, BackupStorageLocation, LocationPhase, PodVolumePhase,
-    PodVolumeRestore, Restore, RestorePhase, RestoreSpec,
+    PodVolumeRestore, Restore, RestorePhase, RestoreSpec, TypedLocalObjectReference,
 };
 use jackline_e2e::deploy::Settings;
 use jackline_e2e::{BUCKET, Env, NAMESPACE, until, wait_for, wait_gone};
 use jackline_faults::{Proxy, When};
 use jackline_test_cluster::Options;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{Namespace, Pod};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod};
 use kube::api::{DeleteParams, EvictParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
 use rustix::process::{Pid, Signal, kill_process};
@@ -38,6 +38,7 @@ async fn what_a_leader_leaves_behind_is_finished() -> Result<()> {
     test.killed_in_a_pre_hook().await?;
     test.killed_between_the_hooks().await?;
     test.deleted_between_the_hooks().await?;
+    test.without_its_rules_when_it_is_taken_up().await?;
     test.killed_before_the_backup_is_committed().await?;
     test.killed_before_its_end_is_known().await?;
     test.stopped_and_woken().await?;
@@ -89,8 +90,19 @@ impl Test {
     }
 
     async fn back_up(&self, name: &str, namespaces: &[&str]) -> Result<()> {
+        let included = namespaces.iter().map(ToString::to_string).collect();
+        self.back_up_as(name, included, None).await
+    }
+
+    async fn back_up_as(
+        &self,
+        name: &str,
+        included_namespaces: Vec<String>,
+        resource_policy: Option<TypedLocalObjectReference>,
+    ) -> Result<()> {
         let spec = BackupSpec {
-            included_namespaces: namespaces.iter().map(ToString::to_string).collect(),
+            included_namespaces,
+            resource_policy,
             storage_location: Some(HELD.to_owned()),
             ..BackupSpec::default()
         };
@@ -271,6 +283,54 @@ impl Test {
         let told = self.told()?;
         ensure!(told == ["pre", "post"], "{told:?}");
         Ok(())
+    }
+
+    /// What the backup was accepted under is not known any more: it fails and says so, the database is thawed, and the snapshot that its
+    /// volume has by now is on record.
+    async fn without_its_rules_when_it_is_taken_up(&self) -> Result<()> {
+        let rules = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "rules", "namespace": NAMESPACE},
+            "data": {"rules": "version: v1\nvolumePolicies:\n- {conditions: {nfs: {}}, action: {type: skip}}\n"}});
+        self.env.cluster.apply(&rules.to_string())?;
+        self.in_db("dd if=/dev/urandom of=/data/blob bs=1M count=4 2> /dev/null")?;
+        let hold = self
+            .proxy
+            .hold(&["PUT", "/restic/shop/data/"], When::Before);
+        let reference = TypedLocalObjectReference {
+            kind: "configmap".to_owned(),
+            name: "rules".to_owned(),
+            ..TypedLocalObjectReference::default()
+        };
+        self.back_up_as("ruleless", vec!["shop".to_owned()], Some(reference))
+            .await?;
+        hold.arrived().await;
+        self.frozen().await?;
+        self.kill_leader().await?;
+        let maps = self.env.api::<ConfigMap>();
+        maps.delete("rules", &DeleteParams::default()).await?;
+        drop(hold);
+        let ended = self.env.backup_ended("ruleless", 2 * MINUTE).await?;
+        let status = ended.status.context("a status")?;
+        let why = status.failure_reason.clone().unwrap_or_default();
+        ensure!(
+            status.phase == Some(BackupPhase::Failed)
+                && why.contains("ResourcePolicies velero/rules ConfigMap"),
+            "{status:?}"
+        );
+        self.thawed().await?;
+        let told = self.told()?;
+        ensure!(told == ["pre", "post"], "{told:?}");
+        until("its volume has ended", MINUTE, async || {
+            let volumes = self.env.volumes_of("ruleless").await?;
+            let over = volumes.iter().all(|volume| match volume.phase() {
+                PodVolumePhase::Completed => {
+                    let status = volume.status.as_ref();
+                    status.is_some_and(|status| status.snapshot_id.is_some())
+                }
+                phase => phase.is_terminal(),
+            });
+            Ok((volumes.len() == 1 && over).then_some(()))
+        })
+        .await
     }
 
     async fn killed_before_the_backup_is_committed(&self) -> Result<()> {
