@@ -3,10 +3,17 @@
 //! With F the Rabin fingerprint of the 64 bytes before a position, the next cut after a start s is the first position
 //! in [s + 512 KiB, s + 8 MiB] with F ≡ 0 (mod 2²⁰), else s + 8 MiB, else the end. F depends on those 64 bytes only, so
 //! a range can be searched in several lanes at once: the chain of table look-ups per byte is what the search waits for.
-//! Four lanes run everywhere; where the processor can, 64 do.
+//! Four lanes run everywhere; where the processor can, 32 or 64 do.
 
 #[cfg(target_arch = "x86_64")]
-mod wide;
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+
+#[cfg(target_arch = "x86_64")]
+use avx2::Avx2;
+#[cfg(target_arch = "x86_64")]
+use avx512::Avx512;
 
 use crate::polynomial::Polynomial;
 
@@ -25,8 +32,47 @@ pub(crate) struct Chunker {
     /// What cancels the eight bits that a shift moves above the degree.
     reduce: [u64; 256],
     shift: u32,
+    wide: Option<Wide>,
+}
+
+/// What the processor can do beyond the four lanes.
+enum Wide {
     #[cfg(target_arch = "x86_64")]
-    wide: Option<wide::Wide>,
+    Avx2(Avx2),
+    #[cfg(target_arch = "x86_64")]
+    Avx512(Avx512),
+}
+
+impl Wide {
+    #[cfg(target_arch = "x86_64")]
+    fn new(polynomial: Polynomial) -> Option<Self> {
+        let best = Avx512::new(polynomial).map(Self::Avx512);
+        best.or_else(|| Avx2::new(polynomial).map(Self::Avx2))
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    fn new(_: Polynomial) -> Option<Self> {
+        None
+    }
+
+    fn streams(&self) -> usize {
+        match *self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(_) => avx2::STREAMS,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512(_) => avx512::STREAMS,
+        }
+    }
+
+    /// The smallest candidate in (from, from + streams · lane]; `lane` is a multiple of a window.
+    fn first_candidate(&self, data: &[u8], from: usize, lane: usize) -> Option<usize> {
+        match *self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(ref wide) => wide.first_candidate(data, from, lane),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512(ref wide) => wide.first_candidate(data, from, lane),
+        }
+    }
 }
 
 impl std::fmt::Debug for Chunker {
@@ -42,8 +88,7 @@ impl Chunker {
             out: [0; 256],
             reduce: [0; 256],
             shift: degree - 8,
-            #[cfg(target_arch = "x86_64")]
-            wide: wide::Wide::new(polynomial),
+            wide: Wide::new(polynomial),
         };
         let bytes = (0_u64..).zip(tables.out.iter_mut().zip(&mut tables.reduce));
         for (byte, (out, reduce)) in bytes {
@@ -74,10 +119,9 @@ impl Chunker {
 
     /// The smallest candidate in (from, to]. `from` is at least a window away from the start of `data`.
     fn first_candidate(&self, data: &[u8], from: usize, to: usize) -> Option<usize> {
-        #[cfg(target_arch = "x86_64")]
         if let Some(wide) = &self.wide {
-            let lane = (to - from) / wide::STREAMS / WINDOW * WINDOW;
-            let rest = from + lane * wide::STREAMS;
+            let lane = (to - from) / wide.streams() / WINDOW * WINDOW;
+            let rest = from + lane * wide.streams();
             return wide
                 .first_candidate(data, from, lane)
                 .or_else(|| self.in_lanes(data, rest, to));
@@ -221,13 +265,26 @@ mod tests {
     }
 
     impl Chunker {
-        /// As on a processor that has nothing special.
-        fn anywhere(polynomial: Polynomial) -> Self {
+        /// As on a processor with nothing but this.
+        fn with(wide: Option<Wide>) -> Self {
+            let polynomial = polynomial();
             Self {
-                #[cfg(target_arch = "x86_64")]
-                wide: None,
+                wide,
                 ..Self::new(polynomial)
             }
+        }
+
+        /// As on every kind of processor that this one can pass for; first one that has nothing special.
+        fn everywhere() -> Vec<Self> {
+            let mut kinds = vec![Self::with(None)];
+            #[cfg(target_arch = "x86_64")]
+            {
+                let avx2 = Avx2::new(polynomial()).map(Wide::Avx2);
+                let avx512 = Avx512::new(polynomial()).map(Wide::Avx512);
+                let wide = [avx2, avx512].into_iter().flatten();
+                kinds.extend(wide.map(|wide| Self::with(Some(wide))));
+            }
+            kinds
         }
     }
 
@@ -264,15 +321,17 @@ mod tests {
                     _ => data.extend(noise(seed, len)),
                 }
             }
-            let everywhere = Chunker::anywhere(polynomial());
-            let here = Chunker::new(polynomial());
-            prop_assert_eq!(cuts_by(&here, &data, 700_001), cuts_by(&everywhere, &data, 256 << 10));
+            let kinds = Chunker::everywhere();
+            let expected = cuts_by(&kinds[0], &data, 256 << 10);
+            for kind in &kinds[1..] {
+                prop_assert_eq!(&cuts_by(kind, &data, 700_001), &expected);
+            }
         }
 
         #[test]
         fn every_candidate_is_found_by_every_processor(seed in any::<u64>(), len in 1_000_000..8_000_000_usize, from in 64..70_000_usize) {
             let data = noise(seed, len);
-            let (here, everywhere) = (Chunker::new(polynomial()), Chunker::anywhere(polynomial()));
+            let kinds = Chunker::everywhere();
             let all = |chunker: &Chunker| {
                 let mut from = from;
                 std::iter::from_fn(|| {
@@ -280,7 +339,10 @@ mod tests {
                     Some(from)
                 }).collect::<Vec<_>>()
             };
-            prop_assert_eq!(all(&here), all(&everywhere));
+            let expected = all(&kinds[0]);
+            for kind in &kinds[1..] {
+                prop_assert_eq!(&all(kind), &expected);
+            }
         }
     }
 

@@ -20,7 +20,7 @@ const DEGREE: u32 = 53;
 const SHIFT: u32 = 8 * PLANES as u32 - DEGREE;
 
 /// One repository's polynomial as matrices.
-pub(super) struct Wide {
+pub(super) struct Avx512 {
     /// What a byte that has left the window takes with it.
     out: [u64; PLANES],
     /// What cancels the byte that a shift moves above the degree.
@@ -32,7 +32,7 @@ pub(super) struct Wide {
 /// What a stream's 64 bytes are for: rows of one step each.
 type Rows = [__m512i; BLOCK];
 
-impl Wide {
+impl Avx512 {
     /// `None` where the processor or the polynomial is another.
     pub(super) fn new(polynomial: Polynomial) -> Option<Self> {
         let able = is_x86_feature_detected!("avx512f")
