@@ -7,6 +7,7 @@ mod data;
 mod incremental;
 mod limit;
 mod measure;
+mod memory;
 mod report;
 mod tools;
 mod tree;
@@ -146,7 +147,7 @@ fn run(args: &Args, directory: &Path, children: &Children) -> Result<()> {
     let (suite, rounds) = (args.suite, args.rounds.max(1));
     std::fs::create_dir_all(directory)?;
     let needed = suite.needed() / if args.small { 50 } else { 1 };
-    check_room(directory, suite, needed)?;
+    let available = check_room(directory, suite, needed)?;
     let target = target_directory()?;
     let jackline = match &args.jackline {
         Some(program) => program.clone(),
@@ -159,7 +160,13 @@ fn run(args: &Args, directory: &Path, children: &Children) -> Result<()> {
     let programs = Programs { jackline, limit };
     let mut bench = Bench::new(directory, programs, &sizes, children)?;
     match suite {
-        Suite::Repository => cases::run(&mut bench, rounds)?,
+        Suite::Repository => {
+            if !args.small {
+                eprintln!("taking memory");
+                memory::keep(&directory.join("kept"), available)?;
+            }
+            cases::run(&mut bench, rounds)?;
+        }
         Suite::Large => incremental::run(&mut bench, rounds)?,
     }
     let measured = bench.measured()?;
@@ -179,7 +186,8 @@ fn run(args: &Args, directory: &Path, children: &Children) -> Result<()> {
     Ok(())
 }
 
-fn check_room(directory: &Path, suite: Suite, needed: u64) -> Result<()> {
+/// Returns what the machine's memory can give.
+fn check_room(directory: &Path, suite: Suite, needed: u64) -> Result<u64> {
     let stat =
         rustix::fs::statvfs(directory).with_context(|| format!("{}", directory.display()))?;
     let free = stat.f_bavail * stat.f_frsize;
@@ -190,19 +198,19 @@ fn check_room(directory: &Path, suite: Suite, needed: u64) -> Result<()> {
     let available = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
     let available = available.context("/proc/meminfo has no MemAvailable")? << 10;
     let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
-    let available = match suite {
+    let counts = match suite {
         Suite::Repository => available,
         Suite::Large => u64::MAX,
     };
-    if free.min(available) < needed {
+    if free.min(counts) < needed {
         bail!(
             "{} has room for {:.1} GiB; {:.1} GiB are needed",
             directory.display(),
-            gib(free.min(available)),
+            gib(free.min(counts)),
             gib(needed)
         );
     }
-    Ok(())
+    Ok(available)
 }
 
 /// `target`: the directory above the one that this program lies in.
