@@ -1,163 +1,279 @@
 //! Reading blobs.
 
+use std::ops::Range;
 use std::sync::Arc;
 
+use bytes::Bytes;
+use jackline_storage::LocalObject;
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
+
 use crate::compress;
-use crate::crypto::{Key, Opening, SLICE};
+use crate::crypto::{Key, NONCE, OVERHEAD, Opening, Proof, SLICE, TAG};
+use crate::drive;
 use crate::error::{Error, Result};
 use crate::files::{FileKind, Files};
-use crate::hash::Hash;
+use crate::hash::{self, BESIDE, Hash};
 use crate::id::Id;
 use crate::index::Index;
 use crate::pack::{BlobKind, PackedBlob};
 
 /// A blob's plain length beyond which nothing is believed: chunks end at 8 MiB, trees of millions of entries below 2 GiB.
 const MAX_PLAIN: u32 = 1 << 31;
-const UNAUTHENTIC: &str = "it cannot be authenticated";
+/// Bytes of a file read at once: they are opened and hashed before they leave the processor's second cache.
+const READ: usize = 64 << 10;
 
-/// Opens a sealed blob in place and returns its verified plain bytes, in `sealed` or, decompressed, in `scratch`.
-fn open<'a>(
-    key: &Key,
-    blob: &'a PackedBlob,
-    sealed: &'a mut [u8],
-    scratch: &'a mut Vec<u8>,
-) -> Result<&'a [u8], &'static str> {
-    let mut lane = Lane::begin(key, blob, sealed, scratch)?;
-    while !lane.is_done(scratch) {
-        let (hash, plain) = lane.step(scratch);
-        hash.update(plain);
-    }
-    lane.finish(scratch)
+/// Where the bytes of a pack are while its blobs are opened.
+#[derive(Debug, Clone)]
+pub(crate) enum Sealed {
+    /// In a file of this machine: read when their turn comes.
+    File(Arc<LocalObject>),
+    /// In memory, from `start` of the pack on.
+    Fetched { start: u64, bytes: Bytes },
+    /// Nowhere: the pack is missing or too short.
+    Missing,
 }
 
-/// Opens blobs of a pack in `bytes`, which begin at `start` of it, and hands over each with its verified plain bytes or the
-/// reason why there are none. The blobs have to be sorted by offset and lie apart; an error of `done` ends it.
+impl Sealed {
+    /// A part of a pack. For threads that may wait.
+    pub(crate) fn part(
+        files: &Files,
+        runtime: &Handle,
+        stop: &CancellationToken,
+        pack: &str,
+        range: Range<u64>,
+    ) -> Result<Self> {
+        use jackline_storage::Error::{NotFound, ShortRead};
+        let start = range.start;
+        let found = match files.store.local(pack) {
+            Some(object) => object.map(|object| Self::File(Arc::new(object))),
+            None => drive::wait(runtime, stop, async {
+                Ok(files.store.get_range(pack, range).await)
+            })?
+            .map(|bytes| Self::Fetched { start, bytes }),
+        };
+        match found {
+            Err(NotFound { .. } | ShortRead { .. }) => Ok(Self::Missing),
+            found => Ok(found?),
+        }
+    }
+
+    /// Fills `to` with what is at this place in the pack.
+    fn read(&self, at: u64, to: &mut [u8]) -> Result<(), Failure> {
+        let found = match self {
+            Self::File(object) => match object.read_at(at, to) {
+                Err(jackline_storage::Error::ShortRead { .. }) => None,
+                read => Some(read.map_err(|error| Failure::Store(error.into()))?),
+            },
+            Self::Fetched { start, bytes } => at
+                .checked_sub(*start)
+                .and_then(|from| bytes.get(usize::try_from(from).ok()?..)?.get(..to.len()))
+                .map(|bytes| to.copy_from_slice(bytes)),
+            Self::Missing => None,
+        };
+        found.ok_or(Failure::Damage("the pack is missing or too short"))
+    }
+}
+
+/// Why a blob is not opened.
+enum Failure {
+    Damage(&'static str),
+    /// Nobody can say whether it is damaged.
+    Store(Error),
+}
+
+const UNAUTHENTIC: Failure = Failure::Damage("it cannot be authenticated");
+
+/// Memory for one blob on its way, to be used for the next.
+#[derive(Debug, Default)]
+pub(crate) struct Room {
+    /// As read, then deciphered in place.
+    sealed: Vec<u8>,
+    /// Decompressed.
+    plain: Vec<u8>,
+}
+
+/// Rooms for the blobs that are under way at once.
+pub(crate) type Rooms = [Room; BESIDE];
+
+/// Opens blobs and hands over each with its verified plain bytes or the reason why there are none. Any error ends it. Each
+/// is held against its id; by its tag too where that is asked for, or where it has to be decompressed before it can be hashed.
 ///
-/// Two are under way at once, slice by slice: what is deciphered is hashed while it is in the processor's first cache, and
-/// two hashes beside each other cost little more than one.
-pub(crate) fn open_each<'a, T, E>(
+/// Several are under way at once, slice by slice: what is deciphered is hashed while it is in the processor's first cache,
+/// and hashes beside each other cost little more than one.
+pub(crate) fn open_each<T>(
     key: &Key,
-    bytes: &'a mut [u8],
-    start: u64,
-    blobs: impl Iterator<Item = (T, &'a PackedBlob)>,
-    scratch: &mut [Vec<u8>; 2],
-    mut done: impl FnMut(T, Result<&[u8], &'static str>) -> Result<(), E>,
-) -> Result<(), E> {
-    let (mut rest, mut at) = (bytes, start);
-    let mut blobs = blobs.map(|(user, blob)| {
-        let end = u64::from(blob.offset) + u64::from(blob.length);
-        let skip = u64::from(blob.offset).checked_sub(at);
-        let sealed = skip.and_then(|skip| {
-            let (_, from) = std::mem::take(&mut rest).split_at_mut_checked(skip as usize)?;
-            let (sealed, after) = from.split_at_mut_checked(blob.length as usize)?;
-            (rest, at) = (after, end);
-            Some(sealed)
-        });
-        (user, blob, sealed)
-    });
-    let mut lanes = [None, None];
+    proof: Proof,
+    mut blobs: impl Iterator<Item = Result<(T, PackedBlob, Sealed)>>,
+    rooms: &mut Rooms,
+    mut done: impl FnMut(T, Result<&[u8], &'static str>) -> Result<()>,
+) -> Result<()> {
+    let mut lanes: [Option<(T, Lane)>; BESIDE] = Default::default();
     loop {
-        for (lane, scratch) in lanes.iter_mut().zip(scratch.iter_mut()) {
-            while lane.is_none()
-                && let Some((user, blob, sealed)) = blobs.next()
-            {
-                let begun = sealed
-                    .ok_or("the pack is missing or too short")
-                    .and_then(|sealed| Lane::begin(key, blob, sealed, scratch));
-                match begun {
-                    Ok(begun) => *lane = Some((user, begun)),
-                    Err(reason) => done(user, Err(reason))?,
+        for (slot, room) in lanes.iter_mut().zip(rooms.iter_mut()) {
+            loop {
+                let (user, mut lane) = match slot.take() {
+                    Some(under_way) => under_way,
+                    None => match blobs.next() {
+                        Some(next) => {
+                            let (user, blob, sealed) = next?;
+                            (user, Lane::new(blob, sealed))
+                        }
+                        None => break,
+                    },
+                };
+                match lane.step(key, proof, room) {
+                    Ok(()) => {
+                        *slot = Some((user, lane));
+                        break;
+                    }
+                    Err(failure) => failure.tell(user, &mut done)?,
                 }
             }
         }
-        let steps = lanes.iter_mut().zip(scratch.iter());
-        let mut steps = steps.filter_map(|(lane, scratch)| Some(lane.as_mut()?.1.step(scratch)));
-        match (steps.next(), steps.next()) {
-            (Some((one, plain)), Some((other, others))) => one.update_both(plain, other, others),
-            (Some((one, plain)), None) => one.update(plain),
-            (None, _) => return Ok(()),
+        if lanes.iter().all(Option::is_none) {
+            return Ok(());
         }
-        for (lane, scratch) in lanes.iter_mut().zip(scratch.iter()) {
-            if let Some((user, lane)) = lane.take_if(|(_, lane)| lane.is_done(scratch)) {
-                done(user, lane.finish(scratch))?;
+        let ready = lanes.iter_mut().zip(rooms.iter());
+        hash::update_all(ready.filter_map(|(lane, room)| Some(lane.as_mut()?.1.ready(room))));
+        for (slot, room) in lanes.iter_mut().zip(rooms.iter()) {
+            if let Some((user, lane)) = slot.take_if(|(_, lane)| lane.is_done()) {
+                match lane.finish(room) {
+                    Ok(plain) => done(user, Ok(plain))?,
+                    Err(failure) => failure.tell(user, &mut done)?,
+                }
             }
         }
     }
 }
 
-/// A blob that is being opened.
-struct Lane<'a> {
-    blob: &'a PackedBlob,
+impl Failure {
+    fn tell<T>(
+        self,
+        user: T,
+        done: &mut impl FnMut(T, Result<&[u8], &'static str>) -> Result<()>,
+    ) -> Result<()> {
+        match self {
+            Self::Damage(reason) => done(user, Err(reason)),
+            Self::Store(error) => Err(error),
+        }
+    }
+}
+
+/// A blob that is being opened, in a room of its own.
+struct Lane {
+    blob: PackedBlob,
+    sealed: Sealed,
+    /// Sealed bytes in the room.
+    read: usize,
+    /// `None` where the blob was compressed: the room has all of its plain bytes.
+    opening: Option<Opening>,
     hash: Hash,
-    content: Content<'a>,
+    /// Plain bytes to hash next; before them all are hashed.
+    ready: Range<usize>,
 }
 
-enum Content<'a> {
-    Stored(Box<Opening<'a>>),
-    /// Decompressed, in the scratch that belongs to the lane; so many bytes are hashed.
-    Compressed {
-        hashed: usize,
-    },
-}
-
-impl<'a> Lane<'a> {
-    fn begin(
-        key: &Key,
-        blob: &'a PackedBlob,
-        sealed: &'a mut [u8],
-        scratch: &mut Vec<u8>,
-    ) -> Result<Self, &'static str> {
-        let opening = key.opening(sealed).map_err(|_| UNAUTHENTIC)?;
-        let content = if blob.uncompressed == 0 {
-            Content::Stored(Box::new(opening))
-        } else {
-            if blob.uncompressed >= MAX_PLAIN {
-                return Err("its size is impossible");
-            }
-            let packed = opening.all().map_err(|_| UNAUTHENTIC)?;
-            compress::unpack(packed, blob.uncompressed as usize, scratch)
-                .ok_or("it cannot be decompressed")?;
-            Content::Compressed { hashed: 0 }
-        };
-        Ok(Self {
+impl Lane {
+    fn new(blob: PackedBlob, sealed: Sealed) -> Self {
+        Self {
             blob,
+            sealed,
+            read: 0,
+            opening: None,
             hash: Hash::default(),
-            content,
-        })
+            ready: 0..0,
+        }
     }
 
-    /// What to hash next.
-    fn step<'b>(&'b mut self, scratch: &'b [u8]) -> (&'b mut Hash, &'b [u8]) {
-        let plain = match &mut self.content {
-            Content::Stored(opening) => opening.step(),
-            Content::Compressed { hashed } => {
-                let rest = &scratch[*hashed..];
-                let slice = &rest[..rest.len().min(SLICE)];
-                *hashed += slice.len();
-                slice
+    fn begin(&mut self, key: &Key, proof: Proof, room: &mut Room) -> Result<(), Failure> {
+        let length = self.blob.length as usize;
+        if length < OVERHEAD {
+            return Err(UNAUTHENTIC);
+        }
+        if self.blob.uncompressed == 0 {
+            self.read(room, NONCE)?;
+            let nonce = room.sealed.first_chunk().ok_or(UNAUTHENTIC)?;
+            self.opening = Some(key.opening(nonce, proof).map_err(|_| UNAUTHENTIC)?);
+        } else {
+            if self.blob.uncompressed >= MAX_PLAIN {
+                return Err(Failure::Damage("its size is impossible"));
             }
-        };
+            self.read(room, length)?;
+            let packed = (key.open(&mut room.sealed[..length])).map_err(|_| UNAUTHENTIC)?;
+            compress::unpack(packed, self.blob.uncompressed as usize, &mut room.plain)
+                .ok_or(Failure::Damage("it cannot be decompressed"))?;
+        }
+        Ok(())
+    }
+
+    /// Reads on until the room has so many bytes.
+    fn read(&mut self, room: &mut Room, wanted: usize) -> Result<(), Failure> {
+        let length = self.blob.length as usize;
+        while self.read < wanted {
+            let end = length.min(self.read + READ);
+            if room.sealed.len() < end {
+                // Grown as it fills: a length that the pack does not have takes no memory.
+                room.sealed.resize(end, 0);
+            }
+            let at = u64::from(self.blob.offset) + self.read as u64;
+            self.sealed.read(at, &mut room.sealed[self.read..end])?;
+            self.read = end;
+        }
+        Ok(())
+    }
+
+    fn plain_len(&self) -> usize {
+        self.blob.plain_len() as usize
+    }
+
+    /// Makes the next slice of plain bytes ready.
+    fn step(&mut self, key: &Key, proof: Proof, room: &mut Room) -> Result<(), Failure> {
+        if self.read == 0 {
+            self.begin(key, proof, room)?;
+        }
+        let (start, length) = (self.ready.end, self.plain_len());
+        let end = length.min(start + SLICE);
+        self.ready = start..end;
+        if self.opening.is_some() {
+            // With the last of it comes the tag.
+            let behind = if end == length { TAG } else { 0 };
+            self.read(room, NONCE + end + behind)?;
+        }
+        if let Some(opening) = &mut self.opening {
+            opening.slice(&mut room.sealed[NONCE + start..NONCE + end]);
+        }
+        Ok(())
+    }
+
+    fn ready<'a>(&'a mut self, room: &'a Room) -> (&'a mut Hash, &'a [u8]) {
+        let plain = &Self::plain(self.opening.is_some(), room)[self.ready.clone()];
         (&mut self.hash, plain)
     }
 
-    fn is_done(&self, scratch: &[u8]) -> bool {
-        match &self.content {
-            Content::Stored(opening) => opening.is_done(),
-            Content::Compressed { hashed } => *hashed == scratch.len(),
+    /// Where the plain bytes are.
+    fn plain(stored: bool, room: &Room) -> &[u8] {
+        match stored {
+            true => room.sealed.get(NONCE..).unwrap_or_default(),
+            false => &room.plain,
         }
     }
 
-    fn finish<'b>(self, scratch: &'b [u8]) -> Result<&'b [u8], &'static str>
-    where
-        'a: 'b,
-    {
-        let plain = match self.content {
-            Content::Stored(opening) => opening.finish().map_err(|_| UNAUTHENTIC)?,
-            Content::Compressed { .. } => scratch,
-        };
+    fn is_done(&self) -> bool {
+        self.ready.end == self.plain_len()
+    }
+
+    /// The plain bytes, once all of them are hashed.
+    fn finish(self, room: &Room) -> Result<&[u8], Failure> {
+        let length = self.plain_len();
+        let plain = &Self::plain(self.opening.is_some(), room)[..length];
+        if let Some(opening) = self.opening {
+            let tag = room.sealed[NONCE + length..].first_chunk::<TAG>();
+            let tag = tag.ok_or(UNAUTHENTIC)?;
+            opening.finish(tag).map_err(|_| UNAUTHENTIC)?;
+        }
         match self.hash.finish() == self.blob.id {
             true => Ok(plain),
-            false => Err("its content does not match its name"),
+            false => Err(Failure::Damage("its content does not match its name")),
         }
     }
 }
@@ -184,11 +300,16 @@ impl BlobReader {
                 .await
             {
                 Ok(bytes) => {
-                    let mut sealed = Vec::from(bytes);
-                    let mut scratch = Vec::new();
-                    match open(&self.files.key, &place.blob, &mut sealed, &mut scratch) {
-                        Ok(_) if place.blob.uncompressed != 0 => return Ok(scratch),
-                        Ok(plain) => return Ok(plain.to_vec()),
+                    let sealed = Sealed::Fetched { start, bytes };
+                    let mut opened = Err("");
+                    let blobs = std::iter::once(Ok(((), place.blob, sealed)));
+                    let (key, mut rooms) = (&self.files.key, Default::default());
+                    open_each(key, Proof::Tag, blobs, &mut rooms, |(), plain| {
+                        opened = plain.map(<[u8]>::to_vec);
+                        Ok(())
+                    })?;
+                    match opened {
+                        Ok(plain) => return Ok(plain),
                         Err(reason) => Error::corrupt(pack, format!("{}: {reason}", name())),
                     }
                 }

@@ -4,11 +4,13 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 
+use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use rand::seq::SliceRandom;
 use tokio_util::sync::CancellationToken;
 
-use crate::blobs::{self, BlobReader};
+use crate::blobs::{self, BlobReader, Sealed};
+use crate::crypto::Proof;
 use crate::drive::{self, Counters, Pump};
 use crate::error::{Error, Result};
 use crate::files::{FileKind, Files};
@@ -223,7 +225,7 @@ pub(crate) async fn read_data(
         .map(|(id, size, blobs)| async move {
             let name = FileKind::Pack.path(&id);
             let bytes = match files.store.get(&name).await {
-                Ok(bytes) => Vec::from(bytes),
+                Ok(bytes) => bytes,
                 Err(error) if error.is_not_found() => {
                     return Ok((id, size, Some(format!("{name} is missing"))));
                 }
@@ -259,7 +261,7 @@ pub(crate) async fn read_data(
 pub(crate) fn verify(
     name: &str,
     id: &Id,
-    mut bytes: Vec<u8>,
+    bytes: Bytes,
     expected: &[PackedBlob],
     key: &crate::crypto::Key,
 ) -> Result<()> {
@@ -271,18 +273,26 @@ pub(crate) fn verify(
     let length = pack::sealed_header_len(name, &bytes, size)?;
     let start = bytes.len() - LENGTH - length;
     let end = bytes.len() - LENGTH;
-    let mut listed = pack::parse_header(name, &mut bytes[start..end], size, key)?;
+    let mut listed = pack::parse_header(name, &mut bytes[start..end].to_vec(), size, key)?;
     listed.sort_unstable_by_key(|blob| (blob.offset, blob.length));
     if listed != expected {
         return Err(corrupt("its header and the index list different blobs"));
     }
-    let blobs = expected.iter().map(|blob| (blob, blob));
-    let mut scratch = Default::default();
-    blobs::open_each(key, &mut bytes, 0, blobs, &mut scratch, |blob, plain| {
-        plain
-            .map(drop)
-            .map_err(|reason| corrupt(&format!("{} {}: {reason}", blob.kind.name(), blob.id)))
-    })
+    let sealed = Sealed::Fetched { start: 0, bytes };
+    let blobs = expected
+        .iter()
+        .map(|blob| Ok((blob, *blob, sealed.clone())));
+    blobs::open_each(
+        key,
+        Proof::Tag,
+        blobs,
+        &mut Default::default(),
+        |blob, plain| {
+            plain
+                .map(drop)
+                .map_err(|reason| corrupt(&format!("{} {}: {reason}", blob.kind.name(), blob.id)))
+        },
+    )
 }
 
 #[cfg(test)]

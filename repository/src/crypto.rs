@@ -100,21 +100,28 @@ impl Key {
 
     /// Opens in place and returns the plain text.
     pub(crate) fn open<'a>(&self, sealed: &'a mut [u8]) -> Result<&'a mut [u8], Unauthentic> {
-        self.opening(sealed)?.all()
-    }
-
-    /// Begins to open in place.
-    pub(crate) fn opening<'a>(&self, sealed: &'a mut [u8]) -> Result<Opening<'a>, Unauthentic> {
         let (nonce, rest) = sealed.split_first_chunk_mut().ok_or(Unauthentic)?;
         let (text, tag) = rest.split_last_chunk_mut().ok_or(Unauthentic)?;
+        let mut opening = self.opening(nonce, Proof::Tag)?;
+        for slice in text.chunks_mut(SLICE) {
+            opening.slice(slice);
+        }
+        opening.finish(tag)?;
+        Ok(text)
+    }
+
+    /// Begins to open a message.
+    pub(crate) fn opening(
+        &self,
+        nonce: &[u8; NONCE],
+        proof: Proof,
+    ) -> Result<Opening, Unauthentic> {
         if *nonce == [0; NONCE] {
             return Err(Unauthentic);
         }
         Ok(Opening {
             pass: self.pass(nonce).map_err(|Unspecified| Unauthentic)?,
-            text,
-            tag: *tag,
-            done: 0,
+            proof,
             deciphered: true,
         })
     }
@@ -219,45 +226,44 @@ impl Pass {
     }
 }
 
+/// What shows that a message is what was sealed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Proof {
+    /// Its tag.
+    Tag,
+    /// The SHA-256 of its plain bytes, which the caller knows from something authentic and compares before they are used.
+    /// That says all that the tag would, but not whether the tag itself is sound.
+    Hash,
+}
+
 /// A message that is being opened. Its plain bytes are to be hashed or thrown away until [`Opening::finish`] vouches for them.
-pub(crate) struct Opening<'a> {
+pub(crate) struct Opening {
     pass: Pass,
-    text: &'a mut [u8],
-    tag: [u8; TAG],
-    done: usize,
+    proof: Proof,
     deciphered: bool,
 }
 
-impl<'a> Opening<'a> {
-    /// The next plain bytes; none at the end.
-    pub(crate) fn step(&mut self) -> &[u8] {
-        let end = self.text.len().min(self.done + SLICE);
-        let slice = &mut self.text[self.done..end];
-        self.done = end;
-        self.pass.authenticate(slice);
-        self.deciphered &= self.pass.cipher.apply(slice).is_ok();
-        slice
-    }
-
-    pub(crate) fn is_done(&self) -> bool {
-        self.done == self.text.len()
-    }
-
-    /// All that is left, and the plain text.
-    pub(crate) fn all(mut self) -> Result<&'a mut [u8], Unauthentic> {
-        while !self.is_done() {
-            self.step();
+impl Opening {
+    /// The next [`SLICE`] of cipher text, or the last of it, becomes plain text.
+    pub(crate) fn slice(&mut self, text: &mut [u8]) {
+        if self.proof == Proof::Tag {
+            self.pass.authenticate(text);
         }
-        self.finish()
+        self.deciphered &= self.pass.cipher.apply(text).is_ok();
     }
 
-    /// The plain text, once every step is done.
-    pub(crate) fn finish(self) -> Result<&'a mut [u8], Unauthentic> {
-        let (done, expected) = (self.is_done() && self.deciphered, self.pass.tag());
-        let difference = (expected.iter().zip(self.tag))
-            .fold(0, |sum, (expected, found)| sum | (expected ^ found));
-        match done && difference == 0 {
-            true => Ok(self.text),
+    /// Whether all slices are what was sealed with this tag.
+    pub(crate) fn finish(self, tag: &[u8; TAG]) -> Result<(), Unauthentic> {
+        let sound = match self.proof {
+            Proof::Tag => {
+                let expected = self.pass.tag();
+                let pairs = expected.iter().zip(tag);
+                pairs.fold(0, |sum, (expected, found)| sum | (expected ^ found)) == 0
+            }
+            Proof::Hash => true,
+        };
+        match self.deciphered && sound {
+            true => Ok(()),
             false => Err(Unauthentic),
         }
     }

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::files::Files;
 use crate::index::Index;
 use crate::lock::LockGuard;
-use crate::packer::Packer;
+use crate::packer::{Packer, Room};
 use crate::progress::Progress;
 use crate::uploader::{IN_FLIGHT, Uploader};
 
@@ -140,12 +140,19 @@ pub(crate) async fn blocking<T: Send + 'static>(
     result.map_err(|error| Error::Internal(error.to_string()))?
 }
 
-/// Runs `work` with a packer, stores what it packs, and writes the index for it.
+/// Full packs that may wait to be hashed beside blobs, where blobs are hashed: one for each thread, while the memory for
+/// that is small.
+pub(crate) fn waiting_packs() -> usize {
+    Some(threads()).filter(|threads| *threads <= 2).unwrap_or(0)
+}
+
+/// Runs `work` with a packer, stores what it packs, and writes the index for it. `waiting`: see [`Room`].
 /// Returns the names of the index files written, and the bytes stored.
 pub(crate) async fn packing<T: Send + 'static>(
     files: &Files,
     guard: &LockGuard,
     index: Arc<Index>,
+    waiting: usize,
     cancel: &CancellationToken,
     pump: &mut Pump<'_>,
     work: impl FnOnce(&Arc<Packer>, &CancellationToken) -> Result<T> + Send + 'static,
@@ -155,12 +162,13 @@ pub(crate) async fn packing<T: Send + 'static>(
     let (sender, mut packs) = mpsc::channel(1);
     // An open pack for each thread, and what is under way. Of the packs of one kind no more are open than there are threads, so
     // those of the other kind always find a buffer.
-    let limit = threads() + IN_FLIGHT;
+    let buffers = threads() + IN_FLIGHT.max(waiting + 1);
+    let room = Room { buffers, waiting };
     let packer = Packer::new(
         files.key.clone(),
         files.version,
         index,
-        limit,
+        room,
         sender,
         stop.clone(),
     );

@@ -1,5 +1,5 @@
-//! SHA-256 in pieces, and of two messages beside each other: the processor's instructions wait for their own results
-//! half of the time, so the second message costs little where the first is hashed anyway.
+//! SHA-256 in pieces, and of several messages beside each other: the processor's instructions wait for their own results
+//! most of the time, so a second, third and fourth message cost little where the first is hashed anyway.
 
 use sha2::block_api::compress256;
 
@@ -42,16 +42,6 @@ impl Hash {
         compress256(&mut self.state, blocks);
     }
 
-    /// Adds to two messages.
-    pub(crate) fn update_both(&mut self, data: &[u8], other: &mut Hash, others: &[u8]) {
-        let (ours, theirs) = (self.blocks(data), other.blocks(others));
-        let together = ours.len().min(theirs.len());
-        let ((ours, left), (theirs, right)) = (ours.split_at(together), theirs.split_at(together));
-        compress_both([&mut self.state, &mut other.state], [ours, theirs]);
-        compress256(&mut self.state, left);
-        compress256(&mut other.state, right);
-    }
-
     /// Completes the block that was begun, keeps the bytes that are no whole block, and returns the blocks between.
     fn blocks<'a>(&mut self, mut data: &'a [u8]) -> &'a [Block] {
         let used = (self.length % BLOCK as u64) as usize;
@@ -87,9 +77,46 @@ impl Hash {
     }
 }
 
+/// So many messages are worth hashing beside each other.
+pub(crate) const BESIDE: usize = 4;
+
+/// Adds to at most [`BESIDE`] messages.
+pub(crate) fn update_all<'a>(messages: impl Iterator<Item = (&'a mut Hash, &'a [u8])>) {
+    let (mut states, mut blocks) = ([const { None }; BESIDE], [&[][..]; BESIDE]);
+    let mut count = 0;
+    for (hash, data) in messages.take(BESIDE) {
+        blocks[count] = hash.blocks(data);
+        states[count] = Some(&mut hash.state);
+        count += 1;
+    }
+    loop {
+        // Those that are done make room for the last.
+        while let Some(done) = blocks[..count].iter().position(|blocks| blocks.is_empty()) {
+            count -= 1;
+            blocks.swap(done, count);
+            states.swap(done, count);
+        }
+        let together = blocks[..count].iter().map(|blocks| blocks.len()).min();
+        let now = blocks.map(|blocks| &blocks[..together.unwrap_or(0).min(blocks.len())]);
+        let [a, b, c, d] = now;
+        match &mut states[..count] {
+            [Some(one)] => compress256(one, a),
+            [Some(one), Some(two)] => compress([one, two], [a, b]),
+            [Some(one), Some(two), Some(three)] => compress([one, two, three], [a, b, c]),
+            [Some(one), Some(two), Some(three), Some(four)] => {
+                compress([one, two, three, four], [a, b, c, d]);
+            }
+            _ => return,
+        }
+        for (blocks, now) in blocks.iter_mut().zip(now) {
+            *blocks = &blocks[now.len()..];
+        }
+    }
+}
+
 /// The same number of blocks of each.
 #[allow(unsafe_code)]
-fn compress_both(states: [&mut [u32; 8]; 2], blocks: [&[Block]; 2]) {
+fn compress<const N: usize>(states: [&mut [u32; 8]; N], blocks: [&[Block]; N]) {
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("sha") && is_x86_feature_detected!("sse4.1") {
         // SAFETY: the processor has both features; ssse3 comes with sse4.1.
@@ -106,8 +133,8 @@ mod beside {
 
     use super::Block;
 
-    /// What both streams hold: a vector each.
-    type Pair = [__m128i; 2];
+    /// What all streams hold: a vector each.
+    type Set<const N: usize> = [__m128i; N];
 
     #[rustfmt::skip]
     const ROUND: [[u32; 4]; 16] = [
@@ -122,26 +149,29 @@ mod beside {
     ];
 
     #[target_feature(enable = "sha,sse4.1,ssse3")]
-    pub(super) fn compress(states: [&mut [u32; 8]; 2], blocks: [&[Block]; 2]) {
+    pub(super) fn compress<const N: usize>(states: [&mut [u32; 8]; N], blocks: [&[Block]; N]) {
         let zero = _mm_setzero_si128();
-        let (mut abef, mut cdgh): (Pair, Pair) = ([zero; 2], [zero; 2]);
-        for at in 0..2 {
+        let (mut abef, mut cdgh): (Set<N>, Set<N>) = ([zero; N], [zero; N]);
+        for at in 0..N {
             let [a, b, c, d, e, f, g, h] = *states[at];
             abef[at] = words(f, e, b, a);
             cdgh[at] = words(h, g, d, c);
         }
-        for (first, second) in blocks[0].iter().zip(blocks[1]) {
+        let count = blocks.iter().map(|blocks| blocks.len()).min().unwrap_or(0);
+        for block in 0..count {
             let before = (abef, cdgh);
             // The last 16 words of each message.
-            let mut w = [[zero; 2]; 4];
+            let mut w = [[zero; N]; 4];
             for (quarter, w) in w.iter_mut().enumerate() {
-                *w = [load(first, quarter), load(second, quarter)];
+                for (w, blocks) in w.iter_mut().zip(blocks) {
+                    *w = load(&blocks[block], quarter);
+                }
                 rounds(quarter, &mut abef, &mut cdgh, *w);
             }
             for quarter in 4..16 {
                 let at = quarter % 4;
                 let (next, after, last) = (w[(at + 1) % 4], w[(at + 2) % 4], w[(at + 3) % 4]);
-                for s in 0..2 {
+                for s in 0..N {
                     let sum = _mm_add_epi32(
                         _mm_sha256msg1_epu32(w[at][s], next[s]),
                         _mm_alignr_epi8::<4>(last[s], after[s]),
@@ -150,7 +180,7 @@ mod beside {
                 }
                 rounds(quarter, &mut abef, &mut cdgh, w[at]);
             }
-            for s in 0..2 {
+            for s in 0..N {
                 abef[s] = _mm_add_epi32(abef[s], before.0[s]);
                 cdgh[s] = _mm_add_epi32(cdgh[s], before.1[s]);
             }
@@ -162,21 +192,20 @@ mod beside {
         }
     }
 
-    /// Four rounds of both.
+    /// Four rounds of all.
     #[inline]
     #[target_feature(enable = "sha,sse4.1,ssse3")]
-    fn rounds(quarter: usize, abef: &mut Pair, cdgh: &mut Pair, w: Pair) {
+    fn rounds<const N: usize>(quarter: usize, abef: &mut Set<N>, cdgh: &mut Set<N>, mut w: Set<N>) {
         let [a, b, c, d] = ROUND[quarter];
         let constants = words(a, b, c, d);
-        let first = [
-            _mm_add_epi32(w[0], constants),
-            _mm_add_epi32(w[1], constants),
-        ];
-        for s in 0..2 {
-            cdgh[s] = _mm_sha256rnds2_epu32(cdgh[s], abef[s], first[s]);
+        for w in &mut w {
+            *w = _mm_add_epi32(*w, constants);
         }
-        for s in 0..2 {
-            let second = _mm_shuffle_epi32::<0x0e>(first[s]);
+        for s in 0..N {
+            cdgh[s] = _mm_sha256rnds2_epu32(cdgh[s], abef[s], w[s]);
+        }
+        for s in 0..N {
+            let second = _mm_shuffle_epi32::<0x0e>(w[s]);
             abef[s] = _mm_sha256rnds2_epu32(abef[s], cdgh[s], second);
         }
     }
@@ -218,21 +247,27 @@ mod tests {
 
     proptest! {
         #[test]
-        fn pieces_and_pairs_hash_as_a_whole(
-            first in proptest::collection::vec(any::<u8>(), 0..1000),
-            second in proptest::collection::vec(any::<u8>(), 0..1000),
-            cut in any::<proptest::sample::Index>(),
+        fn messages_in_pieces_beside_each_other_hash_as_a_whole(
+            messages in proptest::collection::vec(
+                (proptest::collection::vec(any::<u8>(), 0..1000), any::<proptest::sample::Index>()),
+                1..=BESIDE,
+            ),
         ) {
-            let (mut a, mut b) = (Hash::default(), Hash::default());
-            let cuts = [cut.index(first.len() + 1), cut.index(second.len() + 1)];
-            a.update_both(&first[..cuts[0]], &mut b, &second[..cuts[1]]);
-            a.update_both(&first[cuts[0]..], &mut b, &second[cuts[1]..]);
-            prop_assert_eq!(a.finish(), Id::of(&first));
-            prop_assert_eq!(b.finish(), Id::of(&second));
-            let mut alone = Hash::default();
-            alone.update(&first[..cuts[0]]);
-            alone.update(&first[cuts[0]..]);
-            prop_assert_eq!(alone.finish(), Id::of(&first));
+            let mut hashes = vec![Hash::default(); messages.len()];
+            for second in [false, true] {
+                update_all(hashes.iter_mut().zip(&messages).map(|(hash, (message, cut))| {
+                    let (head, tail) = message.split_at(cut.index(message.len() + 1));
+                    (hash, if second { tail } else { head })
+                }));
+            }
+            for (hash, (message, cut)) in hashes.into_iter().zip(&messages) {
+                prop_assert_eq!(hash.finish(), Id::of(message));
+                let (head, tail) = message.split_at(cut.index(message.len() + 1));
+                let mut alone = Hash::default();
+                alone.update(head);
+                alone.update(tail);
+                prop_assert_eq!(alone.finish(), Id::of(message));
+            }
         }
     }
 }

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -18,7 +18,7 @@ use crate::chunker::MAX;
 use crate::compress;
 use crate::crypto::{Key, OVERHEAD};
 use crate::error::{Error, Result};
-use crate::hash::Hash;
+use crate::hash::{self, Hash};
 use crate::id::Id;
 use crate::index::Index;
 use crate::options::Version;
@@ -72,9 +72,11 @@ struct OpenPack {
 }
 
 impl OpenPack {
-    fn hash_all(&mut self) {
-        self.hash.update(&self.buffer[self.hashed..]);
-        self.hashed = self.buffer.len();
+    /// What to hash next, at most so many bytes.
+    fn unhashed(&mut self, most: usize) -> (&mut Hash, &[u8]) {
+        let start = self.hashed;
+        self.hashed = self.buffer.len().min(start.saturating_add(most));
+        (&mut self.hash, &self.buffer[start..self.hashed])
     }
 }
 
@@ -82,6 +84,8 @@ impl OpenPack {
 struct Pool {
     data: Vec<OpenPack>,
     tree: Vec<OpenPack>,
+    /// Packs that are complete but for the hash.
+    full: Vec<OpenPack>,
     free: Vec<Vec<u8>>,
     /// Buffers that exist, wherever they are.
     allocated: usize,
@@ -96,6 +100,15 @@ impl Pool {
     }
 }
 
+/// What a packer may hold.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Room {
+    /// Buffers of about 17 MiB: more than there are threads that add.
+    pub(crate) buffers: usize,
+    /// Of these, full packs that wait to be hashed beside blobs.
+    pub(crate) waiting: usize,
+}
+
 /// Takes blobs from several threads.
 #[derive(Debug)]
 pub(crate) struct Packer {
@@ -105,19 +118,18 @@ pub(crate) struct Packer {
     /// Blobs that are new in this operation, in parts so that threads seldom meet.
     claimed: [Mutex<HashSet<(BlobKind, Id)>>; 16],
     pool: Arc<(Mutex<Pool>, Condvar)>,
-    limit: usize,
+    room: Room,
     out: mpsc::Sender<FinishedPack>,
     stop: CancellationToken,
     pub(crate) added: Added,
 }
 
 impl Packer {
-    /// `limit` buffers of about 17 MiB: more than there are threads that add.
     pub(crate) fn new(
         key: Arc<Key>,
         version: Version,
         index: Arc<Index>,
-        limit: usize,
+        room: Room,
         out: mpsc::Sender<FinishedPack>,
         stop: CancellationToken,
     ) -> Self {
@@ -127,7 +139,7 @@ impl Packer {
             index,
             claimed: Default::default(),
             pool: Arc::default(),
-            limit,
+            room,
             out,
             stop,
             added: Added::default(),
@@ -136,12 +148,26 @@ impl Packer {
 
     /// Saves a blob unless the repository has it.
     pub(crate) fn save(&self, kind: BlobKind, plain: &[u8]) -> Result<Saved> {
-        let id = self.identify(kind, plain);
-        let new = !self.index.contains(kind, &id) && self.claim(kind, &id);
-        if new {
-            self.add(kind, id, plain)?;
+        self.save_all(kind, [plain]).map(|[saved]| saved)
+    }
+
+    /// Saves blobs unless the repository has them: a few, which are hashed beside each other.
+    pub(crate) fn save_all<const N: usize>(
+        &self,
+        kind: BlobKind,
+        plain: [&[u8]; N],
+    ) -> Result<[Saved; N]> {
+        let mut saved = self
+            .identify(kind, plain)?
+            .map(|id| Saved { id, new: false });
+        for (saved, plain) in saved.iter_mut().zip(plain) {
+            let id = saved.id;
+            saved.new = !self.index.contains(kind, &id) && self.claim(kind, &id);
+            if saved.new {
+                self.add(kind, id, plain)?;
+            }
         }
-        Ok(Saved { id, new })
+        Ok(saved)
     }
 
     /// Saves a blob whether the index has it or not.
@@ -159,18 +185,27 @@ impl Packer {
             .insert((kind, *id))
     }
 
-    /// The blob's id. What a pack still has to hash is hashed beside it.
-    fn identify(&self, kind: BlobKind, plain: &[u8]) -> Id {
-        let Some(mut pack) = self.pool.0.lock().open(kind).pop() else {
-            return Id::of(plain);
+    /// The blobs' ids. What packs still have to hash is hashed beside them.
+    fn identify<const N: usize>(&self, kind: BlobKind, plain: [&[u8]; N]) -> Result<[Id; N]> {
+        let (mut full, mut open) = {
+            let mut pool = self.pool.0.lock();
+            (pool.full.pop(), pool.open(kind).pop())
         };
-        let mut hash = Hash::default();
-        let waiting = &pack.buffer[pack.hashed..];
-        let now = waiting.len().min(plain.len());
-        hash.update_both(plain, &mut pack.hash, &waiting[..now]);
-        pack.hashed += now;
-        self.put_back(kind, pack);
-        hash.finish()
+        let mut hashes = [const { None }; N].map(|_: Option<Hash>| Hash::default());
+        let most = plain.iter().map(|plain| plain.len()).max().unwrap_or(0);
+        let packs = full.iter_mut().chain(&mut open);
+        hash::update_all(
+            (hashes.iter_mut().zip(plain)).chain(packs.map(|pack| pack.unhashed(most))),
+        );
+        if let Some(pack) = open {
+            self.put_back(kind, pack);
+        }
+        match full {
+            Some(pack) if pack.hashed < pack.buffer.len() => self.pool.0.lock().full.push(pack),
+            Some(pack) => self.send(pack)?,
+            None => {}
+        }
+        Ok(hashes.map(Hash::finish))
     }
 
     /// Compresses where that helps. Trees are always compressed: restic's prune repacks packs with trees that are not.
@@ -261,7 +296,7 @@ impl Packer {
                     ..OpenPack::default()
                 });
             }
-            if pool.allocated < self.limit {
+            if pool.allocated < self.room.buffers {
                 pool.allocated += 1;
                 // At once and for good: growing step by step would leave holes in the heap.
                 return Ok(OpenPack {
@@ -272,13 +307,31 @@ impl Packer {
             if self.stop.is_cancelled() {
                 return Err(Error::Cancelled);
             }
+            if let Some(full) = pool.full.pop() {
+                MutexGuard::unlocked(&mut pool, || self.send(full))?;
+                continue;
+            }
             changed.wait_for(&mut pool, POLL);
         }
     }
 
+    /// Completes a pack. It may wait to be hashed beside blobs.
     fn finish(&self, mut pack: OpenPack) -> Result<()> {
         pack::finish(&mut pack.buffer, &pack.blobs, &self.key)?;
-        pack.hash_all();
+        let (pool, changed) = &*self.pool;
+        let mut pool = pool.lock();
+        if pool.full.len() < self.room.waiting {
+            pool.full.push(pack);
+            changed.notify_all();
+            return Ok(());
+        }
+        drop(pool);
+        self.send(pack)
+    }
+
+    fn send(&self, mut pack: OpenPack) -> Result<()> {
+        let (hash, rest) = pack.unhashed(usize::MAX);
+        hash.update(rest);
         let owner = PooledBuffer {
             buffer: pack.buffer,
             pool: Arc::clone(&self.pool),
@@ -325,7 +378,9 @@ impl Packer {
                 self.finish(last)?;
             }
         }
-        Ok(())
+        let mut full = std::mem::take(&mut self.pool.0.lock().full);
+        hash::update_all(full.iter_mut().map(|pack| pack.unhashed(usize::MAX)));
+        full.into_iter().try_for_each(|pack| self.send(pack))
     }
 
     fn merge(&self, into: &mut OpenPack, from: OpenPack) {

@@ -84,8 +84,10 @@ impl Repository {
     /// `Error::WrongPassword` where no key opens. Takes no lock.
     pub async fn open(store: Arc<dyn ObjectStore>, options: &OpenOptions) -> Result<Self> {
         let location = store.location();
-        let keys = files::list(&*store, FileKind::Key).await?;
-        let sealed = match store.get(CONFIG).await {
+        let keys = files::list(&*store, FileKind::Key);
+        let (keys, sealed) = tokio::join!(keys, store.get(CONFIG));
+        let keys = keys?;
+        let sealed = match sealed {
             Ok(sealed) => sealed,
             Err(error) if error.is_not_found() && keys.is_empty() => {
                 return Err(Error::NotFound { location });

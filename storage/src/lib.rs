@@ -21,6 +21,7 @@ mod scoped;
 mod store;
 
 pub use error::{Error, Result};
+pub use fs::LocalObject;
 pub use location::{LocationConfig, open_location, restic_identifier};
 pub use scoped::Scoped;
 pub use store::{Listing, ObjectMeta, ObjectStore};

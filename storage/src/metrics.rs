@@ -11,7 +11,7 @@ use futures::future::ready;
 use futures::stream::{self, BoxStream, StreamExt};
 use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry, exponential_buckets};
 
-use crate::{Listing, ObjectMeta, ObjectStore, Result};
+use crate::{Listing, LocalObject, ObjectMeta, ObjectStore, Result};
 
 struct Families {
     operations: IntCounterVec,
@@ -74,7 +74,7 @@ fn count<T>(operation: &str, started: Instant, result: &Result<T>) {
     }
 }
 
-fn count_bytes(direction: &str, bytes: u64) {
+pub(crate) fn count_bytes(direction: &str, bytes: u64) {
     if let Ok(families) = &*FAMILIES {
         families.bytes.with_label_values(&[direction]).inc_by(bytes);
     }
@@ -113,6 +113,13 @@ impl ObjectStore for Metered {
         count("get_range", started, &result);
         count_bytes("read", result.as_ref().map_or(0, |body| body.len() as u64));
         result
+    }
+
+    fn local(&self, key: &str) -> Option<Result<LocalObject>> {
+        let started = Instant::now();
+        let result = self.inner.local(key)?;
+        count("open", started, &result);
+        Some(result.map(LocalObject::metered))
     }
 
     async fn download(&self, key: &str, to: &Path) -> Result<u64> {

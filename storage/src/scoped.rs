@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::{self, BoxStream, StreamExt};
 
-use crate::{Listing, ObjectMeta, ObjectStore, Result, key};
+use crate::{Listing, LocalObject, ObjectMeta, ObjectStore, Result, key};
 
 /// The part of a store that lies in one directory. Errors name the full key of the outer store.
 #[derive(Debug, Clone)]
@@ -55,6 +55,13 @@ impl ObjectStore for Scoped {
 
     async fn get_range(&self, key: &str, range: Range<u64>) -> Result<Bytes> {
         self.inner.get_range(&self.full(key)?, range).await
+    }
+
+    fn local(&self, key: &str) -> Option<Result<LocalObject>> {
+        match self.full(key) {
+            Ok(key) => self.inner.local(&key),
+            Err(error) => Some(Err(error)),
+        }
     }
 
     async fn download(&self, key: &str, to: &Path) -> Result<u64> {

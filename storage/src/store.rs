@@ -11,6 +11,7 @@ use futures::stream::BoxStream;
 use jiff::Timestamp;
 
 use crate::Result;
+use crate::fs::LocalObject;
 
 /// What a store knows of an object without reading it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,6 +44,13 @@ pub trait ObjectStore: Send + Sync + Debug + 'static {
 
     /// Bytes `range` of the object; `ShortRead` where the object has fewer.
     async fn get_range(&self, key: &str, range: Range<u64>) -> Result<Bytes>;
+
+    /// Opens the object where it is a file of this machine; `None` where it has to be asked for. Blocks for as long as
+    /// opening a file takes.
+    fn local(&self, key: &str) -> Option<Result<LocalObject>> {
+        let _ = key;
+        None
+    }
 
     /// Writes the object to the file `to` (created or replaced) with bounded memory and returns its
     /// size. After an error the file's content is undefined.

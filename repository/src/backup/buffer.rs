@@ -50,13 +50,41 @@ impl Buffer {
                 Err(_) if self.ended => return Ok(data.len()),
                 Err(up_to) => searched = up_to,
             }
-            self.make_room();
-            let end = self.bytes.len().min(self.filled + READ);
-            let next = self.at + (self.filled - self.start) as u64;
-            let got = engine.read(file, &mut self.bytes[self.filled..end], next)?;
-            self.ended = got == 0;
-            self.filled += got;
+            self.fill(engine, file)?;
         }
+    }
+
+    /// The length of the chunk behind the first, of the length `first`, where it is complete or can be without more room;
+    /// else 0.
+    pub(super) fn second(
+        &mut self,
+        engine: &Engine,
+        file: &OwnedFd,
+        first: usize,
+    ) -> Result<usize, Errno> {
+        let mut searched = 0;
+        loop {
+            let data = &self.bytes[self.start + first..self.filled];
+            match engine.chunker.next_cut(data, searched) {
+                Ok(cut) => return Ok(cut),
+                Err(_) if self.ended => return Ok(data.len()),
+                Err(up_to) => searched = up_to,
+            }
+            if self.filled - self.start + READ > self.bytes.len() {
+                return Ok(0);
+            }
+            self.fill(engine, file)?;
+        }
+    }
+
+    fn fill(&mut self, engine: &Engine, file: &OwnedFd) -> Result<(), Errno> {
+        self.make_room();
+        let end = self.bytes.len().min(self.filled + READ);
+        let next = self.at + (self.filled - self.start) as u64;
+        let got = engine.read(file, &mut self.bytes[self.filled..end], next)?;
+        self.ended = got == 0;
+        self.filled += got;
+        Ok(())
     }
 
     fn make_room(&mut self) {
@@ -79,12 +107,13 @@ impl Buffer {
         }
     }
 
-    /// The next `length` bytes, as [`Buffer::chunk`] said; what follows them is kept.
-    pub(super) fn take(&mut self, length: usize) -> &[u8] {
+    /// The next bytes, as [`Buffer::chunk`] and [`Buffer::second`] said; what follows them is kept.
+    pub(super) fn take(&mut self, [first, second]: [usize; 2]) -> [&[u8]; 2] {
         let start = self.start;
-        self.start += length;
-        self.at += length as u64;
-        &self.bytes[start..start + length]
+        self.start += first + second;
+        self.at += (first + second) as u64;
+        let (first, rest) = self.bytes[start..].split_at(first);
+        [first, &rest[..second]]
     }
 
     /// Room for one read, for those who look at the file without cutting it.

@@ -138,19 +138,32 @@ fn cut(engine: &Engine, file: &OwnedFd, buffer: &mut Buffer) -> Result<(u64, Vec
     let mut content = Vec::new();
     let mut size = 0;
     loop {
-        let length = buffer.chunk(engine, file, size).map_err(Trouble::Source)?;
-        if length == 0 {
+        let first = buffer.chunk(engine, file, size).map_err(Trouble::Source)?;
+        if first == 0 {
             return Ok((size, content));
         }
         if engine.stop.is_cancelled() {
             return Err(Trouble::Repository(Error::Cancelled));
         }
-        let saved = engine
-            .packer
-            .save(BlobKind::Data, buffer.take(length))
-            .map_err(Trouble::Repository)?;
-        content.push(saved.id);
-        engine.counters.advance(length as u64, 0);
-        size += length as u64;
+        let second = (buffer.second(engine, file, first)).map_err(Trouble::Source)?;
+        content.extend(save(engine, buffer, [first, second]).map_err(Trouble::Repository)?);
+        let length = (first + second) as u64;
+        engine.counters.advance(length, 0);
+        size += length;
     }
+}
+
+/// Saves the next chunk or two of the buffer.
+pub(super) fn save(
+    engine: &Engine,
+    buffer: &mut Buffer,
+    lengths: [usize; 2],
+) -> Result<impl Iterator<Item = Id> + use<>> {
+    let (packer, count) = (&engine.packer, if lengths[1] == 0 { 1 } else { 2 });
+    let [first, second] = buffer.take(lengths);
+    let ids = match count {
+        1 => [packer.save(BlobKind::Data, first)?.id, Id::default()],
+        _ => (packer.save_all(BlobKind::Data, [first, second])?).map(|saved| saved.id),
+    };
+    Ok(ids.into_iter().take(count))
 }

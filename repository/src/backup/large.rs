@@ -1,4 +1,4 @@
-//! One large file on every thread. Each takes the next chunk in turn: under the file's lock it reads until the chunk is
+//! One large file on every thread. Each takes the next chunk or two in turn: under the file's lock it reads until they are
 //! cut, which is the cheap part, and outside it hashes, seals and packs what it has in its cache.
 //!
 //! Where the parent has the file, its chunks are tried first. A chunk that starts where one of the parent started and
@@ -77,8 +77,8 @@ struct Turn {
 
 #[derive(Debug)]
 enum What {
-    /// Save so many bytes of the buffer.
-    Save(usize),
+    /// Save a chunk or two of the buffer, of these lengths.
+    Save([usize; 2]),
     /// See whether the parent's chunk is still there.
     Try(Guess),
 }
@@ -144,7 +144,7 @@ impl LargeFile {
             }
         };
         let at = state.at;
-        let (what, length) = match self.guess(&state, opened.size()) {
+        let (what, length) = match self.guess(&state, at, opened.size()) {
             Some(guess) => (What::Try(guess), guess.length),
             None if state.guesses > 0 => {
                 // A wrong one would move the place where the search begins.
@@ -152,14 +152,19 @@ impl LargeFile {
                 return Ok(None);
             }
             None => {
-                let length = buffer
-                    .chunk(engine, &opened.file, at)
-                    .map_err(Trouble::Source)?;
-                if length == 0 {
+                let first = (buffer.chunk(engine, &opened.file, at)).map_err(Trouble::Source)?;
+                if first == 0 {
                     state.ended = true;
                     return Ok(None);
                 }
-                (What::Save(length), length as u64)
+                let next = at + first as u64;
+                let second = match self.guess(&state, next, opened.size()) {
+                    Some(_) => 0,
+                    None => {
+                        (buffer.second(engine, &opened.file, first)).map_err(Trouble::Source)?
+                    }
+                };
+                (What::Save([first, second]), (first + second) as u64)
             }
         };
         state.at += length;
@@ -168,8 +173,12 @@ impl LargeFile {
         state.handed_out += 1;
         let number = state.handed_out;
         let place = state.chunks.len();
+        let count = match what {
+            What::Save([_, second]) if second > 0 => 2,
+            _ => 1,
+        };
         let id = Id::default();
-        state.chunks.push(Chunk { number, id });
+        (state.chunks).extend((0..count).map(|_| Chunk { number, id }));
         Ok(Some(Turn {
             opened,
             number,
@@ -179,46 +188,50 @@ impl LargeFile {
         }))
     }
 
-    /// The parent's chunk that may lie at the next position.
-    fn guess(&self, state: &State, size: u64) -> Option<Guess> {
-        let found = self
-            .parents
-            .binary_search_by_key(&state.at, |guess| guess.at);
+    /// The parent's chunk that may lie at this position.
+    fn guess(&self, state: &State, at: u64, size: u64) -> Option<Guess> {
+        let found = self.parents.binary_search_by_key(&at, |guess| guess.at);
         let guess = self.parents.get(found.ok()?)?;
-        let allowed = state.at >= state.no_guess_before && guess.at + guess.length <= size;
+        let allowed = at >= state.no_guess_before && guess.at + guess.length <= size;
         allowed.then_some(*guess)
     }
 
     /// Does what was handed out, and says what became of it.
     fn take(&self, engine: &Engine, turn: &Turn, buffer: &mut Buffer) -> Result<()> {
         let result = match &turn.what {
-            What::Save(length) => engine
-                .packer
-                .save(BlobKind::Data, buffer.take(*length))
-                .map(|saved| Some((saved.id, *length as u64)))
+            What::Save(lengths) => file::save(engine, buffer, *lengths)
+                .map(|ids| {
+                    Some((
+                        ids.collect::<Vec<_>>(),
+                        lengths.iter().sum::<usize>() as u64,
+                    ))
+                })
                 .map_err(Trouble::Repository),
             What::Try(guess) => self
                 .holds(engine, turn, guess, buffer)
-                .map(|holds| holds.then_some((guess.id, guess.length))),
+                .map(|holds| holds.then(|| (vec![guess.id], guess.length))),
         };
         let mut state = self.state.lock();
         state.busy -= 1;
         state.guesses -= usize::from(matches!(turn.what, What::Try(_)));
         self.changed.notify_all();
-        let ours = |chunk: &&mut Chunk| chunk.number == turn.number;
-        let kept = state.chunks.get_mut(turn.place).filter(ours);
-        match (result, kept) {
-            (Ok(Some((id, length))), Some(chunk)) => {
-                chunk.id = id;
+        let handed_out = state.chunks.iter_mut().skip(turn.place);
+        let ours = handed_out.take_while(|chunk| chunk.number == turn.number);
+        let mut kept = ours.peekable();
+        match (result, kept.peek().is_some()) {
+            (Ok(Some((ids, length))), true) => {
+                for (chunk, id) in kept.zip(ids) {
+                    chunk.id = id;
+                }
                 engine.counters.advance(length, 0);
             }
-            (Ok(None), Some(_)) => {
+            (Ok(None), true) => {
                 state.chunks.truncate(turn.place);
                 state.at = turn.at;
                 state.no_guess_before = state.no_guess_before.max(turn.at + 1);
             }
             // Taken back meanwhile.
-            (Ok(_), None) => {}
+            (Ok(_), false) => {}
             (Err(Trouble::Repository(error)), _) => return Err(error),
             (Err(trouble), _) => {
                 drop(state);

@@ -187,8 +187,16 @@ async fn locked(
         let result = walk::run(&engine, &source, parent_tree);
         result.map(|tree| (tree, summary(&engine)))
     };
-    let (((tree, empty), mut summary), _, stored) =
-        drive::packing(files, guard, index, cancel, &mut pump, work).await?;
+    let (((tree, empty), mut summary), _, stored) = drive::packing(
+        files,
+        guard,
+        index,
+        drive::waiting_packs(),
+        cancel,
+        &mut pump,
+        work,
+    )
+    .await?;
 
     summary.tree = Some(tree);
     summary.empty = empty;

@@ -64,9 +64,9 @@ pub(crate) async fn acquire(
     }
 }
 
-/// Attempts to read and add under a shared lock. Reading begins at once; what others may see waits until they had time to
-/// show themselves, and until it is certain that the index is still the one that was read, which has to be named by
-/// [`LockGuard::rely_on`]. Where somebody came at the same moment, nothing was written, and all begins anew.
+/// Attempts to read, and to add, under a shared lock. Reading begins at once; what others may see in the repository waits until
+/// they had time to show themselves, and until it is certain that the index is still the one that was read, which has to be
+/// named by [`LockGuard::rely_on`]. Where somebody came at the same moment, nothing was written, and all begins anew.
 pub(crate) struct Adding<'a> {
     files: &'a Files,
     options: &'a OpenOptions,

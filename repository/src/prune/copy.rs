@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
-use crate::blobs::{self, BlobReader};
+use crate::blobs::{self, BlobReader, Rooms, Sealed};
+use crate::crypto::Proof;
 use crate::drive::{self, Counters};
 use crate::error::{Error, Result};
 use crate::files::FileKind;
@@ -27,12 +28,12 @@ pub(super) fn copy(
     let spans: Vec<_> = spans(copies).collect();
     let next = AtomicUsize::new(0);
     let work = || {
-        let mut scratch = Default::default();
+        let mut rooms = Default::default();
         while let Some(span) = spans.get(next.fetch_add(1, Ordering::Relaxed)) {
             if stop.is_cancelled() {
                 return Err(Error::Cancelled);
             }
-            let copied = copy_span(reader, runtime, packer, stop, counters, span, &mut scratch);
+            let copied = copy_span(reader, runtime, packer, stop, counters, span, &mut rooms);
             copied.inspect_err(|_| next.store(spans.len(), Ordering::Relaxed))?;
         }
         Ok(())
@@ -78,24 +79,19 @@ fn copy_span(
     stop: &CancellationToken,
     counters: &Counters,
     span: &[Location],
-    scratch: &mut [Vec<u8>; 2],
+    rooms: &mut Rooms,
 ) -> Result<()> {
     let (Some(first), Some(last)) = (span.first(), span.last()) else {
         return Ok(());
     };
     let start = u64::from(first.blob.offset);
     let pack = FileKind::Pack.path(&reader.index.pack_id(first.pack));
-    let bytes = drive::wait(runtime, stop, async {
-        Ok(reader
-            .files
-            .store
-            .get_range(&pack, start..end(last))
-            .await?)
-    })?;
-    let mut bytes = Vec::from(bytes);
-    let blobs = span.iter().map(|place| (&place.blob, &place.blob));
+    let sealed = Sealed::part(&reader.files, runtime, stop, &pack, start..end(last))?;
+    let blobs = span
+        .iter()
+        .map(|place| Ok((&place.blob, place.blob, sealed.clone())));
     let key = &reader.files.key;
-    blobs::open_each(key, &mut bytes, start, blobs, scratch, |blob, plain| {
+    blobs::open_each(key, Proof::Hash, blobs, rooms, |blob, plain| {
         match plain {
             Ok(plain) => packer.save_again(blob.kind, blob.id, plain)?,
             Err(reason) => {

@@ -134,7 +134,7 @@ async fn copy_locked(
             copy::copy(&reader, &runtime, packer, stop, &counters, &copies)
         };
         // An empty index: what is copied counts as new.
-        drive::packing(files, guard, Arc::default(), cancel, &mut pump, work).await?;
+        drive::packing(files, guard, Arc::default(), 0, cancel, &mut pump, work).await?;
     }
     let used = index
         .iter()

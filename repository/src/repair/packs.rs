@@ -8,7 +8,8 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use super::{PacksRepair, RepairOptions};
-use crate::blobs::{self, BlobReader};
+use crate::blobs::{self, BlobReader, Sealed};
+use crate::crypto::Proof;
 use crate::drive::{self, Pump};
 use crate::error::{Error, Result};
 use crate::files::{FileKind, Files};
@@ -93,7 +94,7 @@ pub(super) async fn salvage(
     };
     let mut pump = Pump::new(progress, Arc::default());
     // An empty index: what is copied counts as new.
-    let packed = drive::packing(files, guard, Arc::default(), cancel, &mut pump, work).await?;
+    let packed = drive::packing(files, guard, Arc::default(), 0, cancel, &mut pump, work).await?;
     let ((damaged, saved, lost), ..) = packed;
     report.blobs_saved = saved;
     report.lost = lost.into_iter().collect();
@@ -129,19 +130,18 @@ impl Salvage<'_> {
         let name = FileKind::Pack.path(id);
         let files = &self.reader.files;
         let read = async { Ok(files.store.get(&name).await?) };
-        let mut bytes = Vec::from(drive::wait(self.runtime, self.stop, read)?);
+        let bytes = drive::wait(self.runtime, self.stop, read)?;
         let Err(why) = check::verify(&name, id, bytes.clone(), blobs, &files.key) else {
             return Ok(());
         };
         self.damaged.push((*id, why.to_string()));
-        let mut scratch = Default::default();
-        let each = blobs.iter().map(|blob| (blob, blob));
+        let sealed = Sealed::Fetched { start: 0, bytes };
+        let each = blobs.iter().map(|blob| Ok((blob, *blob, sealed.clone())));
         blobs::open_each(
             &files.key,
-            &mut bytes,
-            0,
+            Proof::Tag,
             each,
-            &mut scratch,
+            &mut Default::default(),
             |blob, plain| match plain {
                 Ok(plain) => self.save(blob, plain),
                 Err(_) => self.elsewhere(blob),

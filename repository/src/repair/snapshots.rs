@@ -78,7 +78,7 @@ pub(super) async fn salvage(
         drive::blocking(Some(guard), cancel, &mut pump, work).await?
     } else {
         let work = move |packer: &Arc<Packer>, stop: &CancellationToken| work(Some(packer), stop);
-        drive::packing(files, guard, index, cancel, &mut pump, work)
+        drive::packing(files, guard, index, 0, cancel, &mut pump, work)
             .await?
             .0
     };

@@ -4,6 +4,7 @@ use std::ffi::CString;
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -12,7 +13,8 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use super::{Engine, verify};
-use crate::blobs;
+use crate::blobs::{self, Sealed};
+use crate::crypto::Proof;
 use crate::error::{Error, Result};
 use crate::files::FileKind;
 use crate::index::Location;
@@ -143,20 +145,17 @@ impl Batch {
                         engine,
                         files,
                         dir: None,
-                        scratch: Default::default(),
                     };
                     let (before, own) = shares.split_at(first);
                     let spans = own.iter().chain(before).flat_map(|(share, next)| {
                         std::iter::from_fn(|| share.get(next.fetch_add(1, Ordering::Relaxed)))
                     });
-                    for span in spans {
-                        if engine.stop.is_cancelled() {
-                            return;
-                        }
-                        if let Err(error) = writer.span(&pieces[span.clone()]) {
-                            engine.stop.cancel();
-                            failure.lock().get_or_insert(error);
-                        }
+                    let spans = spans
+                        .take_while(|_| !engine.stop.is_cancelled())
+                        .map(|span| &pieces[span.clone()]);
+                    if let Err(error) = writer.spans(spans) {
+                        engine.stop.cancel();
+                        failure.lock().get_or_insert(error);
                     }
                 });
             }
@@ -164,7 +163,6 @@ impl Batch {
                 engine,
                 files: &files,
                 dir: None,
-                scratch: Default::default(),
             };
             for file in files.iter().filter(|file| file.pieces == 0) {
                 writer.empty(file);
@@ -208,58 +206,54 @@ fn spans(pieces: &[Piece]) -> Vec<Range<usize>> {
     if pieces.is_empty() { Vec::new() } else { spans }
 }
 
+/// Pieces that are one blob, and the pack that it lies in.
+struct Users<'a> {
+    pack: Rc<str>,
+    pieces: &'a [Piece],
+}
+
 /// One thread's state.
 struct Writer<'a> {
     engine: &'a Engine,
     files: &'a [File],
     /// The directory opened last: files of one directory come together.
     dir: Option<(Arc<PathBuf>, OwnedFd)>,
-    /// Room for two blobs that are compressed.
-    scratch: [Vec<u8>; 2],
 }
 
 impl Writer<'_> {
-    /// Reads one span and writes its pieces. Damage is counted for the files it hits; trouble with the store is an error.
-    fn span(&mut self, pieces: &[Piece]) -> Result<()> {
-        let (Some(first), Some(last)) = (pieces.first(), pieces.last()) else {
-            return Ok(());
-        };
+    /// Reads spans and writes their pieces. Damage is counted for the files it hits; trouble with the store is an error.
+    fn spans<'p>(&mut self, spans: impl Iterator<Item = &'p [Piece]>) -> Result<()> {
         let engine = self.engine;
-        let pack = FileKind::Pack.path(&engine.reader.index.pack_id(first.place.pack));
-        let start = u64::from(first.place.blob.offset);
-        let end = u64::from(last.place.blob.offset) + u64::from(last.place.blob.length);
-        let store = &engine.reader.files.store;
-        let mut bytes = match engine.runtime.block_on(store.get_range(&pack, start..end)) {
-            Ok(bytes) => Vec::from(bytes),
-            Err(
-                jackline_storage::Error::NotFound { .. }
-                | jackline_storage::Error::ShortRead { .. },
-            ) => Vec::new(),
-            Err(error) => return Err(error.into()),
-        };
-        let mut scratch = std::mem::take(&mut self.scratch);
-        let blobs = pieces
-            .chunk_by(|one, next| one.place == next.place)
-            .filter_map(|users| Some((users, &users.first()?.place.blob)));
+        let blobs = spans.flat_map(|pieces| {
+            let (part, failure) = match part(engine, pieces) {
+                Ok(part) => (Some(part), None),
+                Err(error) => (None, Some(Err(error))),
+            };
+            let users = pieces.chunk_by(|one, next| one.place == next.place);
+            let blobs = users.filter_map(move |pieces| {
+                let (pack, sealed) = part.as_ref()?;
+                let pack = Rc::clone(pack);
+                let blob = pieces.first()?.place.blob;
+                Some(Ok((Users { pack, pieces }, blob, sealed.clone())))
+            });
+            failure.into_iter().chain(blobs)
+        });
         let key = &engine.reader.files.key;
-        let opened = blobs::open_each(
+        blobs::open_each(
             key,
-            &mut bytes,
-            start,
+            Proof::Hash,
             blobs,
-            &mut scratch,
+            &mut Default::default(),
             |users, plain| match plain {
                 Ok(plain) => {
-                    for piece in users {
+                    for piece in users.pieces {
                         self.piece(piece, plain);
                     }
                     Ok(())
                 }
-                Err(reason) => self.elsewhere(users, &pack, reason),
+                Err(reason) => self.elsewhere(users.pieces, &users.pack, reason),
             },
-        );
-        self.scratch = scratch;
-        opened
+        )
     }
 
     /// A damaged blob may have a sound copy in another pack.
@@ -406,6 +400,20 @@ impl Writer<'_> {
         };
         Ok(self.dir.insert(dir).1.as_fd())
     }
+}
+
+/// The pack that pieces of a span lie in, and the part of it that they need.
+fn part(engine: &Engine, pieces: &[Piece]) -> Result<(Rc<str>, Sealed)> {
+    let (Some(first), Some(last)) = (pieces.first(), pieces.last()) else {
+        return Ok((Rc::from(""), Sealed::Missing));
+    };
+    let reader = &engine.reader;
+    let pack = FileKind::Pack.path(&reader.index.pack_id(first.place.pack));
+    let start = u64::from(first.place.blob.offset);
+    let end = u64::from(last.place.blob.offset) + u64::from(last.place.blob.length);
+    let (runtime, stop) = (&engine.runtime, &engine.stop);
+    let sealed = Sealed::part(&reader.files, runtime, stop, &pack, start..end)?;
+    Ok((Rc::from(pack), sealed))
 }
 
 #[allow(

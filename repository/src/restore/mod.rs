@@ -22,11 +22,12 @@ use tokio_util::sync::CancellationToken;
 use crate::blobs::BlobReader;
 use crate::drive::{self, Counters, Pump};
 use crate::error::{Error, Result};
+use crate::files::CONFIG;
 use crate::id::{Id, SnapshotId};
 use crate::index::Index;
-use crate::lock::{self, LockGuard, Mode};
+use crate::lock::{Adding, LockGuard};
 use crate::progress::Progress;
-use crate::report::{FileProblem, RestoreOptions, RestoreSummary};
+use crate::report::{FileProblem, Overwrite, RestoreOptions, RestoreSummary};
 use crate::repository::Repository;
 use crate::tree::NodeKind;
 use select::Selection;
@@ -94,12 +95,16 @@ pub(crate) async fn run(
             "what is not in the snapshot is deleted in / only with patterns that say where";
         return Err(Error::Invalid(message.into()));
     }
-    let guard = lock::acquire(&repository.files, &repository.options, Mode::Shared, cancel).await?;
-    let how = (options, selection);
-    let work = locked(repository, id, target, how, &guard, progress, cancel);
-    let result = drive::unless_cancelled(cancel, work).await;
-    guard.release(cancel).await;
-    result
+    let mut attempts = Adding::new(&repository.files, &repository.options, cancel);
+    loop {
+        let guard = attempts.begin().await?;
+        let how = (options.clone(), Selection::new(&options.only)?);
+        let work = locked(repository, id, target, how, &guard, progress, cancel);
+        let result = drive::unless_cancelled(cancel, work).await;
+        if let Some(result) = attempts.end(guard, result).await {
+            return result;
+        }
+    }
 }
 
 async fn locked(
@@ -113,7 +118,13 @@ async fn locked(
 ) -> Result<RestoreSummary> {
     let begun = Instant::now();
     let snapshot = repository.snapshot(id).await?;
-    let index = Arc::new(Index::load(&repository.files).await?.0);
+    let (index, names) = Index::load(&repository.files).await?;
+    guard.rely_on(names);
+    if options.overwrite != Overwrite::Always || options.delete {
+        // Begun anew, it would keep what it had begun, or had deleted what nobody brings back.
+        guard.settled().await?;
+    }
+    let index = Arc::new(index);
     let reader = BlobReader {
         files: repository.files.clone(),
         index,
@@ -131,6 +142,10 @@ async fn locked(
     let known = total.is_some();
     let mut pump = Pump::new(progress, Arc::clone(&counters));
     let (path, runtime) = (target.to_owned(), Handle::current());
+    let threads = match repository.files.store.local(CONFIG) {
+        Some(_) => drive::threads(),
+        None => drive::threads().max(THREADS),
+    };
     let work = move |stop| {
         let target = Target::open(&path, &options).map_err(|error| Error::target(&path, error))?;
         let engine = Engine {
@@ -140,7 +155,7 @@ async fn locked(
             target,
             options,
             selection,
-            threads: drive::threads().max(THREADS),
+            threads,
             stop,
             counters,
             files_done: AtomicU64::default(),
@@ -155,6 +170,8 @@ async fn locked(
         restore(&engine, &tree, known)
     };
     let mut summary = drive::blocking(Some(guard), cancel, &mut pump, work).await?;
+    // What was read under a lock that did not hold is worth nothing.
+    guard.settled().await?;
     summary.duration_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
     Ok(summary)
 }

@@ -62,7 +62,7 @@ impl Place {
                 .iter()
                 .try_for_each(|(kind, plain)| packer.save(*kind, plain).map(drop))
         };
-        drive::packing(files, &guard, Arc::default(), &never, &mut pump, work)
+        drive::packing(files, &guard, Arc::default(), 0, &never, &mut pump, work)
             .await
             .unwrap();
         let json = format!(
