@@ -31,6 +31,7 @@ async fn conforms(store: Store) {
     what_was_put_is_read_back(&store).await;
     a_missing_object_is_not_found(&store).await;
     ranges_are_exact_or_an_error(&store).await;
+    what_lies_here_reads_as_its_ranges_do(&store).await;
     only_one_of_many_creates_an_object(&store).await;
     listings_are_in_byte_order_and_by_string_prefix(&store).await;
     a_level_shows_directories_once(&store).await;
@@ -102,6 +103,26 @@ async fn ranges_are_exact_or_an_error(store: &Store) {
         assert_eq!(error.reason(), "ShortRead", "{range:?}: {error}");
     }
     store.delete("range").await.unwrap();
+}
+
+async fn what_lies_here_reads_as_its_ranges_do(store: &Store) {
+    let body = Bytes::from_static(b"0123456789");
+    store.put("here", body).await.unwrap();
+    if let Some(object) = store.local("here") {
+        let (object, mut two) = (object.unwrap(), [0; 2]);
+        object.read_at(3, &mut two).unwrap();
+        assert_eq!(&two, b"34");
+        object.read_at(10, &mut []).unwrap();
+        for at in [9, 10, 20] {
+            let error = object.read_at(at, &mut two).unwrap_err();
+            assert_eq!(error.reason(), "ShortRead", "{at}: {error}");
+        }
+        let missing = store.local("no/such").unwrap().unwrap_err();
+        assert!(missing.is_not_found(), "{missing}");
+        let outside = store.local("../here").unwrap().unwrap_err();
+        assert_eq!(outside.reason(), "InvalidKey", "{outside}");
+    }
+    store.delete("here").await.unwrap();
 }
 
 async fn only_one_of_many_creates_an_object(store: &Store) {
