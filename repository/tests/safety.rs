@@ -184,6 +184,57 @@ async fn locks_are_respected_both_ways() {
     restic.check();
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_that_began_at_the_same_moment_as_a_prune_begins_anew() {
+    let dir = scratch();
+    let (source, repo) = (dir.path().join("source"), dir.path().join("repo"));
+    sample_tree(&source);
+    let repository = init(&repo).await;
+    let id = backup(&repository, &source).await;
+    let mut sleeper = std::process::Command::new("sleep")
+        .arg("60")
+        .spawn()
+        .unwrap();
+    let mut holder = options();
+    holder.holder.pid = sleeper.id();
+    let sealed = exclusive_lock(&repo, &holder).await;
+    let (aside, locks) = (dir.path().join("aside"), repo.join("locks"));
+    fs::rename(&sealed, &aside).unwrap();
+
+    for wait in [Duration::ZERO, Duration::from_secs(30)] {
+        let patient = options().with_lock_wait(wait);
+        let patient = Repository::open(store(&repo), &patient).await.unwrap();
+        let target = dir.path().join(format!("target-{}", wait.as_secs()));
+        let into = target.clone();
+        let restore = tokio::spawn(async move {
+            let options = RestoreOptions::default();
+            patient
+                .restore(&id, &into, options, &NoProgress, &never())
+                .await
+        });
+        // Its own lock is there, and it has not looked for the second time.
+        let own = |entry: fs::DirEntry| entry.file_name().len() == 64;
+        while !fs::read_dir(&locks).unwrap().flatten().any(own) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        fs::copy(&aside, &sealed).unwrap();
+        if wait.is_zero() {
+            let refused = restore.await.unwrap();
+            assert!(matches!(refused, Err(Error::Locked { .. })), "{refused:?}");
+            fs::remove_file(&sealed).unwrap();
+            continue;
+        }
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        assert!(!restore.is_finished());
+        fs::remove_file(&sealed).unwrap();
+        let summary = restore.await.unwrap().unwrap();
+        assert!(summary.is_complete(), "{:?}", summary.errors);
+        assert_same_tree(&source, &target);
+    }
+    sleeper.kill().unwrap();
+    sleeper.wait().unwrap();
+}
+
 /// Leaves an exclusive lock of another holder: that of a prune which has something to delete, kept while it is given back.
 async fn exclusive_lock(repo: &Path, holder: &OpenOptions) -> PathBuf {
     let unlisted = repo.join("data/00").join("0".repeat(64));
