@@ -363,7 +363,8 @@ pub(crate) async fn write(
     Ok((id, size))
 }
 
-/// Deletes files, several at once, and stops at the first error. The lock is looked at before each round.
+/// Deletes files, several at once. After an error, or when nobody waits any more, no other deletion begins; the lock stays
+/// until those under way have ended, for the server may know of them. The lock is looked at before each round.
 pub(crate) async fn delete_all(
     files: &Files,
     guard: &LockGuard,
@@ -376,7 +377,10 @@ pub(crate) async fn delete_all(
             .map(|id| async move {
                 // A deletion may have waited for those before it.
                 guard.ensure()?;
-                delete(files, kind, &id).await
+                let files = files.clone();
+                let deletion = async move { delete(&files, kind, &id).await };
+                let deleted = guard.state.writes.spawn(deletion).await;
+                deleted.map_err(|error| Error::Internal(error.to_string()))?
             })
             .buffer_unordered(8);
         while let Some(result) = deletions.next().await {

@@ -247,6 +247,39 @@ async fn without_a_refresh_for_three_minutes_nothing_more_is_deleted() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_lock_stays_until_every_deletion_that_was_begun_has_ended() {
+    for fails in [true, false] {
+        let place = Place::new();
+        let guard = place.take(Mode::Exclusive).await.unwrap();
+        let ids: Vec<Id> = (0..20_u8).map(|n| Id::of(&[n])).collect();
+        for id in &ids {
+            let pack = Bytes::from_static(b"pack");
+            let stored = store(&place.files, FileKind::Pack, id, pack).await;
+            stored.unwrap();
+        }
+        let last = FileKind::Pack.path(&ids[7]);
+        place.store.on(move |request| match request {
+            request if fails && request.ends_with(&last) => Fate::Fail,
+            request if request.starts_with("delete data/") => Fate::Late(Duration::from_secs(30)),
+            _ => Fate::Pass,
+        });
+        place.store.asked("");
+        let deleting = delete_all(&place.files, &guard, FileKind::Pack, &ids);
+        // An error ends it, or somebody who waits no longer.
+        let ended = tokio::time::timeout(Duration::from_secs(1), deleting).await;
+        assert!(!matches!(ended, Ok(Ok(()))), "{ended:?}");
+        guard.release(&place.never).await;
+        assert!(place.locks().await.is_empty());
+        let left = place.files.list(FileKind::Pack).await.unwrap().len();
+        pass(60).await;
+        let later = place.files.list(FileKind::Pack).await.unwrap().len();
+        assert_eq!(left, later, "deleted after the lock was given back");
+        assert_eq!(left, if fails { 13 } else { 12 });
+        assert_eq!(place.store.asked("delete data/").len(), 8);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_short_outage_is_outlived() {
     let place = Place::new();
     let guard = place.take(Mode::Shared).await.unwrap();
