@@ -162,7 +162,9 @@ impl LockGuard {
     /// Looks at the lock file itself. Call before each write that makes others rely on something.
     pub(crate) async fn confirm(&self) -> Result<()> {
         self.state.settled().await?;
-        self.state.see().await
+        self.state.see().await?;
+        // The look may have taken long.
+        self.state.ensure()
     }
 
     /// Gives the lock back. Failing to do so only leaves a lock that others heal.

@@ -11,7 +11,8 @@ use super::guard::{EXPIRY, REFRESH, WRITE_DEADLINE};
 use super::*;
 use crate::crypto::Key;
 use crate::faulty::{Fate, Faulty};
-use crate::options::{Password, Version};
+use crate::options::{KeyCost, Password, Version};
+use crate::repository::Repository;
 
 struct Place {
     store: Arc<Faulty>,
@@ -277,6 +278,51 @@ async fn the_lock_stays_until_every_deletion_that_was_begun_has_ended() {
         assert_eq!(left, if fails { 13 } else { 12 });
         assert_eq!(place.store.asked("delete data/").len(), 8);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_long_look_at_the_own_lock_does_not_outlive_it() {
+    let place = Place::new();
+    let guard = place.take(Mode::Shared).await.unwrap();
+    place.store.on(|request| match request {
+        request if request.starts_with("put locks/") => Fate::Fail,
+        _ => Fate::Pass,
+    });
+    pass(EXPIRY.as_secs() - 5).await;
+    place.store.on(|request| match request {
+        request if request.starts_with("put locks/") => Fate::Fail,
+        request if request.starts_with("head locks/") => Fate::Delay(Duration::from_secs(50)),
+        _ => Fate::Pass,
+    });
+    place.store.asked("");
+    let refused = place.index(&guard).await;
+    assert!(
+        matches!(refused, Err(Error::LockLost { .. })),
+        "{refused:?}"
+    );
+    assert!(place.store.asked("put index/").is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_is_written_within_a_minute_too() {
+    let place = Place::new();
+    let options = place.options.clone().with_key_cost(KeyCost::Generated);
+    let made = Repository::init(place.store.clone(), &options).await;
+    place.store.on(|request| match request {
+        request if request.starts_with("put keys/") => Fate::Silence,
+        _ => Fate::Pass,
+    });
+    let password = Password::new("y");
+    let repository = made.unwrap();
+    let adding = repository.add_key(&password);
+    let added = tokio::time::timeout(2 * WRITE_DEADLINE, adding).await;
+    assert!(
+        matches!(
+            added,
+            Ok(Err(Error::Storage(jackline_storage::Error::Timeout { .. })))
+        ),
+        "{added:?}"
+    );
 }
 
 #[tokio::test(start_paused = true)]
