@@ -277,11 +277,19 @@ async fn living(
     let now = Timestamp::now();
     let mut living = Vec::new();
     let mut removed = 0;
-    for (id, meta) in files.list(FileKind::Lock).await? {
+    let mut listed = files.list(FileKind::Lock).await?;
+    let mut seen = HashSet::new();
+    while let Some((id, meta)) = listed.pop() {
+        if !seen.insert(id) {
+            continue;
+        }
         let lock = match files.load(FileKind::Lock, &id).await {
             Ok(json) => StoredLock::parse(&FileKind::Lock.path(&id), &json),
-            // Given back since it was listed.
-            Err(Error::Storage(error)) if error.is_not_found() => continue,
+            // Given back since it was listed, or refreshed: then it has another name now.
+            Err(Error::Storage(error)) if error.is_not_found() => {
+                listed = files.list(FileKind::Lock).await?;
+                continue;
+            }
             Err(error) => Err(error),
         };
         let dead = match &lock {

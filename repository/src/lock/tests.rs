@@ -480,3 +480,18 @@ async fn the_dead_are_healed_and_the_living_are_not() {
     ));
     living.release(&place.never).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn one_that_is_refreshed_while_others_look_is_seen() {
+    let place = Place::new();
+    let guard = place.take(Mode::Shared).await.unwrap();
+    place.store.on(|request| match request {
+        request if request.starts_with("get locks/") => Fate::Delay(Duration::from_secs(10)),
+        _ => Fate::Pass,
+    });
+    pass(REFRESH.as_secs() - 5).await;
+    // Listed under its old name, which is gone when it is read.
+    let looked = living(&place.files, &place.options, None).await;
+    assert_eq!(looked.unwrap().0.len(), 1);
+    guard.release(&place.never).await;
+}
