@@ -464,7 +464,6 @@ async fn the_dead_are_healed_and_the_living_are_not() {
         .await
         .unwrap();
     let healing = place.take(Mode::Exclusive).await.unwrap();
-    assert!(healing.healed());
     assert_eq!(place.locks().await.len(), 1);
     assert!(left.confirm().await.is_err(), "it finds out");
     healing.release(&place.never).await;
@@ -491,7 +490,31 @@ async fn one_that_is_refreshed_while_others_look_is_seen() {
     });
     pass(REFRESH.as_secs() - 5).await;
     // Listed under its old name, which is gone when it is read.
-    let looked = living(&place.files, &place.options, None).await;
+    let looked = living(&place.files, &place.options, None, &AtomicBool::default()).await;
     assert_eq!(looked.unwrap().0.len(), 1);
     guard.release(&place.never).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_dead_added_is_remembered_until_an_attempt_succeeds() {
+    let mut child = std::process::Command::new("true").spawn().unwrap();
+    child.wait().unwrap();
+    for mode in [Mode::Shared, Mode::Exclusive] {
+        let mut place = Place::new();
+        let mut dead = place.options.clone();
+        dead.holder.pid = child.id();
+        let left = acquire(&place.files, &dead, mode, &place.never).await;
+        let _left = left.unwrap();
+        place.options.lock_wait = Duration::from_secs(60);
+        let mut attempts = Adding::new(&place.files, &place.options, &place.never);
+        for _ in 0..2 {
+            let guard = attempts.begin().await.unwrap();
+            // An exclusive one was removing: what it left is garbage.
+            assert_eq!(guard.healed(), mode == Mode::Shared);
+            guard.rely_on(vec![Id::of(b"pruned meanwhile")]);
+            let written = place.index(&guard).await;
+            let refused = attempts.end(guard, written).await;
+            assert!(refused.is_none(), "it begins anew");
+        }
+    }
 }
