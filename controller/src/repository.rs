@@ -3,7 +3,6 @@
 //! Input: the object, its location, the password. Output: phase, message, `resticIdentifier`. Invariants: an existing repository is
 //! never initialised again and never given another password; whoever needs one waits for `Ready` or gets the reason.
 
-mod holder;
 mod metrics;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -16,6 +15,7 @@ use jackline_crds::{
         RepositoryPhase, UploaderType,
     },
 };
+use jackline_holder::{ApiJudge, holder};
 use jackline_repository::{OpenOptions, Repository};
 use jackline_runtime::{
     Failure, Key, Kit, LeaderToken, Lease, Next, Queue, RunOptions, WatchEvent, WatchSpec,
@@ -28,8 +28,6 @@ use kube::{
     api::{ObjectMeta, Patch, PatchParams, PostParams},
 };
 use parking_lot::Mutex;
-
-pub use holder::Judge;
 
 use crate::{
     context::Context,
@@ -206,11 +204,13 @@ pub async fn open(
 async fn options(context: &Context) -> Result<OpenOptions, LocationError> {
     let password = location::read_password(&context.clients.call, &context.namespace).await?;
     let mut options = OpenOptions::new(password).with_lock_wait(LOCK_WAIT);
-    options.holder = holder::holder(context);
-    options.judge = Arc::new(Judge::new(
-        context.clients.call.clone(),
-        context.cluster_uid.clone(),
-    ));
+    let node = std::env::var("NODE_NAME").unwrap_or_default();
+    options.holder = holder(&context.cluster_uid, &node, &context.namespace);
+    options.judge = Arc::new(ApiJudge {
+        client: context.clients.call.clone(),
+        namespace: context.namespace.clone(),
+        mine: options.holder.instance.clone(),
+    });
     Ok(options)
 }
 

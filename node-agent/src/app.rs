@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use jackline_crds::velero::{PodVolumeBackup, PodVolumeRestore};
+use jackline_holder::{ApiJudge, holder};
 use jackline_runtime::{Health, Kit, Queue, RunOptions, WatchSpec, cluster::cluster_uid};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Client, ResourceExt};
@@ -13,7 +14,6 @@ use crate::{
     args::ServerArgs,
     backup::Backups,
     context::{ClientBox, Context},
-    judge::{ApiJudge, holder},
     load,
     metrics::Metrics,
     repos::Repositories,

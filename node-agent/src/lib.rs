@@ -11,7 +11,6 @@ pub mod app;
 pub mod args;
 mod backup;
 mod context;
-mod judge;
 mod load;
 pub mod maintain;
 mod marker;

@@ -6,6 +6,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use jackline_crds::velero::BackupRepository;
+use jackline_holder::{ApiJudge, holder};
 use jackline_repository::{
     CheckOptions, CheckReport, NoProgress, PruneOptions, PruneSummary, ReadData, Repository,
 };
@@ -13,11 +14,7 @@ use jackline_runtime::{CancellationToken, Clients, RuntimeArgs, cluster::cluster
 use kube::Api;
 use serde::Serialize;
 
-use crate::{
-    args::MaintainArgs,
-    judge::{ApiJudge, holder},
-    repos::Repositories,
-};
+use crate::{args::MaintainArgs, repos::Repositories};
 
 /// The kubelet keeps 4096 bytes of a termination message.
 const MESSAGE_BYTES: usize = 3000;

@@ -133,8 +133,7 @@ impl Repository {
     async fn store_key(&self, content: Vec<u8>, guard: &LockGuard) -> Result<Id> {
         let id = Id::of(&content);
         guard.confirm().await?;
-        let path = FileKind::Key.path(&id);
-        self.files.store.put(&path, Bytes::from(content)).await?;
+        lock::store(&self.files, FileKind::Key, &id, Bytes::from(content)).await?;
         Ok(id)
     }
 

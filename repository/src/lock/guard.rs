@@ -1,5 +1,6 @@
 //! A lock that we hold: kept fresh, seen again, given back when nothing relies on it any more.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime};
 
@@ -45,7 +46,7 @@ pub async fn locks_given_back() {
 pub(crate) struct LockGuard {
     state: Arc<State>,
     keeper: Option<JoinHandle<()>>,
-    healed: u64,
+    healed: Arc<AtomicBool>,
 }
 
 #[derive(Debug)]
@@ -98,14 +99,15 @@ impl From<&Refusal> for Error {
 }
 
 impl LockGuard {
-    /// `begun`: when the lock file `id` was written. `healed`: locks of the dead that were removed on the way. `look`: the
-    /// second look at the others, after which the lock is settled; `reading` tells it of [`LockGuard::rely_on`].
+    /// `begun`: when the lock file `id` was written. `healed`: whether shared locks of the dead were removed on the way.
+    /// `look`: the second look at the others, after which the lock is settled; `reading` tells it of
+    /// [`LockGuard::rely_on`].
     pub(super) fn hold(
         files: Files,
         lock: StoredLock,
         id: Id,
         begun: (Instant, SystemTime),
-        healed: u64,
+        healed: Arc<AtomicBool>,
         look: impl Future<Output = Result<()>> + Send + 'static,
         reading: oneshot::Sender<Vec<Id>>,
     ) -> Self {
@@ -134,9 +136,10 @@ impl LockGuard {
         &self.state.lost
     }
 
-    /// Whether a holder died before us, who may have left something unfinished.
+    /// Whether a holder died before us who may have added something that no index lists yet. Those who remove are not
+    /// meant: what no index lists any more is what they were about to delete.
     pub(crate) fn healed(&self) -> bool {
-        self.healed > 0
+        self.healed.load(Ordering::Relaxed)
     }
 
     /// Says which index files were read before the lock was settled: it cannot be settled without.
@@ -162,7 +165,9 @@ impl LockGuard {
     /// Looks at the lock file itself. Call before each write that makes others rely on something.
     pub(crate) async fn confirm(&self) -> Result<()> {
         self.state.settled().await?;
-        self.state.see().await
+        self.state.see().await?;
+        // The look may have taken long.
+        self.state.ensure()
     }
 
     /// Gives the lock back. Failing to do so only leaves a lock that others heal.
@@ -363,7 +368,8 @@ pub(crate) async fn write(
     Ok((id, size))
 }
 
-/// Deletes files, several at once, and stops at the first error. The lock is looked at before each round.
+/// Deletes files, several at once. After an error, or when nobody waits any more, no other deletion begins; the lock stays
+/// until those under way have ended, for the server may know of them. The lock is looked at before each round.
 pub(crate) async fn delete_all(
     files: &Files,
     guard: &LockGuard,
@@ -376,7 +382,10 @@ pub(crate) async fn delete_all(
             .map(|id| async move {
                 // A deletion may have waited for those before it.
                 guard.ensure()?;
-                delete(files, kind, &id).await
+                let files = files.clone();
+                let deletion = async move { delete(&files, kind, &id).await };
+                let deleted = guard.state.writes.spawn(deletion).await;
+                deleted.map_err(|error| Error::Internal(error.to_string()))?
             })
             .buffer_unordered(8);
         while let Some(result) = deletions.next().await {

@@ -11,6 +11,8 @@ mod stored;
 mod tests;
 
 use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
@@ -135,7 +137,8 @@ async fn begin(
     let _stop_when_dropped = stop.clone().drop_guard();
     loop {
         let (files, options, stop) = (files.clone(), options.clone(), stop.clone());
-        let mut beginning = guard::BESIDE.spawn(try_begin(files, options, mode, stop));
+        let healed = Arc::clone(&patience.healed);
+        let mut beginning = guard::BESIDE.spawn(try_begin(files, options, mode, stop, healed));
         let begun = tokio::select! {
             begun = &mut beginning => {
                 begun.map_err(|error| Error::Internal(error.to_string()))?
@@ -149,11 +152,14 @@ async fn begin(
     }
 }
 
-/// How long somebody still waits for a conflicting lock to go away.
+/// What somebody takes along from one attempt to the next.
 #[derive(Debug)]
 struct Patience {
+    /// How long they still wait for a conflicting lock to go away.
     deadline: Instant,
     pause: Duration,
+    /// Whether they removed a shared lock of the dead, see [`LockGuard::healed`].
+    healed: Arc<AtomicBool>,
 }
 
 impl Patience {
@@ -161,6 +167,7 @@ impl Patience {
         Self {
             deadline: Instant::now() + options.lock_wait,
             pause: SETTLE,
+            healed: Arc::default(),
         }
     }
 
@@ -197,19 +204,24 @@ async fn try_begin(
     options: OpenOptions,
     mode: Mode,
     stop: CancellationToken,
+    healed: Arc<AtomicBool>,
 ) -> Result<LockGuard> {
     // `restic unlock` probes a process on its own host with this signal. Once handled, it never ends this process again.
     let _ = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup());
-    let healed = unless(&stop, refuse_conflict(&files, &options, mode, None)).await?;
+    unless(
+        &stop,
+        refuse_conflict(&files, &options, mode, None, &healed),
+    )
+    .await?;
     let lock = StoredLock::new(&options.holder, mode == Mode::Exclusive);
     let begun = (Instant::now(), SystemTime::now());
     let id = guard::put(&files, &lock).await?;
     let (reading, read) = oneshot::channel();
     let look = {
-        let files = files.clone();
+        let (files, healed) = (files.clone(), Arc::clone(&healed));
         async move {
             tokio::time::sleep(SETTLE).await;
-            refuse_conflict(&files, &options, mode, Some(&id)).await?;
+            refuse_conflict(&files, &options, mode, Some(&id), &healed).await?;
             refuse_changes(&files, read).await
         }
     };
@@ -243,14 +255,15 @@ async fn unless<T>(stop: &CancellationToken, work: impl Future<Output = Result<T
         .unwrap_or(Err(Error::Cancelled))
 }
 
-/// Fails if somebody living holds a lock that conflicts. Removes the locks of the dead and says how many.
+/// Fails if somebody living holds a lock that conflicts. Removes the locks of the dead.
 async fn refuse_conflict(
     files: &Files,
     options: &OpenOptions,
     mode: Mode,
     own: Option<&Id>,
-) -> Result<u64> {
-    let (living, removed) = living(files, options, own).await?;
+    healed: &AtomicBool,
+) -> Result<()> {
+    let (living, _) = living(files, options, own, healed).await?;
     for (id, lock, age) in living {
         let conflicts = mode == Mode::Exclusive || lock.exclusive;
         if own != Some(&id) && conflicts {
@@ -262,26 +275,35 @@ async fn refuse_conflict(
             });
         }
     }
-    Ok(removed)
+    Ok(())
 }
 
 /// A lock, by whom, and how long ago it was refreshed.
 type Living = (Id, StoredLock, Duration);
 
-/// All locks but those of the dead, which are removed and counted.
+/// All locks but those of the dead, which are removed and counted; `healed` becomes true where a shared one is among them.
 async fn living(
     files: &Files,
     options: &OpenOptions,
     own: Option<&Id>,
+    healed: &AtomicBool,
 ) -> Result<(Vec<Living>, u64)> {
     let now = Timestamp::now();
     let mut living = Vec::new();
     let mut removed = 0;
-    for (id, meta) in files.list(FileKind::Lock).await? {
+    let mut listed = files.list(FileKind::Lock).await?;
+    let mut seen = HashSet::new();
+    while let Some((id, meta)) = listed.pop() {
+        if !seen.insert(id) {
+            continue;
+        }
         let lock = match files.load(FileKind::Lock, &id).await {
             Ok(json) => StoredLock::parse(&FileKind::Lock.path(&id), &json),
-            // Given back since it was listed.
-            Err(Error::Storage(error)) if error.is_not_found() => continue,
+            // Given back since it was listed, or refreshed: then it has another name now.
+            Err(Error::Storage(error)) if error.is_not_found() => {
+                listed = files.list(FileKind::Lock).await?;
+                continue;
+            }
             Err(error) => Err(error),
         };
         let dead = match &lock {
@@ -299,6 +321,9 @@ async fn living(
         };
         if dead && own != Some(&id) {
             tracing::info!(lock = %id, "removing the lock of a dead holder");
+            if lock.is_ok_and(|lock| !lock.exclusive) {
+                healed.store(true, Ordering::Relaxed);
+            }
             delete(files, FileKind::Lock, &id).await?;
             removed += 1;
             continue;
@@ -312,7 +337,8 @@ async fn living(
 
 /// Removes the locks of dead holders and says how many.
 pub(crate) async fn remove_dead(files: &Files, options: &OpenOptions) -> Result<u64> {
-    Ok(living(files, options, None).await?.1)
+    let healed = AtomicBool::default();
+    Ok(living(files, options, None, &healed).await?.1)
 }
 
 fn age(now: Timestamp, then: Timestamp) -> Duration {

@@ -11,7 +11,8 @@ use super::guard::{EXPIRY, REFRESH, WRITE_DEADLINE};
 use super::*;
 use crate::crypto::Key;
 use crate::faulty::{Fate, Faulty};
-use crate::options::{Password, Version};
+use crate::options::{KeyCost, Password, Version};
+use crate::repository::Repository;
 
 struct Place {
     store: Arc<Faulty>,
@@ -247,6 +248,84 @@ async fn without_a_refresh_for_three_minutes_nothing_more_is_deleted() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_lock_stays_until_every_deletion_that_was_begun_has_ended() {
+    for fails in [true, false] {
+        let place = Place::new();
+        let guard = place.take(Mode::Exclusive).await.unwrap();
+        let ids: Vec<Id> = (0..20_u8).map(|n| Id::of(&[n])).collect();
+        for id in &ids {
+            let pack = Bytes::from_static(b"pack");
+            let stored = store(&place.files, FileKind::Pack, id, pack).await;
+            stored.unwrap();
+        }
+        let last = FileKind::Pack.path(&ids[7]);
+        place.store.on(move |request| match request {
+            request if fails && request.ends_with(&last) => Fate::Fail,
+            request if request.starts_with("delete data/") => Fate::Late(Duration::from_secs(30)),
+            _ => Fate::Pass,
+        });
+        place.store.asked("");
+        let deleting = delete_all(&place.files, &guard, FileKind::Pack, &ids);
+        // An error ends it, or somebody who waits no longer.
+        let ended = tokio::time::timeout(Duration::from_secs(1), deleting).await;
+        assert!(!matches!(ended, Ok(Ok(()))), "{ended:?}");
+        guard.release(&place.never).await;
+        assert!(place.locks().await.is_empty());
+        let left = place.files.list(FileKind::Pack).await.unwrap().len();
+        pass(60).await;
+        let later = place.files.list(FileKind::Pack).await.unwrap().len();
+        assert_eq!(left, later, "deleted after the lock was given back");
+        assert_eq!(left, if fails { 13 } else { 12 });
+        assert_eq!(place.store.asked("delete data/").len(), 8);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_long_look_at_the_own_lock_does_not_outlive_it() {
+    let place = Place::new();
+    let guard = place.take(Mode::Shared).await.unwrap();
+    place.store.on(|request| match request {
+        request if request.starts_with("put locks/") => Fate::Fail,
+        _ => Fate::Pass,
+    });
+    pass(EXPIRY.as_secs() - 5).await;
+    place.store.on(|request| match request {
+        request if request.starts_with("put locks/") => Fate::Fail,
+        request if request.starts_with("head locks/") => Fate::Delay(Duration::from_secs(50)),
+        _ => Fate::Pass,
+    });
+    place.store.asked("");
+    let refused = place.index(&guard).await;
+    assert!(
+        matches!(refused, Err(Error::LockLost { .. })),
+        "{refused:?}"
+    );
+    assert!(place.store.asked("put index/").is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_is_written_within_a_minute_too() {
+    let place = Place::new();
+    let options = place.options.clone().with_key_cost(KeyCost::Generated);
+    let made = Repository::init(place.store.clone(), &options).await;
+    place.store.on(|request| match request {
+        request if request.starts_with("put keys/") => Fate::Silence,
+        _ => Fate::Pass,
+    });
+    let password = Password::new("y");
+    let repository = made.unwrap();
+    let adding = repository.add_key(&password);
+    let added = tokio::time::timeout(2 * WRITE_DEADLINE, adding).await;
+    assert!(
+        matches!(
+            added,
+            Ok(Err(Error::Storage(jackline_storage::Error::Timeout { .. })))
+        ),
+        "{added:?}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_short_outage_is_outlived() {
     let place = Place::new();
     let guard = place.take(Mode::Shared).await.unwrap();
@@ -385,7 +464,6 @@ async fn the_dead_are_healed_and_the_living_are_not() {
         .await
         .unwrap();
     let healing = place.take(Mode::Exclusive).await.unwrap();
-    assert!(healing.healed());
     assert_eq!(place.locks().await.len(), 1);
     assert!(left.confirm().await.is_err(), "it finds out");
     healing.release(&place.never).await;
@@ -400,4 +478,43 @@ async fn the_dead_are_healed_and_the_living_are_not() {
         Err(Error::Locked { .. })
     ));
     living.release(&place.never).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_is_refreshed_while_others_look_is_seen() {
+    let place = Place::new();
+    let guard = place.take(Mode::Shared).await.unwrap();
+    place.store.on(|request| match request {
+        request if request.starts_with("get locks/") => Fate::Delay(Duration::from_secs(10)),
+        _ => Fate::Pass,
+    });
+    pass(REFRESH.as_secs() - 5).await;
+    // Listed under its old name, which is gone when it is read.
+    let looked = living(&place.files, &place.options, None, &AtomicBool::default()).await;
+    assert_eq!(looked.unwrap().0.len(), 1);
+    guard.release(&place.never).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_dead_added_is_remembered_until_an_attempt_succeeds() {
+    let mut child = std::process::Command::new("true").spawn().unwrap();
+    child.wait().unwrap();
+    for mode in [Mode::Shared, Mode::Exclusive] {
+        let mut place = Place::new();
+        let mut dead = place.options.clone();
+        dead.holder.pid = child.id();
+        let left = acquire(&place.files, &dead, mode, &place.never).await;
+        let _left = left.unwrap();
+        place.options.lock_wait = Duration::from_secs(60);
+        let mut attempts = Adding::new(&place.files, &place.options, &place.never);
+        for _ in 0..2 {
+            let guard = attempts.begin().await.unwrap();
+            // An exclusive one was removing: what it left is garbage.
+            assert_eq!(guard.healed(), mode == Mode::Shared);
+            guard.rely_on(vec![Id::of(b"pruned meanwhile")]);
+            let written = place.index(&guard).await;
+            let refused = attempts.end(guard, written).await;
+            assert!(refused.is_none(), "it begins anew");
+        }
+    }
 }

@@ -108,9 +108,10 @@ async fn copy_locked(
     cancel: &CancellationToken,
 ) -> Result<Copied> {
     let files = &repository.files;
+    // Snapshots before the index: what a snapshot names was in the index before it. Backups end meanwhile.
+    let snapshots = repository.snapshots().await?;
     let reader = reader(files, adopt::index(files, guard).await?);
     let index = Arc::clone(&reader.index);
-    let snapshots = repository.snapshots().await?;
     let mut marks = Marks::new(index.len());
     let roots = snapshots.iter().map(|info| info.snapshot.tree);
     mark::mark(&reader, roots, &mut marks, cancel, &mut Err).await?;

@@ -192,6 +192,40 @@ async fn a_backup_between_the_phases_keeps_what_it_uses_again() {
     place.assert_restores(&again).await;
 }
 
+/// Nobody keeps it out: it is a shared lock that the first phase holds.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_whole_backup_while_the_first_phase_looks_around_is_no_damage() {
+    for moment in ["list snapshots", "list index"] {
+        let place = Place::new().await;
+        fs::write(place.source().join("new"), b"new").unwrap();
+        let store = Faulty::new(place.memory.clone());
+        let mut pruning = place.repository.clone();
+        pruning.files.store = store.clone();
+        let made = Arc::new(parking_lot::Mutex::new(None));
+        let (repository, source, never) = (
+            place.repository.clone(),
+            place.source(),
+            place.never.clone(),
+        );
+        let (count, making) = (AtomicUsize::new(0), Arc::clone(&made));
+        store.on(move |request| {
+            if request.starts_with(moment) && count.fetch_add(1, Ordering::Relaxed) == 0 {
+                let request = BackupRequest::contents(&source, "h");
+                let backup = repository.backup(request, &NoProgress, &never);
+                let summary = tokio::task::block_in_place(|| Handle::current().block_on(backup));
+                *making.lock() = summary.unwrap().snapshot;
+            }
+            Fate::Pass
+        });
+        let copied = copy_phase(&pruning, ALL, &NoProgress, &place.never).await;
+        let copied = copied.unwrap_or_else(|error| panic!("{moment}: {error}"));
+        place.delete(&copied).await.unwrap();
+        place.assert_sound().await;
+        let made = made.lock().take().unwrap();
+        place.assert_restores(&made).await;
+    }
+}
+
 /// Its lock takes so long to come to sight that a prune sees none, and the prune ends before the backup looks again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backup_that_read_the_index_before_a_prune_it_could_not_see_begins_anew() {

@@ -24,6 +24,8 @@ pub enum Fate {
     Fail,
     /// It takes effect, but nobody hears of it.
     Silence,
+    /// A deletion is at the server: it takes so long, then it takes effect, whether or not anybody still waits for it.
+    Late(Duration),
 }
 
 type Decide = Box<dyn Fn(&str) -> Fate + Send + Sync>;
@@ -61,30 +63,38 @@ impl Faulty {
         asked
     }
 
+    fn fate(&self, what: &str, key: &str) -> Fate {
+        let request = format!("{what} {key}");
+        self.asked.lock().push(request.clone());
+        let decide = Arc::clone(&self.decide.lock());
+        decide(&request)
+    }
+
     async fn ask<T>(
         &self,
         what: &str,
         key: &str,
         work: impl Future<Output = Result<T>>,
     ) -> Result<T> {
-        let request = format!("{what} {key}");
-        self.asked.lock().push(request.clone());
-        let decide = Arc::clone(&self.decide.lock());
-        match decide(&request) {
-            Fate::Pass => work.await,
-            Fate::Delay(time) => {
-                tokio::time::sleep(time).await;
-                work.await
-            }
-            Fate::Fail => Err(Error::Busy {
-                location: "faulty".into(),
-                key: key.into(),
-                message: "as the test says".into(),
-            }),
-            Fate::Silence => {
-                let _ = work.await;
-                std::future::pending().await
-            }
+        meet(self.fate(what, key), key, work).await
+    }
+}
+
+async fn meet<T>(fate: Fate, key: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
+    match fate {
+        Fate::Pass => work.await,
+        Fate::Delay(time) | Fate::Late(time) => {
+            tokio::time::sleep(time).await;
+            work.await
+        }
+        Fate::Fail => Err(Error::Busy {
+            location: "faulty".into(),
+            key: key.into(),
+            message: "as the test says".into(),
+        }),
+        Fate::Silence => {
+            let _ = work.await;
+            std::future::pending().await
         }
     }
 }
@@ -140,7 +150,15 @@ impl ObjectStore for Faulty {
     }
 
     async fn delete(&self, key: &str) -> Result<()> {
-        self.ask("delete", key, self.inner.delete(key)).await
+        let fate = self.fate("delete", key);
+        let (inner, name) = (Arc::clone(&self.inner), key.to_owned());
+        match fate {
+            Fate::Late(_) => {
+                let late = async move { meet(fate, &name, inner.delete(&name)).await };
+                tokio::spawn(late).await.unwrap()
+            }
+            _ => meet(fate, key, inner.delete(key)).await,
+        }
     }
 
     async fn delete_prefix(&self, prefix: &str) -> Result<u64> {
