@@ -45,6 +45,7 @@ mod report;
 mod repository;
 mod restore;
 mod snapshot;
+mod trail;
 mod tree;
 mod uploader;
 

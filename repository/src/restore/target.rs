@@ -14,6 +14,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use crate::report::{Overwrite, RestoreOptions};
+use crate::trail::{self, Trail};
 use crate::tree::{Node, NodeKind, permissions, time};
 
 /// Only we can read what is half written.
@@ -24,6 +25,8 @@ const DIRECTORY: OFlags = OFlags::RDONLY
     .union(OFlags::DIRECTORY)
     .union(OFlags::CLOEXEC)
     .union(OFlags::NOFOLLOW);
+/// So long a path the system takes at once.
+const MAX_PATH: usize = 4095;
 /// No path leads out of the directory it is looked up in, nor through a link.
 const BENEATH: ResolveFlags = ResolveFlags::BENEATH
     .union(ResolveFlags::NO_SYMLINKS)
@@ -84,22 +87,23 @@ impl Target {
         })
     }
 
-    /// Opens a directory by its path below the target. Fails where a link is on the way.
-    pub(super) fn dir(&self, path: &Path) -> Result<OwnedFd, Errno> {
-        if path.as_os_str().is_empty() {
-            return rustix::io::fcntl_dupfd_cloexec(&self.root, 0);
-        }
-        match rustix::fs::openat2(&self.root, path, DIRECTORY, Mode::empty(), BENEATH) {
-            // An old kernel, or a seccomp profile that does not know the call: one step after the other.
-            Err(Errno::NOSYS | Errno::PERM) => {
-                let mut dir = rustix::io::fcntl_dupfd_cloexec(&self.root, 0)?;
-                for name in path.iter() {
-                    dir = rustix::fs::openat(&dir, name, DIRECTORY, Mode::empty())?;
-                }
-                Ok(dir)
+    /// Opens a directory below the target. Fails where a link is on the way.
+    pub(super) fn dir(&self, trail: &Trail) -> Result<OwnedFd, Errno> {
+        let path = trail.path();
+        let mut rest = path.as_os_str().as_bytes();
+        let mut dir = None;
+        while !rest.is_empty() {
+            let mut end = rest.len();
+            if end > MAX_PATH {
+                let slash = rest[..=MAX_PATH].iter().rposition(|byte| *byte == b'/');
+                end = slash.unwrap_or(end);
             }
-            result => result,
+            let (part, after) = rest.split_at(end);
+            let from = dir.as_ref().unwrap_or(&self.root).as_fd();
+            dir = Some(beneath(from, Path::new(OsStr::from_bytes(part)))?);
+            rest = after.strip_prefix(b"/").unwrap_or(after);
         }
+        dir.map_or_else(|| rustix::io::fcntl_dupfd_cloexec(&self.root, 0), Ok)
     }
 
     /// What [`Overwrite`] says of an entry.
@@ -194,8 +198,8 @@ impl Target {
     }
 
     /// The names in a directory that may be there already.
-    pub(super) fn names(&self, path: &Path) -> Result<Vec<CString>, Errno> {
-        match self.dir(path) {
+    pub(super) fn names(&self, trail: &Trail) -> Result<Vec<CString>, Errno> {
+        match self.dir(trail) {
             Ok(dir) => names(&dir),
             // Whatever is in its place holds no names.
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(Vec::new()),
@@ -205,23 +209,40 @@ impl Target {
 
     /// Removes an entry and all that is below it; mounted file systems are not entered. Returns how many there were.
     pub(super) fn remove_all(&self, dir: BorrowedFd<'_>, name: &CStr) -> Result<u64, Errno> {
-        match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
-            Err(Errno::ISDIR) => {}
-            Err(Errno::NOENT) => return Ok(0),
-            result => return result.map(|()| 1),
-        }
-        let here = BENEATH | ResolveFlags::NO_XDEV;
-        let inner = match rustix::fs::openat2(dir, name, DIRECTORY, Mode::empty(), here) {
-            Err(Errno::NOSYS | Errno::PERM) => {
-                rustix::fs::openat(dir, name, DIRECTORY, Mode::empty())?
+        // Of the directories above only what is needed to find back to them: they may be many.
+        let mut open: Vec<Emptied> = Vec::new();
+        let mut here = rustix::io::fcntl_dupfd_cloexec(dir, 0)?;
+        let mut next = Some(name.to_owned());
+        let mut removed = 0;
+        while let Some(name) = next.take() {
+            match rustix::fs::unlinkat(&here, &name, AtFlags::empty()) {
+                Err(Errno::ISDIR) => {
+                    let inner = unmounted(&here, &name)?;
+                    open.push(Emptied {
+                        name,
+                        above: trail::identity(&here)?,
+                        left: names(&inner)?.into_iter(),
+                    });
+                    here = inner;
+                }
+                Err(Errno::NOENT) => {}
+                result => {
+                    result?;
+                    removed += 1;
+                }
             }
-            result => result?,
-        };
-        let mut removed = 1;
-        for name in names(&inner)? {
-            removed += self.remove_all(inner.as_fd(), &name)?;
+            // What is empty by now goes too.
+            while let Some(last) = open.last_mut() {
+                next = last.left.next();
+                if next.is_some() {
+                    break;
+                }
+                here = trail::above(&here, last.above)?;
+                rustix::fs::unlinkat(&here, &last.name, AtFlags::REMOVEDIR)?;
+                removed += 1;
+                open.pop();
+            }
         }
-        rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR)?;
         Ok(removed)
     }
 
@@ -384,6 +405,38 @@ fn names(dir: &OwnedFd) -> Result<Vec<CString>, Errno> {
         }
     }
     Ok(names)
+}
+
+/// A directory that is being removed.
+struct Emptied {
+    name: CString,
+    /// What the one above is known by.
+    above: (u64, u64),
+    left: std::vec::IntoIter<CString>,
+}
+
+/// Opens a directory by a path of any number of names.
+fn beneath(dir: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd, Errno> {
+    match rustix::fs::openat2(dir, path, DIRECTORY, Mode::empty(), BENEATH) {
+        // An old kernel, or a seccomp profile that does not know the call: one step after the other.
+        Err(Errno::NOSYS | Errno::PERM) => {
+            let mut dir = rustix::io::fcntl_dupfd_cloexec(dir, 0)?;
+            for name in path.iter() {
+                dir = rustix::fs::openat(&dir, name, DIRECTORY, Mode::empty())?;
+            }
+            Ok(dir)
+        }
+        result => result,
+    }
+}
+
+/// Opens a directory unless another file system is mounted there.
+fn unmounted(dir: &OwnedFd, name: &CStr) -> Result<OwnedFd, Errno> {
+    let here = BENEATH | ResolveFlags::NO_XDEV;
+    match rustix::fs::openat2(dir, name, DIRECTORY, Mode::empty(), here) {
+        Err(Errno::NOSYS | Errno::PERM) => rustix::fs::openat(dir, name, DIRECTORY, Mode::empty()),
+        result => result,
+    }
 }
 
 fn about_xattr(name: &CStr, errno: Errno) -> io::Error {

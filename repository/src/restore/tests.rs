@@ -422,3 +422,24 @@ async fn what_is_read_back_wrong_is_counted_and_named() {
         (3, 3, 0)
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn directories_that_lie_too_deep_are_named() {
+    let place = Place::new().await;
+    let mut trees = vec![tree(&[file("lost", "")])];
+    for above in 0..crate::trail::MAX_DEPTH + 1 {
+        trees.push(tree(&[dir("d", above)]));
+    }
+    trees.push(tree(&[dir("deep", trees.len() - 1), file("good", "")]));
+    let trees: Vec<_> = trees.iter().map(|tree| &**tree).collect();
+    let id = place.snapshot(&trees).await;
+    let options = RestoreOptions {
+        only: crate::report::Only::Included(vec!["good".into(), "lost".into()]),
+        ..RestoreOptions::default()
+    };
+    let summary = place.restore(&id, options).await.unwrap();
+    assert_eq!((summary.files, summary.error_count), (1, 1), "{summary:?}");
+    let problem = &summary.errors[0];
+    assert!(problem.message.contains("4096"), "{problem:?}");
+    assert!(problem.path.len() < 5000 && problem.path.ends_with("/d/d/"));
+}
