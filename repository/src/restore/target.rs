@@ -309,45 +309,41 @@ impl Target {
         make().map(|()| Made::Yes)
     }
 
-    /// Owner, mode, extended attributes, times: each may undo the one after it, in no other order.
+    /// Owner, mode, extended attributes, times: each may undo the one after it, in no other order. Where one fails, the
+    /// others are set all the same; the first error is returned.
     pub(super) fn dress(&self, fd: impl AsFd, node: &Node) -> io::Result<()> {
         let fd = fd.as_fd();
-        self.own(|uid, gid| rustix::fs::fchown(fd, uid, gid), node)?;
-        rustix::fs::fchmod(fd, Mode::from_raw_mode(permissions(node.mode)))?;
-        for (name, value) in &node.xattrs {
-            let name = CString::new(&**name)?;
-            rustix::fs::fsetxattr(fd, &*name, value, XattrFlags::empty())
-                .map_err(|errno| about_xattr(&name, errno))?;
-        }
-        Ok(rustix::fs::futimens(fd, &times(node))?)
+        let owned = self.own(|uid, gid| rustix::fs::fchown(fd, uid, gid), node);
+        let mode = rustix::fs::fchmod(fd, mode(node, owned));
+        let xattrs = set_xattrs(node, |name, value| {
+            rustix::fs::fsetxattr(fd, name, value, XattrFlags::empty())
+        });
+        let times = rustix::fs::futimens(fd, &times(node));
+        self.tolerated(owned).and(mode)?;
+        xattrs?;
+        Ok(times?)
     }
 
     /// The same for what is not to be opened.
     fn dress_at(&self, dir: BorrowedFd<'_>, name: &CStr, node: &Node) -> io::Result<()> {
         let nofollow = AtFlags::SYMLINK_NOFOLLOW;
-        self.own(
+        let owned = self.own(
             |uid, gid| rustix::fs::chownat(dir, name, uid, gid, nofollow),
             node,
-        )?;
+        );
+        let mode = match node.kind {
+            NodeKind::Symlink => Ok(()),
+            _ => chmod_at(dir, name, mode(node, owned)),
+        };
         let mut path = PathBuf::from(format!("/proc/self/fd/{}", dir.as_raw_fd()));
         path.push(OsStr::from_bytes(name.to_bytes()));
-        if node.kind != NodeKind::Symlink {
-            // There is no chmod that does not follow links; through a handle there is nothing left to follow.
-            let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let handle = rustix::fs::openat(dir, name, flags, Mode::empty())?;
-            let found = FileType::from_raw_mode(rustix::fs::fstat(&handle)?.st_mode);
-            if found == FileType::Symlink {
-                return Err(Errno::LOOP.into());
-            }
-            let handle_path = format!("/proc/self/fd/{}", handle.as_raw_fd());
-            rustix::fs::chmod(handle_path, Mode::from_raw_mode(permissions(node.mode)))?;
-        }
-        for (attribute, value) in &node.xattrs {
-            let attribute = CString::new(&**attribute)?;
-            rustix::fs::lsetxattr(&path, &*attribute, value, XattrFlags::empty())
-                .map_err(|errno| about_xattr(&attribute, errno))?;
-        }
-        Ok(rustix::fs::utimensat(dir, name, &times(node), nofollow)?)
+        let xattrs = set_xattrs(node, |name, value| {
+            rustix::fs::lsetxattr(&path, name, value, XattrFlags::empty())
+        });
+        let times = rustix::fs::utimensat(dir, name, &times(node), nofollow);
+        self.tolerated(owned).and(mode)?;
+        xattrs?;
+        Ok(times?)
     }
 
     fn own(
@@ -362,9 +358,13 @@ impl Target {
         if node.uid == u32::MAX || node.gid == u32::MAX {
             return Err(Errno::INVAL);
         }
-        match chown(Some(Uid::from_raw(node.uid)), Some(Gid::from_raw(node.gid))) {
+        chown(Some(Uid::from_raw(node.uid)), Some(Gid::from_raw(node.gid)))
+    }
+
+    fn tolerated(&self, owned: Result<(), Errno>) -> Result<(), Errno> {
+        match owned {
             Err(Errno::PERM) if self.owners == Owners::Try => Ok(()),
-            result => result,
+            owned => owned,
         }
     }
 
@@ -437,6 +437,35 @@ fn unmounted(dir: &OwnedFd, name: &CStr) -> Result<OwnedFd, Errno> {
         Err(Errno::NOSYS | Errno::PERM) => rustix::fs::openat(dir, name, DIRECTORY, Mode::empty()),
         result => result,
     }
+}
+
+/// Programs of somebody else must not run as whoever they belong to now.
+fn mode(node: &Node, owned: Result<(), Errno>) -> Mode {
+    let mode = Mode::from_raw_mode(permissions(node.mode));
+    match owned {
+        Ok(()) => mode,
+        Err(_) => mode.difference(Mode::SUID | Mode::SGID),
+    }
+}
+
+/// There is no chmod that does not follow links; through a handle there is nothing left to follow.
+fn chmod_at(dir: BorrowedFd<'_>, name: &CStr, mode: Mode) -> Result<(), Errno> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let handle = rustix::fs::openat(dir, name, flags, Mode::empty())?;
+    let found = FileType::from_raw_mode(rustix::fs::fstat(&handle)?.st_mode);
+    if found == FileType::Symlink {
+        return Err(Errno::LOOP);
+    }
+    rustix::fs::chmod(format!("/proc/self/fd/{}", handle.as_raw_fd()), mode)
+}
+
+/// Sets all that can be set.
+fn set_xattrs(node: &Node, set: impl Fn(&CStr, &[u8]) -> Result<(), Errno>) -> io::Result<()> {
+    let each = node.xattrs.iter().map(|(name, value)| {
+        let name = CString::new(&**name)?;
+        set(&name, value).map_err(|errno| about_xattr(&name, errno))
+    });
+    each.fold(Ok(()), io::Result::and)
 }
 
 fn about_xattr(name: &CStr, errno: Errno) -> io::Error {
