@@ -8,8 +8,11 @@ mod restore;
 mod snapshots;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
-use jackline_repository::{CheckOptions, OpenOptions, PruneOptions, ReadData, Repository, Version};
+use jackline_repository::{
+    CheckOptions, Error, OpenOptions, PruneOptions, ReadData, Repository, Version,
+};
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -18,6 +21,9 @@ use crate::args::{Filter, RepositoryArgs, RepositoryCommand};
 use crate::exit::Exit;
 use crate::output::{self, Bar};
 use crate::table;
+
+/// How long a command that was stopped may take to end in order. More than the operations that do so need.
+const GRACE: Duration = Duration::from_millis(700);
 
 /// What every command works with.
 struct Session {
@@ -52,26 +58,39 @@ pub(crate) async fn run(args: RepositoryArgs) -> Result<ExitCode, Exit> {
         json: args.json(),
         cancel: access::cancelled_by_signals()?,
     };
-    match args.command {
-        RepositoryCommand::Init { repository_version } => init(&session, repository_version).await,
+    let stopped = async {
+        session.cancel.cancelled().await;
+        tokio::time::sleep(GRACE).await;
+    };
+    tokio::select! {
+        biased;
+        result = command(&session, args.command) => result,
+        // Dropped where it stands; a lock that it holds is given back beside.
+        () = stopped => Err(Error::Cancelled.into()),
+    }
+}
+
+async fn command(session: &Session, command: RepositoryCommand) -> Result<ExitCode, Exit> {
+    match command {
+        RepositoryCommand::Init { repository_version } => init(session, repository_version).await,
         RepositoryCommand::Snapshots { ids, filter } => {
-            snapshots::list(&session, &ids, &filter).await
+            snapshots::list(session, &ids, &filter).await
         }
-        RepositoryCommand::Backup(args) => backup::run(&session, args).await,
-        RepositoryCommand::Restore(args) => restore::run(&session, args).await,
+        RepositoryCommand::Backup(args) => backup::run(session, args).await,
+        RepositoryCommand::Restore(args) => restore::run(session, args).await,
         RepositoryCommand::Forget {
             snapshots,
             prune: and_prune,
             unused,
         } => {
-            forget(&session, &snapshots).await?;
+            forget(session, &snapshots).await?;
             if and_prune {
-                prune(&session, unused.max_unused).await?;
+                prune(session, unused.max_unused).await?;
             }
             Ok(ExitCode::SUCCESS)
         }
         RepositoryCommand::Prune { unused } => {
-            prune(&session, unused.max_unused).await?;
+            prune(session, unused.max_unused).await?;
             Ok(ExitCode::SUCCESS)
         }
         RepositoryCommand::Check {
@@ -83,11 +102,11 @@ pub(crate) async fn run(args: RepositoryArgs) -> Result<ExitCode, Exit> {
                 (true, _) => ReadData::Everything,
                 (false, subset) => subset.unwrap_or_default(),
             };
-            check(&session, CheckOptions { read_data, no_lock }).await
+            check(session, CheckOptions { read_data, no_lock }).await
         }
-        RepositoryCommand::Unlock => unlock(&session).await,
-        RepositoryCommand::Key(command) => keys::run(&session, command).await,
-        RepositoryCommand::Repair(command) => repair::run(&session, command).await,
+        RepositoryCommand::Unlock => unlock(session).await,
+        RepositoryCommand::Key(command) => keys::run(session, command).await,
+        RepositoryCommand::Repair(command) => repair::run(session, command).await,
     }
 }
 
@@ -142,8 +161,10 @@ async fn check(session: &Session, options: CheckOptions) -> Result<ExitCode, Exi
     let bar = Bar::new("check", session.json);
     let report = repository.check(options, &bar, &session.cancel).await?;
     drop(bar);
-    for line in report.errors.iter().chain(&report.hints) {
-        output::note(line);
+    if !session.json {
+        for line in report.errors.iter().chain(&report.hints) {
+            output::note(line);
+        }
     }
     let text = format!(
         "checked {} snapshots, {} trees, {} packs, of which {} were read: {}\n",

@@ -288,6 +288,29 @@ fn a_signal_ends_a_backup_soon_and_releases_its_lock() {
     }
 }
 
+/// A command that takes no token is stopped too while it waits for somebody else's lock.
+#[test]
+fn a_signal_ends_a_command_that_waits_for_a_lock() {
+    let place = Place::initialised();
+    let mut backup = slow_backup(&place);
+    let mut waiting = place
+        .jackline(&["--retry-lock", "1h", "key", "remove", "00000000"])
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    std::thread::sleep(Duration::from_secs(2));
+    assert!(waiting.try_wait().unwrap().is_none(), "it waits");
+    let started = Instant::now();
+    let kill = Command::new("kill").arg(waiting.id().to_string()).status();
+    assert!(kill.unwrap().success());
+    assert_eq!(waiting.wait().unwrap().code(), Some(130));
+    let took = started.elapsed();
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    assert_eq!(locks(&place), 1, "that of the backup");
+    backup.kill().unwrap();
+    backup.wait().unwrap();
+}
+
 #[test]
 fn a_locked_repository_says_so_and_a_dead_lock_is_healed() {
     let place = Place::initialised();
@@ -382,4 +405,84 @@ fn a_repository_without_an_index_is_repaired() {
     place.ok(&["check", "--read-data-subset", "1/1"]);
     place.ok(&["check", "--read-data-subset", "100M"]);
     place.restic(&["check", "--read-data"]);
+}
+
+#[test]
+fn keys_come_and_go() {
+    let place = Place::initialised();
+    let only = place.json(&["key", "list", "--json"]);
+    let first = only[0]["id"].as_str().unwrap();
+    assert_eq!(
+        (only.as_array().unwrap().len(), &only[0]["current"]),
+        (1, &true.into())
+    );
+    let file = place.path("other");
+    fs::write(&file, "another").unwrap();
+    let file = file.to_str().unwrap();
+    let add = ["key", "add", "--new-password-file", file, "--json"];
+    let added = place.json(&add);
+    assert_eq!(
+        (&added["message_type"], &added["action"]),
+        (&"key".into(), &"added".into())
+    );
+    let second = added["id"].as_str().unwrap();
+    assert_eq!(place.code(&["key", "remove", first]), 1, "the key in use");
+    let with = |args: &[&str]| {
+        let mut command = place.jackline(&["-p", file]);
+        success(command.args(args).output().unwrap())
+    };
+    let removed: Value =
+        serde_json::from_str(&with(&["key", "remove", &first[..8], "--json"])).unwrap();
+    assert_eq!(
+        (&removed["action"], &removed["id"]),
+        (&"removed".into(), &first.into())
+    );
+    assert_eq!(place.code(&["snapshots"]), 12, "the password is gone");
+    let left: Value = serde_json::from_str(&with(&["key", "list", "--json"])).unwrap();
+    assert_eq!(
+        (left.as_array().unwrap().len(), &left[0]["id"]),
+        (1, &second.into())
+    );
+}
+
+#[test]
+fn damage_is_told_to_programs_in_the_report_alone() {
+    let place = Place::initialised();
+    place.ok(&["backup", "."]);
+    let subset = place.json(&["check", "--read-data-subset", "5%", "--json"]);
+    assert_eq!(
+        (&subset["packs"], &subset["packs_read"]),
+        (&2.into(), &1.into())
+    );
+    fs::remove_dir_all(place.path("repository/data")).unwrap();
+    let check = place.jackline(&["check", "--json"]).output().unwrap();
+    assert_eq!(check.status.code(), Some(1));
+    let report: Value = serde_json::from_slice(&check.stdout).unwrap();
+    assert!(report["errors"].as_array().unwrap().len() >= 2, "{report}");
+    let words: Value = serde_json::from_slice(&check.stderr).unwrap();
+    assert_eq!(words["message_type"], "exit_error");
+}
+
+#[test]
+fn on_a_terminal_a_bar_shows_how_far_it_is() {
+    let place = Place::initialised();
+    let noise: Vec<u8> = (0_u32..16 << 20)
+        .flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes())
+        .collect();
+    fs::write(place.path("source/big"), noise).unwrap();
+    let program = env!("CARGO_BIN_EXE_jackline");
+    let shown = |args: &str| {
+        let line = format!("{program} repository backup . {args}");
+        let script = ["--quiet", "--return", "--command", &line, "/dev/null"];
+        success(place.command("script").args(script).output().unwrap())
+    };
+    let people = shown("");
+    assert!(
+        people.contains("backup  █") && people.contains("MiB"),
+        "{people}"
+    );
+    let programs = shown("--json");
+    assert!(!programs.contains('█'), "{programs}");
+    let piped = place.jackline(&["backup", "."]).output().unwrap();
+    assert!(!String::from_utf8_lossy(&piped.stderr).contains('█'));
 }

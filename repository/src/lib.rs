@@ -10,7 +10,11 @@
 //! - Write order is packs, index, snapshot; delete order is snapshot, index, packs. A process that is killed leaves
 //!   unreferenced packs or a lock, never a reference to something that is not there.
 //! - Memory is bounded: no file and no set of packs is ever held as a whole.
-//! - Nothing here knows of Kubernetes. Sizes are bytes.
+//! - An operation that takes a token ends within a second of its cancellation. The others are dropped instead. Dropped at
+//!   any moment, an operation gives its lock back beside its caller; [`locks_given_back`] waits for that.
+//! - Nothing here talks to Kubernetes: an [`Instance`] only says in a lock where its holder runs. Sizes are bytes.
+
+#![warn(missing_docs)]
 
 mod adopt;
 mod backup;
@@ -45,6 +49,7 @@ mod report;
 mod repository;
 mod restore;
 mod snapshot;
+mod trail;
 mod tree;
 mod uploader;
 

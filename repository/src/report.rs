@@ -279,7 +279,7 @@ pub struct CheckOptions {
     pub no_lock: bool,
 }
 
-/// A share of the packs. Whatever is more than nothing is at least one pack.
+/// A share of the packs. A percentage or a number of bytes that is more than nothing is at least one pack.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub enum ReadData {
     /// None: structure only.
@@ -290,7 +290,7 @@ pub enum ReadData {
     /// So many percent of the packs, from 0 to 100, drawn anew each time.
     Percent(f64),
     /// The `part`-th of `of` parts, each the same from run to run and of the packs that restic takes for it: all parts,
-    /// one after another, are everything. `1 <= part <= of <= 256`.
+    /// one after another, are everything; of few packs a part may be none. `1 <= part <= of <= 256`.
     Part {
         /// Which one, from 1.
         part: u32,

@@ -10,7 +10,7 @@ mod support;
 
 use std::fs;
 
-use jackline_repository::{BackupRequest, NoProgress, PruneOptions, Repository, Version};
+use jackline_repository::{BackupRequest, Error, NoProgress, PruneOptions, Repository, Version};
 use support::ours::{backup, backup_request, check, restore};
 use support::{Restic, assert_same_tree, init, noise, open, options, sample_tree, scratch, store};
 use tokio_util::sync::CancellationToken;
@@ -313,4 +313,28 @@ async fn a_large_file_that_changed_is_cut_as_restic_cuts_it() {
         );
     }
     check(&repository).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_id_that_is_short_for_several_snapshots_is_refused() {
+    let dir = scratch();
+    let source = dir.path().join("source");
+    fs::create_dir(&source).unwrap();
+    let repository = init(&dir.path().join("repo")).await;
+    // Two of them begin with the same digit.
+    for _ in 0..17 {
+        backup(&repository, &source).await;
+    }
+    let mut short = Vec::new();
+    for info in repository.snapshots().await.unwrap() {
+        let digit = &info.id.to_hex()[..1];
+        short.push(repository.resolve(digit).await);
+        assert_eq!(
+            repository.resolve(&info.id.to_hex()).await.unwrap(),
+            info.id
+        );
+    }
+    let ambiguous =
+        |resolved: &Result<_, Error>| matches!(resolved, Err(Error::AmbiguousId { .. }));
+    assert!(short.iter().any(ambiguous), "{short:?}");
 }

@@ -70,6 +70,29 @@ async fn a_password_that_a_person_chose_gets_a_calibrated_key() {
     assert!(open(&repo, SECOND).await.is_ok());
 }
 
+/// Memory and work of each guess, by the only key file of a repository.
+fn strength(repo: &Path) -> (u64, u64) {
+    let mut keys = fs::read_dir(repo.join("keys")).unwrap();
+    let key = fs::read(keys.next().unwrap().unwrap().path()).unwrap();
+    let key: serde_json::Value = serde_json::from_slice(&key).unwrap();
+    let [n, r, p] = ["N", "r", "p"].map(|name| key[name].as_u64().unwrap());
+    (n * r, n * r * p)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_calibrated_key_is_at_least_as_strong_as_restics() {
+    let dir = scratch();
+    let (ours, theirs) = (dir.path().join("ours"), dir.path().join("theirs"));
+    let options = OpenOptions::new(Password::new(PASSWORD)).with_key_cost(KeyCost::Calibrated);
+    Repository::init(store(&ours), &options).await.unwrap();
+    Restic::new(&theirs).init();
+    let (ours, theirs) = (strength(&ours), strength(&theirs));
+    assert!(
+        ours.0 >= theirs.0 && ours.1 >= theirs.1,
+        "{ours:?} {theirs:?}"
+    );
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn we_open_with_keys_that_restic_adds() {
     let dir = scratch();

@@ -1,6 +1,5 @@
 //! Directories under way: a tree is written when the last of its entries is known, by whoever completes it.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -10,6 +9,7 @@ use super::Engine;
 use crate::error::Result;
 use crate::id::Id;
 use crate::pack::BlobKind;
+use crate::trail::Trail;
 use crate::tree::{FOOT, HEAD, Node};
 
 /// A directory whose entries are being read.
@@ -19,8 +19,7 @@ pub(super) struct OpenDir {
     pub(super) above: Option<(Arc<OpenDir>, usize)>,
     /// Its node, until the tree's id is known.
     pub(super) node: Mutex<Option<Node>>,
-    /// For messages.
-    pub(super) path: PathBuf,
+    pub(super) path: Arc<Trail>,
     /// Entries that are not known yet, and one more until all are listed.
     waiting: AtomicUsize,
     entries: Mutex<Entries>,
@@ -37,7 +36,7 @@ impl OpenDir {
     pub(super) fn new(
         above: Option<(Arc<OpenDir>, usize)>,
         node: Option<Node>,
-        path: PathBuf,
+        path: Arc<Trail>,
     ) -> Arc<Self> {
         Arc::new(Self {
             above,
@@ -88,6 +87,16 @@ impl OpenDir {
         let empty = tree.len() == HEAD.len();
         tree.extend_from_slice(FOOT);
         (tree, empty)
+    }
+}
+
+/// One after the other: left to itself each would drop the one above from within its own drop.
+impl Drop for OpenDir {
+    fn drop(&mut self) {
+        let mut above = self.above.take();
+        while let Some((dir, _)) = above {
+            above = Arc::into_inner(dir).and_then(|mut dir| dir.above.take());
+        }
     }
 }
 

@@ -8,7 +8,6 @@ mod source;
 mod walk;
 
 use std::os::fd::OwnedFd;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -34,6 +33,7 @@ use crate::progress::Progress;
 use crate::report::{BackupRequest, BackupSummary, FileProblem, Source};
 use crate::repository::Repository;
 use crate::snapshot::{Snapshot, SnapshotSummary};
+use crate::trail::Trail;
 use crate::tree::time;
 
 /// So many problems are named; the rest are counted.
@@ -76,13 +76,10 @@ struct Problems {
 }
 
 impl Problems {
-    fn add(&mut self, dir: &Path, name: &[u8], message: String) {
+    fn add(&mut self, dir: &Trail, name: &[u8], message: String) {
         self.count += 1;
         if self.first.len() < NAMED {
-            let path = dir
-                .join(String::from_utf8_lossy(name).as_ref())
-                .display()
-                .to_string();
+            let path = dir.show(name);
             tracing::warn!(path, message, "source");
             self.first.push(FileProblem { path, message });
         }
@@ -91,7 +88,7 @@ impl Problems {
 
 impl Engine {
     /// Counts what the system said about an entry: gone is a warning, the rest are errors.
-    fn problem(&self, dir: &Path, name: &[u8], errno: Errno) {
+    fn problem(&self, dir: &Trail, name: &[u8], errno: Errno) {
         if errno == Errno::NOENT {
             self.warning(dir, name, "vanished before it was read");
         } else {
@@ -99,11 +96,11 @@ impl Engine {
         }
     }
 
-    fn error(&self, dir: &Path, name: &[u8], message: &str) {
+    fn error(&self, dir: &Trail, name: &[u8], message: &str) {
         self.errors.lock().add(dir, name, message.to_owned());
     }
 
-    fn warning(&self, dir: &Path, name: &[u8], message: &str) {
+    fn warning(&self, dir: &Trail, name: &[u8], message: &str) {
         self.warnings.lock().add(dir, name, message.to_owned());
     }
 

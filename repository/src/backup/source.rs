@@ -126,7 +126,8 @@ fn collect(
     get: impl Fn(&CStr, &mut [u8]) -> Result<usize, Errno>,
 ) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
     let listed = match sized(list) {
-        Err(Errno::NOTSUP) => return Ok(Vec::new()),
+        // As restic: no support, which a CIFS mount says in its own way.
+        Err(Errno::NOTSUP | Errno::NODATA) => return Ok(Vec::new()),
         listed => listed?,
     };
     let mut xattrs = Vec::new();

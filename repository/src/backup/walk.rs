@@ -1,7 +1,8 @@
 //! The walk over the source: what is unchanged is taken from the parent, what must be read goes to the other threads.
 //!
 //! Directories are shared out too. Only the thread that began the walk waits for room in the queue; the others do what
-//! finds none themselves, so the queue always moves.
+//! finds none themselves, so the queue always moves. Whoever walks a directory keeps those above it in a list, however
+//! many they are.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -26,7 +27,11 @@ use crate::error::{Error, Result};
 use crate::id::Id;
 use crate::pack::BlobKind;
 use crate::report::Source;
+use crate::trail::{MAX_DEPTH, Trail, above};
 use crate::tree::{Node, NodeKind};
+
+/// So many of the directories above it a walking thread keeps open; the others it opens anew on the way back.
+const KEPT_OPEN: usize = 64;
 
 /// Walks the source and returns its root tree, and whether that is empty.
 pub(super) fn run(engine: &Engine, source: &Source, parent: Option<Id>) -> Result<(Id, bool)> {
@@ -100,6 +105,26 @@ struct DirJob {
     was: Option<Node>,
 }
 
+/// A directory that a thread walks.
+struct Entered {
+    dir: Arc<OpenDir>,
+    /// `None` while a directory far below is walked, and where there was no way back.
+    fd: Option<Arc<OwnedFd>>,
+    names: std::vec::IntoIter<CString>,
+    before: Before,
+}
+
+impl Entered {
+    fn new(dir: Arc<OpenDir>, fd: OwnedFd, names: Vec<CString>, before: Before) -> Self {
+        Self {
+            dir,
+            fd: Some(Arc::new(fd)),
+            names: names.into_iter(),
+            before,
+        }
+    }
+}
+
 /// How many jobs are queued or being done.
 #[derive(Debug, Default)]
 struct Waiting {
@@ -149,7 +174,10 @@ impl Walker<'_> {
         match (job, &self.buffer) {
             (Job::One(job), Some(buffer)) => file::run(self.engine, &job, &mut buffer.borrow_mut()),
             (Job::Shared(file), Some(buffer)) => file.run(self.engine, &mut buffer.borrow_mut()),
-            (Job::Dir(job), _) => self.dir(*job),
+            (Job::Dir(job), _) => match self.enter(*job)? {
+                Some(entered) => self.walk(entered),
+                None => Ok(()),
+            },
             (Job::End, _) => Ok(()),
             (Job::One(_) | Job::Shared(_), None) => {
                 Err(Error::Internal("a file came to who reads none".into()))
@@ -157,19 +185,29 @@ impl Walker<'_> {
         }
     }
 
-    /// Leaves a job to whoever is free. `wait`: for room in the queue, if this thread may; else it does the job itself.
-    fn hand_out(&self, job: Job, wait: bool) -> Result<()> {
+    /// Leaves a job to whoever is free, and gives it back where nobody is.
+    fn offer(&self, job: Job) -> Option<Job> {
         *self.waiting.jobs.lock() += 1;
-        let job = match self.jobs.try_send(job) {
-            Ok(()) => return Ok(()),
-            Err(TrySendError::Full(job) | TrySendError::Disconnected(job)) => job,
-        };
-        if wait && self.buffer.is_none() {
-            return self.jobs.send(job).map_err(|_| Error::Cancelled);
+        match self.jobs.try_send(job) {
+            Ok(()) => None,
+            Err(TrySendError::Full(job) | TrySendError::Disconnected(job)) => {
+                // The walk itself ends only after this, so nobody has to be told.
+                *self.waiting.jobs.lock() -= 1;
+                Some(job)
+            }
         }
-        // The walk itself ends only after this, so nobody has to be told.
-        *self.waiting.jobs.lock() -= 1;
-        self.job(job)
+    }
+
+    /// Leaves a file to whoever is free. Where nobody is, waits for that, if this thread may, or reads it.
+    fn hand_out(&self, job: Job) -> Result<()> {
+        let Some(job) = self.offer(job) else {
+            return Ok(());
+        };
+        if self.buffer.is_some() {
+            return self.job(job);
+        }
+        *self.waiting.jobs.lock() += 1;
+        self.jobs.send(job).map_err(|_| Error::Cancelled)
     }
 
     /// Waits until every job is done, and sends the workers home.
@@ -204,18 +242,17 @@ impl Walker<'_> {
     /// A directory's entries are the root.
     fn contents(&self, path: &Path, parent: Option<Id>) -> Result<()> {
         let fd = match source::open_root(path) {
-            Ok(fd) => Some(Arc::new(fd)),
+            Ok(fd) => Some(fd),
             // A volume whose directory is not there holds nothing.
             Err(Errno::NOENT) => None,
             Err(errno) => return Err(Error::source(path, errno)),
         };
-        let root = OpenDir::new(None, None, PathBuf::new());
-        let mut before = self.before(parent);
-        if let Some(fd) = &fd {
-            let names = source::names(&**fd).map_err(|errno| Error::source(path, errno))?;
-            self.entries(&root, fd, names, &mut before)?;
-        }
-        done(self.engine, &root)
+        let root = OpenDir::new(None, None, Trail::root(""));
+        let Some(fd) = fd else {
+            return done(self.engine, &root);
+        };
+        let names = source::names(&fd).map_err(|errno| Error::source(path, errno))?;
+        self.walk(Entered::new(root, fd, names, self.before(parent)))
     }
 
     /// The root holds the absolute paths.
@@ -224,33 +261,36 @@ impl Walker<'_> {
         for path in paths {
             top.insert(path)?;
         }
-        let root = OpenDir::new(None, None, PathBuf::from("/"));
-        let mut before = self.before(parent);
-        self.level(&root, Path::new("/"), &top, &mut before)?;
-        done(self.engine, &root)
+        let root = OpenDir::new(None, None, Trail::root("/"));
+        self.level(root, Path::new("/"), &top, self.before(parent))
     }
 
-    /// A directory of which only some entries are backed up.
+    /// A directory of which only some entries are backed up. As deep as the paths that the caller of the backup gave.
     fn level(
         &self,
-        dir: &Arc<OpenDir>,
+        dir: Arc<OpenDir>,
         path: &Path,
         level: &Level,
-        before: &mut Before,
+        mut before: Before,
     ) -> Result<()> {
         let engine = self.engine;
         let unreadable = |errno: Errno| Error::source(path, errno);
-        let fd = Arc::new(source::open_root(path).map_err(unreadable)?);
+        let fd = source::open_root(path).map_err(unreadable)?;
         if level.whole {
-            let names = source::names(&*fd).map_err(unreadable)?;
-            return self.entries(dir, &fd, names, before);
+            let names = source::names(&fd).map_err(unreadable)?;
+            return self.walk(Entered::new(dir, fd, names, before));
         }
+        let fd = Arc::new(fd);
         for (name, below) in &level.below {
             let was = before.take(name.to_bytes());
             let here = path.join(OsStr::from_bytes(name.to_bytes()));
             if below.whole {
                 source::stat(&*fd, name).map_err(|errno| Error::source(&here, errno))?;
-                self.entry(dir, &fd, name.clone(), was)?;
+                if let Some(job) = self.entry(&dir, &fd, name.clone(), was)?
+                    && let Some(entered) = self.enter(job)?
+                {
+                    self.walk(entered)?;
+                }
                 continue;
             }
             // Above the paths links are followed: the node describes what they lead to.
@@ -258,53 +298,84 @@ impl Walker<'_> {
             let node = source::node(name.to_bytes(), &stat, &engine.names)
                 .filter(|node| node.kind == NodeKind::Dir)
                 .ok_or_else(|| Error::source(&here, Errno::NOTDIR))?;
-            let (node, subtree) = self.dir_node(dir, node, was, source::open_root(&here));
+            let (node, subtree) = self.dir_node(&dir, node, was, source::open_root(&here));
             let place = dir.reserve();
-            let open = OpenDir::new(Some((Arc::clone(dir), place)), Some(node), here.clone());
-            self.level(&open, &here, below, &mut self.before(subtree))?;
-            done(engine, &open)?;
+            let trail = dir.path.below(name.to_bytes());
+            let open = OpenDir::new(Some((Arc::clone(&dir), place)), Some(node), trail);
+            self.level(open, &here, below, self.before(subtree))?;
         }
-        Ok(())
+        done(engine, &dir)
     }
 
-    fn entries(
-        &self,
-        dir: &Arc<OpenDir>,
-        fd: &Arc<OwnedFd>,
-        names: Vec<CString>,
-        before: &mut Before,
-    ) -> Result<()> {
-        for name in names {
+    /// Walks a directory and what nobody else is free for below it.
+    fn walk(&self, first: Entered) -> Result<()> {
+        let mut entered = vec![first];
+        while let Some(last) = entered.last_mut() {
             if self.engine.stop.is_cancelled() {
                 return Err(Error::Cancelled);
             }
-            let was = before.take(name.to_bytes());
-            self.entry(dir, fd, name, was)?;
+            if let (Some(name), Some(fd)) = (last.names.next(), &last.fd) {
+                let was = last.before.take(name.to_bytes());
+                if let Some(job) = self.entry(&last.dir, fd, name, was)?
+                    && let Some(inner) = self.enter(job)?
+                {
+                    if entered.len() > KEPT_OPEN
+                        && let Some(last) = entered.last_mut()
+                    {
+                        last.fd = None;
+                    }
+                    entered.push(inner);
+                }
+            } else if let Some(Entered { dir, fd, .. }) = entered.pop() {
+                if let Some(last) = entered.last_mut().filter(|last| last.fd.is_none()) {
+                    self.reopen(last, fd);
+                }
+                done(self.engine, &dir)?;
+            }
         }
         Ok(())
     }
 
+    /// Opens a directory again from one in it. Where that fails, what is left of it is an error.
+    fn reopen(&self, entered: &mut Entered, below: Option<Arc<OwnedFd>>) {
+        let known = entered.dir.node.lock().as_ref().map(identity_of);
+        let opened = match (below, known) {
+            (Some(below), Some(known)) => above(&*below, known),
+            _ => Err(Errno::STALE),
+        };
+        match opened {
+            Ok(fd) => entered.fd = Some(Arc::new(fd)),
+            Err(_) if entered.names.len() == 0 => {}
+            Err(errno) => {
+                let error = std::io::Error::from(errno);
+                let message = format!("the rest of it is left out: {error}");
+                self.engine.error(&entered.dir.path, b"", &message);
+            }
+        }
+    }
+
+    /// Stores an entry, or leaves it to whoever is free. A directory comes back where nobody is.
     fn entry(
         &self,
         dir: &Arc<OpenDir>,
         fd: &Arc<OwnedFd>,
         name: CString,
         was: Option<Node>,
-    ) -> Result<()> {
+    ) -> Result<Option<DirJob>> {
         let engine = self.engine;
         let stat = match source::stat(&**fd, &name) {
             Ok(stat) => stat,
             Err(errno) => {
                 engine.problem(&dir.path, name.to_bytes(), errno);
-                return Ok(());
+                return Ok(None);
             }
         };
         let Some(mut node) = source::node(name.to_bytes(), &stat, &engine.names) else {
             engine.error(&dir.path, name.to_bytes(), "it has an unknown type");
-            return Ok(());
+            return Ok(None);
         };
         match node.kind {
-            NodeKind::File => self.file(dir, fd, name, node, was),
+            NodeKind::File => self.file(dir, fd, name, node, was)?,
             NodeKind::Dir => {
                 let job = DirJob {
                     above: Arc::clone(dir),
@@ -314,11 +385,12 @@ impl Walker<'_> {
                     node,
                     was,
                 };
-                self.hand_out(Job::Dir(Box::new(job)), false)
+                if let Some(Job::Dir(job)) = self.offer(Job::Dir(Box::new(job))) {
+                    return Ok(Some(*job));
+                }
             }
             NodeKind::Socket => {
                 engine.figures.sockets.fetch_add(1, Ordering::Relaxed);
-                Ok(())
             }
             _ => {
                 if node.kind == NodeKind::Symlink {
@@ -326,7 +398,7 @@ impl Walker<'_> {
                         Ok(target) => node.link_target = target,
                         Err(errno) => {
                             engine.problem(&dir.path, name.to_bytes(), errno);
-                            return Ok(());
+                            return Ok(None);
                         }
                     }
                 }
@@ -335,9 +407,9 @@ impl Walker<'_> {
                     Err(error) => engine.error(&dir.path, name.to_bytes(), &error.to_string()),
                 }
                 dir.add(engine, &node);
-                Ok(())
             }
         }
+        Ok(None)
     }
 
     fn file(
@@ -384,17 +456,17 @@ impl Walker<'_> {
             changed,
         };
         if node.size < LARGE {
-            return self.hand_out(Job::One(job), true);
+            return self.hand_out(Job::One(job));
         }
         let file = Arc::new(LargeFile::new(job, &content, index));
         for _ in 0..threads() {
-            self.hand_out(Job::Shared(Arc::clone(&file)), true)?;
+            self.hand_out(Job::Shared(Arc::clone(&file)))?;
         }
         Ok(())
     }
 
-    /// Walks a directory and fills its place.
-    fn dir(&self, job: DirJob) -> Result<()> {
+    /// Opens a directory, or fills its place with nothing and counts why.
+    fn enter(&self, job: DirJob) -> Result<Option<Entered>> {
         let DirJob {
             above,
             place,
@@ -404,6 +476,12 @@ impl Walker<'_> {
             was,
         } = job;
         let engine = self.engine;
+        if above.path.depth() >= MAX_DEPTH {
+            let message = format!("it lies in more than {MAX_DEPTH} directories and is left out");
+            engine.error(&above.path, name.to_bytes(), &message);
+            complete(engine, &above, place, None)?;
+            return Ok(None);
+        }
         let opened =
             source::open_dir(&*fd, &name).and_then(|inner| Ok((source::names(&inner)?, inner)));
         // What lies in it does not need the one above.
@@ -412,15 +490,14 @@ impl Walker<'_> {
             Ok(opened) => opened,
             Err(errno) => {
                 engine.problem(&above.path, name.to_bytes(), errno);
-                return complete(engine, &above, place, None);
+                complete(engine, &above, place, None)?;
+                return Ok(None);
             }
         };
         let (node, subtree) = self.dir_node(&above, node, was, Ok(&inner));
-        let path = above.path.join(OsStr::from_bytes(name.to_bytes()));
-        let open = OpenDir::new(Some((above, place)), Some(node), path);
-        let mut before = self.before(subtree);
-        self.entries(&open, &Arc::new(inner), names, &mut before)?;
-        done(engine, &open)
+        let trail = above.path.below(name.to_bytes());
+        let open = OpenDir::new(Some((above, place)), Some(node), trail);
+        Ok(Some(Entered::new(open, inner, names, self.before(subtree))))
     }
 
     /// Counts a directory, adds its extended attributes, and names the tree it had in the parent.
@@ -457,6 +534,10 @@ impl Walker<'_> {
             }
         }
     }
+}
+
+fn identity_of(node: &Node) -> (u64, u64) {
+    (node.device_id, node.inode)
 }
 
 /// restic's rule: size, modification and change time, and inode are the same.

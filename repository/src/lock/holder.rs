@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 /// Locks older than this are dead by restic's rule: a living restic confirms every five minutes.
 pub const FOREIGN_STALE: Duration = Duration::from_secs(30 * 60);
 
-/// A process instance that no other process ever equals.
+/// A process instance that no other process ever equals, by where it runs. Only [`LockJudge`]s know what that means.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Instance {
     /// UID of the cluster's `kube-system` namespace. A lock of another cluster is foreign.

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use jiff::tz::TimeZone;
@@ -25,11 +25,10 @@ use crate::progress::Progress;
 use crate::report::FileProblem;
 use crate::repository::Repository;
 use crate::snapshot::Snapshot;
+use crate::trail::{MAX_DEPTH, shown};
 use crate::tree::{FOOT, HEAD, Node, NodeKind};
 
 const NAMED: usize = 100;
-/// Deeper than any path that a system takes.
-const MAX_DEPTH: usize = 2048;
 const TAG: &str = "repaired";
 
 pub(super) async fn salvage(
@@ -181,6 +180,14 @@ async fn replace(
     Ok(new)
 }
 
+/// A tree of which the nodes before `at` are what is left of them.
+struct Open {
+    id: Id,
+    nodes: Vec<Node>,
+    at: usize,
+    changed: bool,
+}
+
 /// Trees on their way from what they were to what is left of them.
 struct Rewrite<'a> {
     reader: BlobReader,
@@ -198,7 +205,7 @@ impl Rewrite<'_> {
     /// What is left of a snapshot's root, or why nothing is.
     fn root(&mut self, id: &Id) -> Result<Result<Id, String>> {
         match self.load(id) {
-            Ok(_) => self.tree(id, Path::new("/"), 0).map(Ok),
+            Ok(_) => self.tree(id).map(Ok),
             Err(Error::Corrupt { object, reason }) => {
                 Ok(Err(Error::corrupt(object, reason).to_string()))
             }
@@ -210,47 +217,81 @@ impl Rewrite<'_> {
         drive::wait(&self.runtime, self.stop, self.reader.tree(id))
     }
 
-    fn tree(&mut self, id: &Id, path: &Path, depth: usize) -> Result<Id> {
-        if let Some(new) = self.done.get(id) {
-            return Ok(*new);
-        }
-        let loaded = match depth < MAX_DEPTH {
-            true => self.load(id),
-            false => Err(Error::corrupt(format!("tree {id}"), "it is too deep")),
-        };
-        let new = match loaded {
-            Ok(nodes) => self.nodes(id, nodes, path, depth)?,
-            Err(error @ Error::Corrupt { .. }) => {
-                self.emptied(path, &error.to_string());
-                self.save(&[])?
+    /// What is left of a tree and of those below it.
+    fn tree(&mut self, id: &Id) -> Result<Id> {
+        let mut path = PathBuf::from("/");
+        let mut open = Vec::new();
+        let mut known = self.begin(id, &path, &mut open)?;
+        loop {
+            let Some(last) = open.last_mut() else {
+                return known.ok_or_else(|| Error::Internal("a repair left no tree".into()));
+            };
+            if let Some(new) = known.take() {
+                path.pop();
+                if let Some(node) = last.nodes.get_mut(last.at) {
+                    last.changed |= node.subtree != Some(new);
+                    node.subtree = Some(new);
+                }
+                last.at += 1;
             }
-            Err(error) => return Err(error),
-        };
-        self.done.insert(*id, new);
-        Ok(new)
-    }
-
-    fn nodes(&mut self, id: &Id, mut nodes: Vec<Node>, path: &Path, depth: usize) -> Result<Id> {
-        let mut changed = false;
-        for node in &mut nodes {
-            if node.kind != NodeKind::Dir {
-                changed |= self.file(node, path);
-                continue;
+            while let Some(node) = last.nodes.get_mut(last.at)
+                && node.kind != NodeKind::Dir
+            {
+                last.changed |= self.file(node, &path);
+                last.at += 1;
             }
-            let below = path.join(OsStr::from_bytes(&node.name));
-            let new = match &node.subtree {
-                Some(subtree) => self.tree(subtree, &below, depth + 1)?,
+            known = match last.nodes.get(last.at) {
+                Some(node) => {
+                    path.push(OsStr::from_bytes(&node.name));
+                    match node.subtree {
+                        Some(subtree) => self.begin(&subtree, &path, &mut open)?,
+                        None => {
+                            self.emptied(&path, "the snapshot lacks its tree");
+                            Some(self.save(&[])?)
+                        }
+                    }
+                }
                 None => {
-                    self.emptied(&below, "the snapshot lacks its tree");
-                    self.save(&[])?
+                    let new = match last.changed {
+                        true => self.save(&last.nodes)?,
+                        false => last.id,
+                    };
+                    self.done.insert(last.id, new);
+                    open.pop();
+                    Some(new)
                 }
             };
-            changed |= node.subtree != Some(new);
-            node.subtree = Some(new);
         }
-        match changed {
-            true => self.save(&nodes),
-            false => Ok(*id),
+    }
+
+    /// What is left of a tree, if that is known at once; else it is one of the open ones now.
+    fn begin(&mut self, id: &Id, path: &Path, open: &mut Vec<Open>) -> Result<Option<Id>> {
+        if let Some(new) = self.done.get(id) {
+            return Ok(Some(*new));
+        }
+        if open.len() > MAX_DEPTH {
+            let message =
+                format!("it lies in more than {MAX_DEPTH} directories and is left as it is");
+            self.problem(path, message);
+            return Ok(Some(*id));
+        }
+        match self.load(id) {
+            Ok(nodes) => {
+                open.push(Open {
+                    id: *id,
+                    nodes,
+                    at: 0,
+                    changed: false,
+                });
+                Ok(None)
+            }
+            Err(error @ Error::Corrupt { .. }) => {
+                self.emptied(path, &error.to_string());
+                let new = self.save(&[])?;
+                self.done.insert(*id, new);
+                Ok(Some(new))
+            }
+            Err(error) => Err(error),
         }
     }
 
@@ -287,7 +328,7 @@ impl Rewrite<'_> {
 
     fn problem(&mut self, path: &Path, message: String) {
         if self.report.problems.len() < NAMED {
-            let path = path.display().to_string();
+            let path = shown(path);
             self.report.problems.push(FileProblem { path, message });
         }
     }

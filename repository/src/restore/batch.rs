@@ -3,7 +3,6 @@
 use std::ffi::CString;
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -19,6 +18,7 @@ use crate::error::{Error, Result};
 use crate::files::FileKind;
 use crate::index::Location;
 use crate::pack::BlobKind;
+use crate::trail::{Trail, identity};
 use crate::tree::Node;
 
 /// Bytes of a pack read at once.
@@ -35,7 +35,7 @@ const MAX_BLOBS: usize = 50_000;
 #[derive(Debug)]
 pub(super) struct File {
     /// The directory's path below the target.
-    pub(super) dir: Arc<PathBuf>,
+    pub(super) dir: Arc<Trail>,
     pub(super) name: CString,
     /// Without its content, which is in the pieces.
     pub(super) node: Node,
@@ -84,7 +84,7 @@ impl Batch {
     pub(super) fn add(
         &mut self,
         engine: &Engine,
-        dir: &Arc<PathBuf>,
+        dir: &Arc<Trail>,
         name: CString,
         mut node: Node,
         there: bool,
@@ -217,7 +217,7 @@ struct Writer<'a> {
     engine: &'a Engine,
     files: &'a [File],
     /// The directory opened last: files of one directory come together.
-    dir: Option<(Arc<PathBuf>, OwnedFd)>,
+    dir: Option<(Arc<Trail>, OwnedFd)>,
 }
 
 impl Writer<'_> {
@@ -414,15 +414,6 @@ fn part(engine: &Engine, pieces: &[Piece]) -> Result<(Rc<str>, Sealed)> {
     let (runtime, stop) = (&engine.runtime, &engine.stop);
     let sealed = Sealed::part(&reader.files, runtime, stop, &pack, start..end)?;
     Ok((Rc::from(pack), sealed))
-}
-
-#[allow(
-    clippy::unnecessary_cast,
-    reason = "the types of stat's fields differ between architectures"
-)]
-fn identity(fd: &OwnedFd) -> Result<(u64, u64), Errno> {
-    let found = rustix::fs::fstat(fd)?;
-    Ok((found.st_dev as u64, found.st_ino as u64))
 }
 
 fn write_all(fd: &OwnedFd, mut bytes: &[u8], mut at: u64) -> std::io::Result<()> {

@@ -29,6 +29,7 @@ use crate::lock::{Adding, LockGuard};
 use crate::progress::Progress;
 use crate::report::{FileProblem, Overwrite, RestoreOptions, RestoreSummary};
 use crate::repository::Repository;
+use crate::trail::Trail;
 use crate::tree::NodeKind;
 use select::Selection;
 use target::Target;
@@ -62,14 +63,11 @@ pub(crate) struct Engine {
 }
 
 impl Engine {
-    fn problem(&self, dir: &Path, name: &[u8], message: &str) {
+    fn problem(&self, dir: &Trail, name: &[u8], message: &str) {
         let mut errors = self.errors.lock();
         errors.0 += 1;
         if errors.1.len() < NAMED {
-            let path = dir
-                .join(String::from_utf8_lossy(name).as_ref())
-                .display()
-                .to_string();
+            let path = dir.show(name);
             tracing::warn!(path, message, "restore");
             errors.1.push(FileProblem {
                 path,

@@ -14,6 +14,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use crate::report::{Overwrite, RestoreOptions};
+use crate::trail::{self, Trail};
 use crate::tree::{Node, NodeKind, permissions, time};
 
 /// Only we can read what is half written.
@@ -24,6 +25,8 @@ const DIRECTORY: OFlags = OFlags::RDONLY
     .union(OFlags::DIRECTORY)
     .union(OFlags::CLOEXEC)
     .union(OFlags::NOFOLLOW);
+/// So long a path the system takes at once.
+const MAX_PATH: usize = 4095;
 /// No path leads out of the directory it is looked up in, nor through a link.
 const BENEATH: ResolveFlags = ResolveFlags::BENEATH
     .union(ResolveFlags::NO_SYMLINKS)
@@ -84,22 +87,23 @@ impl Target {
         })
     }
 
-    /// Opens a directory by its path below the target. Fails where a link is on the way.
-    pub(super) fn dir(&self, path: &Path) -> Result<OwnedFd, Errno> {
-        if path.as_os_str().is_empty() {
-            return rustix::io::fcntl_dupfd_cloexec(&self.root, 0);
-        }
-        match rustix::fs::openat2(&self.root, path, DIRECTORY, Mode::empty(), BENEATH) {
-            // An old kernel, or a seccomp profile that does not know the call: one step after the other.
-            Err(Errno::NOSYS | Errno::PERM) => {
-                let mut dir = rustix::io::fcntl_dupfd_cloexec(&self.root, 0)?;
-                for name in path.iter() {
-                    dir = rustix::fs::openat(&dir, name, DIRECTORY, Mode::empty())?;
-                }
-                Ok(dir)
+    /// Opens a directory below the target. Fails where a link is on the way.
+    pub(super) fn dir(&self, trail: &Trail) -> Result<OwnedFd, Errno> {
+        let path = trail.path();
+        let mut rest = path.as_os_str().as_bytes();
+        let mut dir = None;
+        while !rest.is_empty() {
+            let mut end = rest.len();
+            if end > MAX_PATH {
+                let slash = rest[..=MAX_PATH].iter().rposition(|byte| *byte == b'/');
+                end = slash.unwrap_or(end);
             }
-            result => result,
+            let (part, after) = rest.split_at(end);
+            let from = dir.as_ref().unwrap_or(&self.root).as_fd();
+            dir = Some(beneath(from, Path::new(OsStr::from_bytes(part)))?);
+            rest = after.strip_prefix(b"/").unwrap_or(after);
         }
+        dir.map_or_else(|| rustix::io::fcntl_dupfd_cloexec(&self.root, 0), Ok)
     }
 
     /// What [`Overwrite`] says of an entry.
@@ -194,8 +198,8 @@ impl Target {
     }
 
     /// The names in a directory that may be there already.
-    pub(super) fn names(&self, path: &Path) -> Result<Vec<CString>, Errno> {
-        match self.dir(path) {
+    pub(super) fn names(&self, trail: &Trail) -> Result<Vec<CString>, Errno> {
+        match self.dir(trail) {
             Ok(dir) => names(&dir),
             // Whatever is in its place holds no names.
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(Vec::new()),
@@ -205,23 +209,40 @@ impl Target {
 
     /// Removes an entry and all that is below it; mounted file systems are not entered. Returns how many there were.
     pub(super) fn remove_all(&self, dir: BorrowedFd<'_>, name: &CStr) -> Result<u64, Errno> {
-        match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
-            Err(Errno::ISDIR) => {}
-            Err(Errno::NOENT) => return Ok(0),
-            result => return result.map(|()| 1),
-        }
-        let here = BENEATH | ResolveFlags::NO_XDEV;
-        let inner = match rustix::fs::openat2(dir, name, DIRECTORY, Mode::empty(), here) {
-            Err(Errno::NOSYS | Errno::PERM) => {
-                rustix::fs::openat(dir, name, DIRECTORY, Mode::empty())?
+        // Of the directories above only what is needed to find back to them: they may be many.
+        let mut open: Vec<Emptied> = Vec::new();
+        let mut here = rustix::io::fcntl_dupfd_cloexec(dir, 0)?;
+        let mut next = Some(name.to_owned());
+        let mut removed = 0;
+        while let Some(name) = next.take() {
+            match rustix::fs::unlinkat(&here, &name, AtFlags::empty()) {
+                Err(Errno::ISDIR) => {
+                    let inner = unmounted(&here, &name)?;
+                    open.push(Emptied {
+                        name,
+                        above: trail::identity(&here)?,
+                        left: names(&inner)?.into_iter(),
+                    });
+                    here = inner;
+                }
+                Err(Errno::NOENT) => {}
+                result => {
+                    result?;
+                    removed += 1;
+                }
             }
-            result => result?,
-        };
-        let mut removed = 1;
-        for name in names(&inner)? {
-            removed += self.remove_all(inner.as_fd(), &name)?;
+            // What is empty by now goes too.
+            while let Some(last) = open.last_mut() {
+                next = last.left.next();
+                if next.is_some() {
+                    break;
+                }
+                here = trail::above(&here, last.above)?;
+                rustix::fs::unlinkat(&here, &last.name, AtFlags::REMOVEDIR)?;
+                removed += 1;
+                open.pop();
+            }
         }
-        rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR)?;
         Ok(removed)
     }
 
@@ -288,45 +309,41 @@ impl Target {
         make().map(|()| Made::Yes)
     }
 
-    /// Owner, mode, extended attributes, times: each may undo the one after it, in no other order.
+    /// Owner, mode, extended attributes, times: each may undo the one after it, in no other order. Where one fails, the
+    /// others are set all the same; the first error is returned.
     pub(super) fn dress(&self, fd: impl AsFd, node: &Node) -> io::Result<()> {
         let fd = fd.as_fd();
-        self.own(|uid, gid| rustix::fs::fchown(fd, uid, gid), node)?;
-        rustix::fs::fchmod(fd, Mode::from_raw_mode(permissions(node.mode)))?;
-        for (name, value) in &node.xattrs {
-            let name = CString::new(&**name)?;
-            rustix::fs::fsetxattr(fd, &*name, value, XattrFlags::empty())
-                .map_err(|errno| about_xattr(&name, errno))?;
-        }
-        Ok(rustix::fs::futimens(fd, &times(node))?)
+        let owned = self.own(|uid, gid| rustix::fs::fchown(fd, uid, gid), node);
+        let mode = rustix::fs::fchmod(fd, mode(node, owned));
+        let xattrs = set_xattrs(node, |name, value| {
+            rustix::fs::fsetxattr(fd, name, value, XattrFlags::empty())
+        });
+        let times = rustix::fs::futimens(fd, &times(node));
+        self.tolerated(owned).and(mode)?;
+        xattrs?;
+        Ok(times?)
     }
 
     /// The same for what is not to be opened.
     fn dress_at(&self, dir: BorrowedFd<'_>, name: &CStr, node: &Node) -> io::Result<()> {
         let nofollow = AtFlags::SYMLINK_NOFOLLOW;
-        self.own(
+        let owned = self.own(
             |uid, gid| rustix::fs::chownat(dir, name, uid, gid, nofollow),
             node,
-        )?;
+        );
+        let mode = match node.kind {
+            NodeKind::Symlink => Ok(()),
+            _ => chmod_at(dir, name, mode(node, owned)),
+        };
         let mut path = PathBuf::from(format!("/proc/self/fd/{}", dir.as_raw_fd()));
         path.push(OsStr::from_bytes(name.to_bytes()));
-        if node.kind != NodeKind::Symlink {
-            // There is no chmod that does not follow links; through a handle there is nothing left to follow.
-            let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let handle = rustix::fs::openat(dir, name, flags, Mode::empty())?;
-            let found = FileType::from_raw_mode(rustix::fs::fstat(&handle)?.st_mode);
-            if found == FileType::Symlink {
-                return Err(Errno::LOOP.into());
-            }
-            let handle_path = format!("/proc/self/fd/{}", handle.as_raw_fd());
-            rustix::fs::chmod(handle_path, Mode::from_raw_mode(permissions(node.mode)))?;
-        }
-        for (attribute, value) in &node.xattrs {
-            let attribute = CString::new(&**attribute)?;
-            rustix::fs::lsetxattr(&path, &*attribute, value, XattrFlags::empty())
-                .map_err(|errno| about_xattr(&attribute, errno))?;
-        }
-        Ok(rustix::fs::utimensat(dir, name, &times(node), nofollow)?)
+        let xattrs = set_xattrs(node, |name, value| {
+            rustix::fs::lsetxattr(&path, name, value, XattrFlags::empty())
+        });
+        let times = rustix::fs::utimensat(dir, name, &times(node), nofollow);
+        self.tolerated(owned).and(mode)?;
+        xattrs?;
+        Ok(times?)
     }
 
     fn own(
@@ -341,9 +358,13 @@ impl Target {
         if node.uid == u32::MAX || node.gid == u32::MAX {
             return Err(Errno::INVAL);
         }
-        match chown(Some(Uid::from_raw(node.uid)), Some(Gid::from_raw(node.gid))) {
+        chown(Some(Uid::from_raw(node.uid)), Some(Gid::from_raw(node.gid)))
+    }
+
+    fn tolerated(&self, owned: Result<(), Errno>) -> Result<(), Errno> {
+        match owned {
             Err(Errno::PERM) if self.owners == Owners::Try => Ok(()),
-            result => result,
+            owned => owned,
         }
     }
 
@@ -384,6 +405,67 @@ fn names(dir: &OwnedFd) -> Result<Vec<CString>, Errno> {
         }
     }
     Ok(names)
+}
+
+/// A directory that is being removed.
+struct Emptied {
+    name: CString,
+    /// What the one above is known by.
+    above: (u64, u64),
+    left: std::vec::IntoIter<CString>,
+}
+
+/// Opens a directory by a path of any number of names.
+fn beneath(dir: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd, Errno> {
+    match rustix::fs::openat2(dir, path, DIRECTORY, Mode::empty(), BENEATH) {
+        // An old kernel, or a seccomp profile that does not know the call: one step after the other.
+        Err(Errno::NOSYS | Errno::PERM) => {
+            let mut dir = rustix::io::fcntl_dupfd_cloexec(dir, 0)?;
+            for name in path.iter() {
+                dir = rustix::fs::openat(&dir, name, DIRECTORY, Mode::empty())?;
+            }
+            Ok(dir)
+        }
+        result => result,
+    }
+}
+
+/// Opens a directory unless another file system is mounted there.
+fn unmounted(dir: &OwnedFd, name: &CStr) -> Result<OwnedFd, Errno> {
+    let here = BENEATH | ResolveFlags::NO_XDEV;
+    match rustix::fs::openat2(dir, name, DIRECTORY, Mode::empty(), here) {
+        Err(Errno::NOSYS | Errno::PERM) => rustix::fs::openat(dir, name, DIRECTORY, Mode::empty()),
+        result => result,
+    }
+}
+
+/// Programs of somebody else must not run as whoever they belong to now.
+fn mode(node: &Node, owned: Result<(), Errno>) -> Mode {
+    let mode = Mode::from_raw_mode(permissions(node.mode));
+    match owned {
+        Ok(()) => mode,
+        Err(_) => mode.difference(Mode::SUID | Mode::SGID),
+    }
+}
+
+/// There is no chmod that does not follow links; through a handle there is nothing left to follow.
+fn chmod_at(dir: BorrowedFd<'_>, name: &CStr, mode: Mode) -> Result<(), Errno> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let handle = rustix::fs::openat(dir, name, flags, Mode::empty())?;
+    let found = FileType::from_raw_mode(rustix::fs::fstat(&handle)?.st_mode);
+    if found == FileType::Symlink {
+        return Err(Errno::LOOP);
+    }
+    rustix::fs::chmod(format!("/proc/self/fd/{}", handle.as_raw_fd()), mode)
+}
+
+/// Sets all that can be set.
+fn set_xattrs(node: &Node, set: impl Fn(&CStr, &[u8]) -> Result<(), Errno>) -> io::Result<()> {
+    let each = node.xattrs.iter().map(|(name, value)| {
+        let name = CString::new(&**name)?;
+        set(&name, value).map_err(|errno| about_xattr(&name, errno))
+    });
+    each.fold(Ok(()), io::Result::and)
 }
 
 fn about_xattr(name: &CStr, errno: Errno) -> io::Error {

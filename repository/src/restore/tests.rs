@@ -422,3 +422,64 @@ async fn what_is_read_back_wrong_is_counted_and_named() {
         (3, 3, 0)
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_some_metadata_is_refused_the_rest_is_set() {
+    let place = Place::new().await;
+    let refused = r#","extended_attributes":[{"name":"nonsense.x","value":""},{"name":"user.y","value":"eQ=="}]"#;
+    // Set user and group id, as Go writes them.
+    let setuid = |node: String| node.replace(r#""mode":511"#, r#""mode":12583405"#);
+    let nobody = |node: String| node.replace(r#""uid":7"#, r#""uid":4294967295"#);
+    let inner = tree(&[]);
+    let root = tree(&[
+        node("dir", "dir", &format!(r#","subtree":"{{0}}"{refused}"#)),
+        node("fifo", "fifo", refused),
+        setuid(file("file", refused)),
+        nobody(setuid(node("nobody", "fifo", ""))),
+        nobody(setuid(file("nobody's", ""))),
+    ]);
+    let id = place.snapshot(&[&inner, &root]).await;
+    let summary = place.restore(&id, RestoreOptions::default()).await.unwrap();
+    let mut problems: Vec<_> = summary.errors.iter().map(|one| &*one.path).collect();
+    problems.sort_unstable();
+    assert_eq!(problems, ["dir/", "fifo", "file", "nobody", "nobody's"]);
+    for (name, mode) in [
+        ("dir", 0o777),
+        ("fifo", 0o777),
+        ("file", 0o6755),
+        // It would run as somebody else.
+        ("nobody", 0o755),
+        ("nobody's", 0o755),
+    ] {
+        let found = fs::symlink_metadata(place.target().join(name)).unwrap();
+        assert_eq!(found.mode() & 0o7777, mode, "{name}");
+        assert_eq!(found.mtime(), 981_173_106, "{name}");
+    }
+    for name in ["dir", "file"] {
+        let path = place.target().join(name);
+        let mut value = [0; 8];
+        let length = rustix::fs::getxattr(path, c"user.y", &mut value[..]).unwrap();
+        assert_eq!(&value[..length], b"y", "{name}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn directories_that_lie_too_deep_are_named() {
+    let place = Place::new().await;
+    let mut trees = vec![tree(&[file("lost", "")])];
+    for above in 0..crate::trail::MAX_DEPTH + 1 {
+        trees.push(tree(&[dir("d", above)]));
+    }
+    trees.push(tree(&[dir("deep", trees.len() - 1), file("good", "")]));
+    let trees: Vec<_> = trees.iter().map(|tree| &**tree).collect();
+    let id = place.snapshot(&trees).await;
+    let options = RestoreOptions {
+        only: crate::report::Only::Included(vec!["good".into(), "lost".into()]),
+        ..RestoreOptions::default()
+    };
+    let summary = place.restore(&id, options).await.unwrap();
+    assert_eq!((summary.files, summary.error_count), (1, 1), "{summary:?}");
+    let problem = &summary.errors[0];
+    assert!(problem.message.contains("4096"), "{problem:?}");
+    assert!(problem.path.len() < 5000 && problem.path.ends_with("/d/d/"));
+}

@@ -1,14 +1,13 @@
 //! The walk through a snapshot's trees: makes directories, links and the like, and gathers files for the batches.
 
-use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
-use std::ffi::{CString, OsStr};
+use std::ffi::CString;
 use std::mem::Discriminant;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+
+use rustix::io::Errno;
 
 use super::Engine;
 use super::batch::Batch;
@@ -16,18 +15,37 @@ use super::target::{Made, Verdict};
 use crate::drive;
 use crate::error::{Error, Result};
 use crate::id::Id;
+use crate::trail::{MAX_DEPTH, Trail};
 use crate::tree::{Node, NodeKind};
 
+/// So many directories wait for their metadata before it is set.
+const MAX_FINISHED: usize = 5_000;
+
 /// Where an entry is: its directory below the target, and its name.
-type Place = (Arc<PathBuf>, CString);
+type Place = (Arc<Trail>, CString);
 
 /// A directory on the way down. One that is not selected itself is made when something in it is.
-struct Level<'a> {
-    path: Arc<PathBuf>,
-    above: Option<(&'a Level<'a>, &'a Node)>,
-    state: Cell<State>,
+struct Level {
+    path: Arc<Trail>,
+    /// `None` for the target itself, which keeps its metadata.
+    node: Option<Node>,
+    state: State,
     /// Names in the target that the snapshot does not have.
-    extras: RefCell<Vec<CString>>,
+    extras: Vec<CString>,
+    /// The directories in it that are still to be entered.
+    below: std::vec::IntoIter<(Node, State)>,
+}
+
+impl Level {
+    fn new(path: Arc<Trail>, node: Option<Node>, state: State) -> Self {
+        Self {
+            path,
+            node,
+            state,
+            extras: Vec::new(),
+            below: Vec::new().into_iter(),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,8 +58,7 @@ enum State {
 
 /// A directory whose entries are all made or in the batch.
 struct Finished {
-    path: Arc<PathBuf>,
-    /// `None` for the target itself, which keeps its metadata.
+    path: Arc<Trail>,
     node: Option<Node>,
     extras: Vec<CString>,
 }
@@ -49,6 +66,8 @@ struct Finished {
 pub(super) struct Walk<'a> {
     engine: &'a Engine,
     total_known: bool,
+    /// The directories above the one that is looked at, from the target on.
+    open: Vec<Level>,
     batch: Batch,
     /// The first name of each file that has several, by device, inode and type in the source.
     first_names: HashMap<(u64, u64, Discriminant<NodeKind>), Place>,
@@ -64,6 +83,7 @@ impl<'a> Walk<'a> {
         Self {
             engine,
             total_known,
+            open: Vec::new(),
             batch: Batch::default(),
             first_names: HashMap::new(),
             links: Vec::new(),
@@ -75,32 +95,55 @@ impl<'a> Walk<'a> {
 
     /// Restores a tree into the target.
     pub(super) fn run(&mut self, tree: &Id) -> Result<()> {
-        let root = Level {
-            path: Arc::default(),
-            above: None,
-            state: Cell::new(State::Made),
-            extras: RefCell::default(),
-        };
-        self.tree(&root, tree)?;
-        self.finish(root, None);
+        let mut root = Level::new(Arc::default(), None, State::Made);
+        self.tree(&mut root, tree)?;
+        self.open.push(root);
+        while let Some(last) = self.open.last_mut() {
+            if let Some((node, state)) = last.below.next() {
+                let path = last.path.below(&node.name);
+                self.descend(path, node, state)?;
+            } else if let Some(level) = self.open.pop() {
+                self.finish(level)?;
+            }
+        }
         self.flush()
     }
 
-    fn tree(&mut self, level: &Level<'_>, id: &Id) -> Result<()> {
+    fn descend(&mut self, path: Arc<Trail>, mut node: Node, state: State) -> Result<()> {
+        let subtree = node.subtree.take();
+        let mut level = Level::new(path, Some(node), state);
+        match subtree {
+            _ if level.path.depth() > MAX_DEPTH => {
+                let message = format!("what it holds lies in more than {MAX_DEPTH} directories");
+                self.engine.problem(&level.path, b"", &message);
+            }
+            Some(subtree) => self.tree(&mut level, &subtree)?,
+            None => self
+                .engine
+                .problem(&level.path, b"", "the snapshot lacks its tree"),
+        }
+        self.open.push(level);
+        Ok(())
+    }
+
+    /// Makes what is in a directory, and notes which directories in it are to be entered.
+    fn tree(&mut self, level: &mut Level, id: &Id) -> Result<()> {
         let engine = self.engine;
         let nodes = match drive::wait(&engine.runtime, &engine.stop, engine.reader.tree(id)) {
             Ok(nodes) => nodes,
             // What else the snapshot holds is worth having.
-            Err(error @ Error::Corrupt { .. }) if level.above.is_some() => {
+            Err(error @ Error::Corrupt { .. }) if level.node.is_some() => {
                 engine.problem(&level.path, b"", &error.to_string());
                 return Ok(());
             }
             Err(error) => return Err(error),
         };
+        let path = level.path.path();
         if engine.options.delete {
             self.look_for_extras(level, &nodes);
         }
         let mut below = Vec::new();
+        // One directory is open at a time, however deep they are nested.
         let mut opened = None;
         // Trees are sorted; only where one is not, all names have to be remembered.
         let sorted = nodes.is_sorted_by(|one, next| one.name < next.name);
@@ -116,7 +159,7 @@ impl<'a> Walk<'a> {
                 engine.problem(&level.path, &node.name, "the snapshot has two of this name");
                 continue;
             }
-            let choice = engine.selection.choose(&level.path, &node.name);
+            let choice = engine.selection.choose(&path, &node.name);
             let is_dir = node.kind == NodeKind::Dir;
             if !choice.this {
                 if is_dir && choice.below {
@@ -124,7 +167,10 @@ impl<'a> Walk<'a> {
                 }
                 continue;
             }
-            let Some(dir) = self.enter(level, &mut opened) else {
+            if opened.is_none() {
+                opened = self.enter(level);
+            }
+            let Some(dir) = &opened else {
                 return Ok(());
             };
             // The tree's parser lets no other name through.
@@ -132,7 +178,7 @@ impl<'a> Walk<'a> {
                 continue;
             };
             if !is_dir {
-                self.leaf(&level.path, dir, name, node)?;
+                self.leaf(&level.path, dir.as_fd(), name, node)?;
                 continue;
             }
             match engine.target.make_dir(dir, &name, &node) {
@@ -140,93 +186,57 @@ impl<'a> Walk<'a> {
                 Err(errno) => engine.problem(&level.path, &node.name, &message(errno)),
             }
         }
-        // One directory is open at a time, however deep they are nested.
-        drop(opened);
-        drop(seen);
-        for (mut node, state) in below {
-            let subtree = node.subtree.take();
-            let inner = Level {
-                path: Arc::new(level.path.join(OsStr::from_bytes(&node.name))),
-                above: Some((level, &node)),
-                state: Cell::new(state),
-                extras: RefCell::default(),
-            };
-            match subtree {
-                Some(subtree) => self.tree(&inner, &subtree)?,
-                None => engine.problem(&inner.path, b"", "the snapshot lacks its tree"),
-            }
-            if inner.state.get() == State::Made {
-                self.dirs += 1;
-                let Level { path, extras, .. } = inner;
-                let extras = extras.into_inner();
-                self.finished.push(Finished {
-                    path,
-                    node: Some(node),
-                    extras,
-                });
-            }
-        }
+        level.below = below.into_iter();
         Ok(())
     }
 
-    fn finish(&mut self, level: Level<'_>, node: Option<Node>) {
-        self.finished.push(Finished {
-            path: level.path,
-            node,
-            extras: level.extras.into_inner(),
-        });
+    fn finish(&mut self, level: Level) -> Result<()> {
+        if level.state != State::Made {
+            return Ok(());
+        }
+        self.dirs += u64::from(level.node.is_some());
+        let Level {
+            path, node, extras, ..
+        } = level;
+        self.finished.push(Finished { path, node, extras });
+        match self.finished.len() < MAX_FINISHED {
+            true => Ok(()),
+            false => self.flush(),
+        }
     }
 
     /// The open directory, made if it has to be. `None`: it cannot be, and that was said.
-    fn enter<'d>(
-        &self,
-        level: &Level<'_>,
-        opened: &'d mut Option<OwnedFd>,
-    ) -> Option<BorrowedFd<'d>> {
-        if opened.is_none() {
-            if !self.make(level) {
-                return None;
-            }
-            match self.engine.target.dir(&level.path) {
-                Ok(dir) => *opened = Some(dir),
-                Err(errno) => {
-                    self.engine.problem(&level.path, b"", &message(errno));
-                    level.state.set(State::Failed);
-                }
-            }
+    fn enter(&mut self, level: &mut Level) -> Option<OwnedFd> {
+        if !self.make(level) {
+            return None;
         }
-        opened.as_ref().map(AsFd::as_fd)
+        let opened = self.engine.target.dir(&level.path);
+        opened
+            .map_err(|errno| {
+                self.engine.problem(&level.path, b"", &message(errno));
+                level.state = State::Failed;
+            })
+            .ok()
     }
 
     /// Makes a directory and those above it that were not selected themselves.
-    fn make(&self, level: &Level<'_>) -> bool {
-        if level.state.get() != State::Unmade {
-            return level.state.get() == State::Made;
-        }
-        let Some((above, node)) = level.above else {
-            return true;
-        };
-        let target = &self.engine.target;
-        let made = self.make(above)
-            && match target.dir(&above.path).and_then(|dir| {
-                let name = CString::new(&*node.name).map_err(|_| rustix::io::Errno::INVAL)?;
-                target.make_dir(dir, &name, node)
-            }) {
-                Ok(()) => true,
-                Err(errno) => {
-                    self.engine.problem(&level.path, b"", &message(errno));
-                    false
+    fn make(&mut self, level: &mut Level) -> bool {
+        if level.state == State::Unmade {
+            let mut above: Option<&Level> = None;
+            for level in self.open.iter_mut().chain([&mut *level]) {
+                if level.state == State::Unmade {
+                    level.state = make_in(self.engine, above, level);
                 }
-            };
-        level
-            .state
-            .set(if made { State::Made } else { State::Failed });
-        made
+                above = Some(level);
+            }
+        }
+        level.state == State::Made
     }
 
     /// What the target has in this directory and the snapshot has not. Removed when the rest is done.
-    fn look_for_extras(&self, level: &Level<'_>, nodes: &[Node]) {
+    fn look_for_extras(&self, level: &mut Level, nodes: &[Node]) {
         let engine = self.engine;
+        let path = level.path.path();
         let found = match engine.target.names(&level.path) {
             Ok(found) => found,
             Err(errno) => return engine.problem(&level.path, b"", &message(errno)),
@@ -235,18 +245,15 @@ impl<'a> Walk<'a> {
             return;
         }
         let expected: HashSet<&[u8]> = nodes.iter().map(|node| &*node.name).collect();
-        level
-            .extras
-            .borrow_mut()
-            .extend(found.into_iter().filter(|name| {
-                let name = name.to_bytes();
-                !expected.contains(name) && engine.selection.choose(&level.path, name).this
-            }));
+        level.extras.extend(found.into_iter().filter(|name| {
+            let name = name.to_bytes();
+            !expected.contains(name) && engine.selection.choose(&path, name).this
+        }));
     }
 
     fn leaf(
         &mut self,
-        path: &Arc<PathBuf>,
+        path: &Arc<Trail>,
         dir: BorrowedFd<'_>,
         name: CString,
         node: Node,
@@ -377,6 +384,26 @@ impl<'a> Walk<'a> {
     }
 }
 
-fn message(errno: rustix::io::Errno) -> String {
+fn make_in(engine: &Engine, above: Option<&Level>, level: &Level) -> State {
+    let (Some(above), Some(node)) = (above, &level.node) else {
+        return level.state;
+    };
+    if above.state != State::Made {
+        return State::Failed;
+    }
+    let made = engine.target.dir(&above.path).and_then(|dir| {
+        let name = CString::new(&*node.name).map_err(|_| Errno::INVAL)?;
+        engine.target.make_dir(dir, &name, node)
+    });
+    match made {
+        Ok(()) => State::Made,
+        Err(errno) => {
+            engine.problem(&level.path, b"", &message(errno));
+            State::Failed
+        }
+    }
+}
+
+fn message(errno: Errno) -> String {
     std::io::Error::from(errno).to_string()
 }
