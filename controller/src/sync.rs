@@ -6,7 +6,7 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use jackline_crds::{
-    names::{FIELD_MANAGER, label, label_value},
+    names::{FIELD_MANAGER, annotation, label, label_value},
     velero::{
         Backup, BackupPhase, BackupStorageLocation, LocationPhase, PodVolumeBackup, Schedule,
     },
@@ -227,7 +227,8 @@ async fn adopt(
         location,
         "backup of the bucket is in the cluster now"
     );
-    Ok(1 + volumes(context, store, location, &made).await?)
+    let stored = stored_pod_volumes(store, name).await?;
+    Ok(1 + volumes(context, stored, location, &made).await?)
 }
 
 /// The Backup object as this cluster holds it.
@@ -278,10 +279,40 @@ async fn complete(
         BackupPhase::Failed,
     ];
     let ours = backup.spec.storage_location.as_deref() == Some(location);
-    if !ours || !done.contains(&backup.phase()) || !pod_volumes(context, backup).is_empty() {
+    let here = pod_volumes(context, backup);
+    if !ours || !done.contains(&backup.phase()) || is_whole(backup, &here) {
         return Ok(0);
     }
-    volumes(context, store, location, backup).await
+    let stored = stored_pod_volumes(store, &backup.name_any()).await?;
+    volumes(context, missing(&here, stored), location, backup).await
+}
+
+/// Whether the backup itself says that its list in the cluster is whole: then the bucket need not be asked.
+fn is_whole(backup: &Backup, here: &[Arc<PodVolumeBackup>]) -> bool {
+    let recorded = backup.annotations().get(annotation::POD_VOLUME_BACKUPS);
+    let recorded = recorded.and_then(|count| count.parse::<usize>().ok());
+    let snapshot = |volume: &PodVolumeBackup| {
+        let id = volume.status.as_ref()?.snapshot_id.as_ref()?;
+        (!id.is_empty()).then_some(())
+    };
+    let found = here.iter().filter_map(|volume| snapshot(volume)).count();
+    recorded.is_some_and(|recorded| found >= recorded)
+}
+
+/// What of the bucket's list the cluster's lacks. One volume of one pod is one entry, whatever its object is called: a hostile list may
+/// have taken the name.
+pub fn missing(
+    here: &[Arc<PodVolumeBackup>],
+    stored: Vec<PodVolumeBackup>,
+) -> Vec<PodVolumeBackup> {
+    fn place(volume: &PodVolumeBackup) -> (Option<&str>, Option<&str>, &str) {
+        let pod = &volume.spec.pod;
+        let (namespace, name) = (pod.namespace.as_deref(), pod.name.as_deref());
+        (namespace, name, &volume.spec.volume)
+    }
+    let known: BTreeSet<_> = here.iter().map(|volume| place(volume)).collect();
+    let unknown = |volume: &PodVolumeBackup| !known.contains(&place(volume));
+    stored.into_iter().filter(unknown).collect()
 }
 
 /// The PodVolumeBackups of a backup that are in the cluster.
@@ -308,17 +339,27 @@ pub async fn stored_pod_volumes(
 
 async fn volumes(
     context: &Context,
-    store: &dyn ObjectStore,
+    stored: Vec<PodVolumeBackup>,
     location: &str,
     backup: &Backup,
 ) -> Result<usize, Failure> {
     let api = context.api::<PodVolumeBackup>();
     let mut made = 0;
-    for stored in stored_pod_volumes(store, &backup.name_any()).await? {
+    for stored in stored {
         let volume = desired_volume(context, stored, location, backup);
         match api.create(&PostParams::default(), &volume).await {
             Ok(_) => made += 1,
-            Err(kube::Error::Api(status)) if status.is_already_exists() => {}
+            Err(kube::Error::Api(status)) if status.is_already_exists() => {
+                let there = api.get_metadata_opt(&volume.name_any()).await?;
+                let of = there.and_then(|there| there.labels().get(label::BACKUP_UID).cloned());
+                if of != backup.metadata.uid {
+                    tracing::warn!(
+                        backup = backup.name_any(),
+                        volume = volume.name_any(),
+                        "another backup has a PodVolumeBackup of this name: restores and deletions read the bucket's list"
+                    );
+                }
+            }
             Err(kube::Error::Api(status)) if status.code == 422 => {
                 tracing::warn!(
                     backup = backup.name_any(),
@@ -389,5 +430,56 @@ async fn remove(context: &Context, backup: &Backup) -> Result<(), Failure> {
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
         Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn volume(name: &str, pod: &str, snapshot: &str) -> PodVolumeBackup {
+        serde_json::from_value(json!({
+            "metadata": {"name": name},
+            "spec": {"node": "n", "pod": {"namespace": "shop", "name": pod}, "volume": "data", "backupStorageLocation": "d",
+                "repoIdentifier": "r", "uploaderType": "restic"},
+            "status": {"phase": "Completed", "snapshotID": snapshot}
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn the_bucket_completes_the_list_of_the_cluster() {
+        let here = [Arc::new(volume("b-1", "one", "aa"))];
+        let stored = vec![
+            volume("b-1", "one", "aa"),
+            // The name that another's list has taken counts for nothing.
+            volume("b-1", "two", "bb"),
+            volume("b-3", "three", "cc"),
+        ];
+        let names = |volumes: &[PodVolumeBackup]| -> Vec<String> {
+            let pods = volumes.iter().map(|volume| volume.spec.pod.name.clone());
+            pods.flatten().collect()
+        };
+        assert_eq!(names(&missing(&here, stored.clone())), ["two", "three"]);
+        assert_eq!(missing(&[], stored).len(), 3);
+        assert!(missing(&here, Vec::new()).is_empty());
+    }
+
+    #[test]
+    fn a_backup_says_how_many_volumes_it_has() {
+        let mut backup = Backup::new("b", Default::default());
+        let here = [
+            Arc::new(volume("b-1", "one", "aa")),
+            Arc::new(volume("b-2", "empty", "")),
+        ];
+        assert!(!is_whole(&backup, &here));
+        let mut says = |count: &str| {
+            let annotation = (annotation::POD_VOLUME_BACKUPS.to_owned(), count.to_owned());
+            backup.metadata.annotations = Some([annotation].into());
+            is_whole(&backup, &here)
+        };
+        assert!(says("1") && says("0"));
+        assert!(!says("2") && !says("x"));
     }
 }

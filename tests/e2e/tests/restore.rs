@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use jackline_crds::names::label;
 use jackline_crds::velero::{
-    Backup, BackupSpec, PodVolumePhase, PodVolumeRestore, Restore, RestorePhase, RestoreSpec,
+    Backup, BackupSpec, PodVolumeBackup, PodVolumePhase, PodVolumeRestore, Restore, RestorePhase,
+    RestoreSpec,
 };
 use jackline_e2e::{BUCKET, Env, Tree, fixture, until, wait_for};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet, StatefulSet};
@@ -114,6 +115,12 @@ async fn same_as_listing(
 }
 
 async fn restored_byte_for_byte(env: &Env) -> Result<()> {
+    // What the cluster's list has lost, the bucket's still has.
+    let volumes = env.api::<PodVolumeBackup>();
+    let lost = env.volumes_of("second").await?[0].name_any();
+    volumes.delete(&lost, &DeleteParams::default()).await?;
+    jackline_e2e::wait_gone(&volumes, &lost, MINUTE).await?;
+
     let begun = Instant::now();
     let back = restore(env, "back", json!({"backupName": "second"})).await?;
     let took = begun.elapsed();
