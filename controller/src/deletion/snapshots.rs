@@ -19,6 +19,9 @@ use crate::{
     sync,
 };
 
+/// Hex digits of a short id.
+const SHORTEST_ID: usize = 8;
+
 /// What to forget.
 #[derive(Debug)]
 pub struct Snapshots {
@@ -40,6 +43,11 @@ pub struct Tags {
 impl Tags {
     fn matches(&self, tags: &[String]) -> bool {
         tags.contains(&self.backup) && tags.iter().any(|tag| self.uids.contains(tag))
+    }
+
+    /// Whether an id may name a snapshot with these tags: anybody can write a list into the bucket that names another backup's.
+    fn admit(&self, tags: &[String]) -> bool {
+        tags.contains(&self.backup) || !tags.iter().any(|tag| tag.starts_with("backup="))
     }
 }
 
@@ -140,28 +148,79 @@ pub async fn forget(
     Ok(wanted.len())
 }
 
-/// The snapshots that an id names or that carry the tags. A short id that several snapshots start with names none of them: their tags
-/// decide.
+/// The snapshots that an id names, unless they are another backup's, or that carry the tags. A short id that several snapshots start
+/// with names none of them: their tags decide.
 fn select<'a>(
     snapshots: &'a [SnapshotInfo],
     ids: &BTreeSet<String>,
     tags: &Tags,
 ) -> Vec<&'a SnapshotInfo> {
+    let named = |info: &SnapshotInfo, id: &str| info.id.to_hex().starts_with(id);
     let unique: Vec<&String> = ids
         .iter()
         .filter(|id| {
-            snapshots
-                .iter()
-                .filter(|info| info.id.to_hex().starts_with(*id))
-                .count()
-                == 1
+            let count = snapshots.iter().filter(|info| named(info, id)).count();
+            id.len() >= SHORTEST_ID && count == 1
         })
         .collect();
     snapshots
         .iter()
         .filter(|info| {
-            let hex = info.id.to_hex();
-            unique.iter().any(|id| hex.starts_with(*id)) || tags.matches(&info.snapshot.tags)
+            let own = &info.snapshot.tags;
+            let by_id = tags.admit(own) && unique.iter().any(|id| named(info, id));
+            by_id || tags.matches(own)
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn snapshot(id: &str, tags: &[&str]) -> SnapshotInfo {
+        let zero = "0".repeat(64);
+        SnapshotInfo {
+            id: format!("{id:0<64}").parse().unwrap(),
+            snapshot: serde_json::from_value(
+                json!({"time": "2026-01-01T00:00:00Z", "tree": zero, "tags": tags}),
+            )
+            .unwrap(),
+        }
+    }
+
+    #[test]
+    fn only_the_backups_own_snapshots_are_forgotten() {
+        let snapshots = [
+            snapshot("aaaaaaaa1", &["backup=mine", "backup-uid=elsewhere"]),
+            snapshot("bbbbbbbb1", &["backup=other", "backup-uid=u2"]),
+            snapshot("cccccccc1", &["volume=data"]),
+            snapshot("dddddddd1", &["backup=mine", "backup-uid=u1"]),
+            // Another cluster's backup of the same name.
+            snapshot("eeeeeeee1", &["backup=mine", "backup-uid=u3"]),
+            snapshot("ffffffff1", &[]),
+            snapshot("ffffffff2", &[]),
+        ];
+        let tags = Tags {
+            backup: "backup=mine".to_owned(),
+            uids: ["backup-uid=u1".to_owned()].into(),
+        };
+        let select = |ids: &[&str]| -> Vec<String> {
+            let ids = ids.iter().map(|id| (*id).to_owned()).collect();
+            let found = select(&snapshots, &ids, &tags);
+            let short = |info: &&SnapshotInfo| info.id.to_hex()[..8].to_owned();
+            found.iter().map(short).collect()
+        };
+        assert_eq!(select(&[]), ["dddddddd"]);
+        assert_eq!(
+            select(&["aaaaaaaa", "bbbbbbbb", "cccccccc"]),
+            ["aaaaaaaa", "cccccccc", "dddddddd"]
+        );
+        // Too short, ambiguous, unknown.
+        assert_eq!(
+            select(&["aaaaaaa", "", "ffffffff", "12345678"]),
+            ["dddddddd"]
+        );
+        assert_eq!(select(&["ffffffff2"]), ["dddddddd", "ffffffff"]);
+    }
 }
