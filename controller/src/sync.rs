@@ -12,7 +12,7 @@ use jackline_crds::{
     },
 };
 use jackline_runtime::{
-    Failure, Key, Kit, LeaderToken, Lease, Next, Queue, RunOptions,
+    Class, Event, EventKind, Failure, Key, Kit, LeaderToken, Lease, Next, Queue, RunOptions,
     status::{Guard, StatusAt, write_status},
 };
 use jackline_storage::{
@@ -24,7 +24,7 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{OwnerReference, Time},
 };
 use kube::{
-    ResourceExt,
+    Resource, ResourceExt,
     api::{DeleteParams, ObjectMeta, PostParams, Preconditions},
 };
 use parking_lot::Mutex;
@@ -59,22 +59,31 @@ pub fn register(context: &Arc<Context>, kit: &Kit, lease: &Lease) {
         }
     });
     let context = context.clone();
-    let verified = Arc::new(Mutex::new(BTreeSet::new()));
+    let seen = Arc::new(Mutex::new(Seen::default()));
     let options = RunOptions::new()
         .concurrency(2)
         .pass_deadline(Duration::from_secs(1800));
     kit.run_leading(&queue, options, lease, move |key, token| {
-        let (context, verified) = (context.clone(), verified.clone());
+        let (context, seen) = (context.clone(), seen.clone());
         async move {
             context.alone().await?;
-            pass(&context, &verified, &key, &token).await
+            pass(&context, &seen, &key, &token).await
         }
     });
 }
 
+/// What this process has seen to.
+#[derive(Debug, Default)]
+struct Seen {
+    /// UIDs of the locations whose backups were all looked at once.
+    verified: BTreeSet<String>,
+    /// Location's UID and name of the backups that could not be taken over, of which was told.
+    told: BTreeSet<(String, String)>,
+}
+
 async fn pass(
     context: &Context,
-    verified: &Mutex<BTreeSet<String>>,
+    seen: &Mutex<Seen>,
     key: &Key,
     token: &LeaderToken,
 ) -> Result<Next, Failure> {
@@ -93,12 +102,12 @@ async fn pass(
     context.stores.backups.ready().await;
     context.stores.pod_volume_backups.ready().await;
     let uid = location.metadata.uid.clone().unwrap_or_default();
-    let first = verified.lock().insert(uid.clone());
-    let result = sync(context, &location, first, token).await;
-    if result.is_err() {
-        verified.lock().remove(&uid);
+    let first = seen.lock().verified.insert(uid.clone());
+    let result = sync(context, &location, seen, first, token).await;
+    if !matches!(result, Ok(Synced { whole: true, .. })) {
+        seen.lock().verified.remove(&uid);
     }
-    let changed = result?;
+    let changed = result?.changed;
     let never = location
         .status
         .as_ref()
@@ -124,13 +133,22 @@ async fn pass(
     Ok(Next::After(period))
 }
 
-/// Makes cluster and bucket agree; returns how many objects were written.
+/// What came of looking at a bucket.
+struct Synced {
+    /// Objects that were written.
+    changed: usize,
+    /// Nothing that may pass by itself was in the way.
+    whole: bool,
+}
+
+/// Makes cluster and bucket agree. What is wrong with one backup holds up no other.
 async fn sync(
     context: &Context,
     location: &BackupStorageLocation,
+    seen: &Mutex<Seen>,
     first: bool,
     token: &LeaderToken,
-) -> Result<usize, Failure> {
+) -> Result<Synced, Failure> {
     let name = location.name_any();
     let store = location::open(&context.clients.call, &context.namespace, location)
         .await
@@ -149,17 +167,25 @@ async fn sync(
         .map_err(|error| Failure::transient(error.reason(), error))?
         .into_iter()
         .collect();
-    let mut changed = 0;
+    let (mut changed, mut whole) = (0, true);
     for backup in &listed {
         token.check()?;
         let here = context
             .stores
             .backups
             .get(&Key::namespaced(&context.namespace, backup));
-        match here {
-            None => changed += adopt(context, &*store, &name, backup).await?,
-            Some(here) if first => changed += complete(context, &*store, &name, &here).await?,
-            Some(_) => {}
+        let result = match here {
+            None => adopt(context, &*store, &name, backup).await,
+            Some(here) if first => complete(context, &*store, &name, &here).await,
+            Some(_) => Ok(0),
+        };
+        match result {
+            Ok(count) => changed += count,
+            Err(failure) if is_of_location(&failure) => return Err(failure),
+            Err(failure) => {
+                whole &= failure.class == Class::Terminal;
+                warn(context, location, seen, backup, &failure);
+            }
         }
     }
     for backup in known {
@@ -175,7 +201,45 @@ async fn sync(
         remove(context, &backup).await?;
         changed += 1;
     }
-    Ok(changed)
+    Ok(Synced { changed, whole })
+}
+
+/// Whether the bucket itself does not answer: the next backup would fare no better.
+fn is_of_location(failure: &Failure) -> bool {
+    use jackline_storage::Error::{Busy, Timeout, Unreachable};
+    matches!(
+        failure.source.downcast_ref(),
+        Some(Unreachable { .. } | Timeout { .. } | Busy { .. })
+    )
+}
+
+/// Says once why a backup of the bucket is not, or not wholly, in the cluster.
+fn warn(
+    context: &Context,
+    location: &BackupStorageLocation,
+    seen: &Mutex<Seen>,
+    backup: &str,
+    failure: &Failure,
+) {
+    let uid = location.metadata.uid.clone().unwrap_or_default();
+    if !seen.lock().told.insert((uid, backup.to_owned())) {
+        return;
+    }
+    let why = location::chain(&*failure.source);
+    tracing::warn!(
+        backup,
+        location = location.name_any(),
+        why,
+        "backup of the bucket is not taken over whole"
+    );
+    context.events.publish(Event {
+        regarding: location.object_ref(&()),
+        related: None,
+        kind: EventKind::Warning,
+        reason: "BackupNotSynced",
+        action: "Sync",
+        note: format!("backup {backup} of the bucket is not taken over whole: {why}"),
+    });
 }
 
 /// Brings one backup of the bucket into the cluster.
@@ -190,21 +254,20 @@ async fn adopt(
         Ok(body) => body,
         // Leftovers of a backup that failed or is being deleted.
         Err(error) if error.is_not_found() => return Ok(0),
-        Err(error) => return Err(Failure::transient(error.reason(), error)),
+        Err(error) => return Err(ReadFileError::from(error).into()),
     };
-    let stored: Backup = match serde_json::from_slice(&body) {
-        Ok(stored) => stored,
-        Err(error) => {
-            tracing::warn!(backup = name, %error, "{key} is no Backup: left out");
-            return Ok(0);
-        }
-    };
+    let stored: Backup = serde_json::from_slice(&body)
+        .map_err(|source| Failure::from(ReadFileError::Json { key, source }))?;
     let done = [
         BackupPhase::Completed,
         BackupPhase::PartiallyFailed,
         BackupPhase::Failed,
     ];
-    if !done.contains(&stored.phase()) || stored.name_any() != name {
+    if stored.name_any() != name {
+        let why = format!("it says that it is backup {:?}", stored.name_any());
+        return Err(Failure::terminal("NameDiffers", why));
+    }
+    if !done.contains(&stored.phase()) {
         return Ok(0);
     }
     let backup = desired(context, stored, location);
@@ -212,14 +275,7 @@ async fn adopt(
     let made = match api.create(&PostParams::default(), &backup).await {
         Ok(made) => made,
         Err(kube::Error::Api(status)) if status.is_already_exists() => return Ok(0),
-        Err(kube::Error::Api(status)) if status.code == 422 => {
-            tracing::warn!(
-                backup = name,
-                message = status.message,
-                "backup of the bucket is refused"
-            );
-            return Ok(0);
-        }
+        Err(error) if is_refusal(&error) => return Err(Failure::terminal("Refused", error)),
         Err(error) => return Err(error.into()),
     };
     tracing::info!(
@@ -229,6 +285,11 @@ async fn adopt(
     );
     let stored = stored_pod_volumes(store, name).await?;
     Ok(1 + volumes(context, stored, location, &made).await?)
+}
+
+/// Whether the API server does not want the object; to one that is too large for etcd it says 500.
+fn is_refusal(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if matches!(status.code, 400 | 413 | 422 | 500))
 }
 
 /// The Backup object as this cluster holds it.
@@ -360,11 +421,11 @@ async fn volumes(
                     );
                 }
             }
-            Err(kube::Error::Api(status)) if status.code == 422 => {
+            Err(error) if is_refusal(&error) => {
                 tracing::warn!(
                     backup = backup.name_any(),
                     volume = volume.name_any(),
-                    message = status.message,
+                    %error,
                     "PodVolumeBackup of the bucket is refused"
                 );
             }

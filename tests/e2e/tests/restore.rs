@@ -425,6 +425,16 @@ async fn hostile_tarballs_are_refused(env: &Env) -> Result<()> {
         .s3()
         .get(BUCKET, "backups/first/velero-backup.json")
         .await?;
+    // A list that cannot be read, first in the alphabet, holds up none of them.
+    let s3 = env.cluster.s3();
+    let mut damaged: Value = serde_json::from_slice(&original)?;
+    damaged["metadata"]["name"] = json!("a");
+    let damaged = serde_json::to_vec(&damaged)?;
+    let list = b"nonsense".to_vec();
+    s3.put(BUCKET, "backups/a/a-podvolumebackups.json.gz", list)
+        .await?;
+    s3.put(BUCKET, "backups/a/velero-backup.json", damaged)
+        .await?;
     for (name, file, transform) in cases {
         let tarball = directory.path().join(format!("{name}.tar.gz"));
         let made = Command::new("tar")
