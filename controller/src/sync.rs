@@ -283,7 +283,7 @@ async fn adopt(
         location,
         "backup of the bucket is in the cluster now"
     );
-    let stored = stored_pod_volumes(store, name).await?;
+    let stored = stored_pod_volumes(store, name).await?.unwrap_or_default();
     Ok(1 + volumes(context, stored, location, &made).await?)
 }
 
@@ -344,7 +344,9 @@ async fn complete(
     if !ours || !done.contains(&backup.phase()) || is_whole(backup, &here) {
         return Ok(0);
     }
-    let stored = stored_pod_volumes(store, &backup.name_any()).await?;
+    let stored = stored_pod_volumes(store, &backup.name_any())
+        .await?
+        .unwrap_or_default();
     volumes(context, missing(&here, stored), location, backup).await
 }
 
@@ -385,17 +387,17 @@ pub fn pod_volumes(context: &Context, backup: &Backup) -> Vec<Arc<PodVolumeBacku
         .filter(|volume| volume.labels().get(label::BACKUP_NAME) == Some(&label))
 }
 
-/// The PodVolumeBackups of a backup that its directory in the bucket holds; an absent file is an empty list.
+/// The PodVolumeBackups of a backup that its directory in the bucket holds; `None` where there is no list.
 ///
 /// # Errors
 /// When the object cannot be read or is not what it should be.
 pub async fn stored_pod_volumes(
     store: &dyn ObjectStore,
     backup: &str,
-) -> Result<Vec<PodVolumeBackup>, Failure> {
+) -> Result<Option<Vec<PodVolumeBackup>>, ReadFileError> {
     let key = backup_object(backup, BackupFile::PodVolumeBackups);
     let volumes: Option<Option<Vec<PodVolumeBackup>>> = read_json(store, &key).await?;
-    Ok(volumes.flatten().unwrap_or_default())
+    Ok(volumes.map(Option::unwrap_or_default))
 }
 
 async fn volumes(

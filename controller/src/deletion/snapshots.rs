@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use jackline_crds::velero::{Backup, BackupStorageLocation, PodVolumeBackup, UploaderType};
+use jackline_policy::naming::is_dns_label;
 use jackline_repository::{Error, SnapshotInfo};
 use jackline_runtime::Failure;
 use jackline_storage::{
@@ -65,38 +66,19 @@ pub async fn of_backup(
     if let Some(stored) = stored_backup(store, &name).await? {
         uids.extend(stored.metadata.uid);
     }
-    let mut by_namespace: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     let in_cluster = sync::pod_volumes(context, backup);
-    let in_bucket = sync::stored_pod_volumes(store, &name).await?;
-    let ours = |volume: &PodVolumeBackup| volume.spec.uploader_type != UploaderType::Kopia;
-    for volume in in_cluster
-        .iter()
-        .map(AsRef::as_ref)
-        .chain(&in_bucket)
-        .filter(|v| ours(v))
-    {
-        let Some(namespace) = volume.spec.pod.namespace.clone() else {
-            continue;
-        };
-        let ids = by_namespace.entry(namespace).or_default();
-        let status = volume.status.as_ref();
-        ids.extend(
-            status
-                .and_then(|status| status.snapshot_id.clone())
-                .filter(|id| !id.is_empty()),
-        );
-        uids.extend(volume.spec.tags.get("backup-uid").cloned());
-    }
-    if by_namespace.is_empty() {
-        // No list is left: every repository of the location is searched.
+    let in_bucket = stored_list(store, &name).await?;
+    let in_cluster = in_cluster.iter().map(AsRef::as_ref);
+    let volumes = in_cluster.chain(in_bucket.iter().flatten());
+    let mut by_namespace = ids_by_namespace(volumes, &mut uids);
+    if in_bucket.is_none() || by_namespace.is_empty() {
+        // What the cluster has may not be all: every repository of the location is searched.
         let found = location::repositories(store)
             .await
             .map_err(|error| Failure::transient("LocationClosed", error))?;
-        by_namespace.extend(
-            found
-                .into_iter()
-                .map(|namespace| (namespace, BTreeSet::new())),
-        );
+        for namespace in found {
+            by_namespace.entry(namespace).or_default();
+        }
     }
     let uids = uids
         .into_iter()
@@ -109,6 +91,51 @@ pub async fn of_backup(
             uids,
         },
     })
+}
+
+/// The list in the bucket; `None` where it is absent or damaged, for neither must keep a backup from being deleted.
+async fn stored_list(
+    store: &dyn ObjectStore,
+    name: &str,
+) -> Result<Option<Vec<PodVolumeBackup>>, Failure> {
+    match sync::stored_pod_volumes(store, name).await {
+        Ok(stored) => Ok(stored),
+        Err(error) if error.is_damage() => {
+            let why = location::chain(&error);
+            tracing::warn!(
+                backup = name,
+                why,
+                "snapshots are searched by their tags alone"
+            );
+            Ok(None)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The snapshots that lists name. Their backup's UIDs are added to `uids`.
+fn ids_by_namespace<'a>(
+    volumes: impl Iterator<Item = &'a PodVolumeBackup>,
+    uids: &mut BTreeSet<String>,
+) -> BTreeMap<String, BTreeSet<String>> {
+    let mut by_namespace: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    let ours = |volume: &PodVolumeBackup| volume.spec.uploader_type != UploaderType::Kopia;
+    for volume in volumes.filter(|volume| ours(volume)) {
+        let namespace = volume.spec.pod.namespace.clone();
+        // Anybody can have written the list.
+        let Some(namespace) = namespace.filter(|name| is_dns_label(name)) else {
+            continue;
+        };
+        let ids = by_namespace.entry(namespace).or_default();
+        let status = volume.status.as_ref();
+        ids.extend(
+            status
+                .and_then(|status| status.snapshot_id.clone())
+                .filter(|id| !id.is_empty()),
+        );
+        uids.extend(volume.spec.tags.get("backup-uid").cloned());
+    }
+    by_namespace
 }
 
 async fn stored_backup(store: &dyn ObjectStore, name: &str) -> Result<Option<Backup>, Failure> {
@@ -175,8 +202,28 @@ fn select<'a>(
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::io::Write;
+
+    use flate2::{Compression, write::GzEncoder};
+    use jackline_storage::memory::MemoryStore;
     use serde_json::json;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn without_a_readable_list_all_repositories_are_searched() {
+        let store = MemoryStore::new();
+        let key = backup_object("b", BackupFile::PodVolumeBackups);
+        let is_found = async || stored_list(&store, "b").await.unwrap().is_some();
+        assert!(!is_found().await);
+        store.put(&key, "nonsense".into()).await.unwrap();
+        assert!(!is_found().await);
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+        encoder.write_all(b"[]").unwrap();
+        let empty = encoder.finish().unwrap();
+        store.put(&key, empty.into()).await.unwrap();
+        assert!(is_found().await);
+    }
 
     fn snapshot(id: &str, tags: &[&str]) -> SnapshotInfo {
         let zero = "0".repeat(64);

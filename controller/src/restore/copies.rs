@@ -5,7 +5,7 @@ use jackline_crds::{
     velero::{Backup, PodVolumeBackup, PodVolumePhase, UploaderType},
 };
 use jackline_policy::restore::volume::Copy;
-use jackline_runtime::{Class, Failure};
+use jackline_runtime::Failure;
 use jackline_storage::ObjectStore;
 use kube::ResourceExt;
 
@@ -37,12 +37,12 @@ pub async fn of_backup(
     let in_cluster = sync::pod_volumes(context, backup);
     let mut copies = Copies::default();
     let stored = match sync::stored_pod_volumes(store, &backup.name_any()).await {
-        Ok(stored) => stored,
-        Err(failure) if failure.class == Class::Terminal && !in_cluster.is_empty() => {
-            copies.unreadable = Some(chain(&failure));
+        Ok(stored) => stored.unwrap_or_default(),
+        Err(error) if error.is_damage() && !in_cluster.is_empty() => {
+            copies.unreadable = Some(chain(&error));
             Vec::new()
         }
-        Err(failure) => return Err(failure),
+        Err(error) => return Err(error.into()),
     };
     for volume in sync::missing(&in_cluster, stored) {
         copies.add(volume);

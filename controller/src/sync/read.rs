@@ -42,6 +42,13 @@ pub enum ReadFileError {
     },
 }
 
+impl ReadFileError {
+    /// Whether the file is there and useless, which no other attempt changes.
+    pub fn is_damage(&self) -> bool {
+        !matches!(self, Self::Storage(_))
+    }
+}
+
 impl From<ReadFileError> for Failure {
     fn from(error: ReadFileError) -> Self {
         match error {
