@@ -88,6 +88,8 @@ pub(super) struct State {
     pub unmade: BTreeSet<(String, String)>,
     /// Pods that this restore made: namespace and name in the backup → UID.
     pub pods: BTreeMap<(String, String), String>,
+    /// Names of the PodVolumeRestores that this run made or found.
+    pub begun: BTreeSet<String>,
     pub shown: Option<Instant>,
 }
 
