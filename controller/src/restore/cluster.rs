@@ -143,7 +143,7 @@ pub fn is_passing(error: &kube::Error) -> bool {
                     && status.message.contains("quota")
                     && status.message.contains("wait"))
         }
-        kube::Error::SerdeError(_) => false,
+        kube::Error::SerdeError(_) | kube::Error::BuildRequest(_) => false,
         _ => true,
     }
 }

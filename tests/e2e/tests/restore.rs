@@ -433,6 +433,8 @@ async fn hostile_tarballs_are_refused(env: &Env) -> Result<()> {
     let list = b"nonsense".to_vec();
     s3.put(BUCKET, "backups/a/a-podvolumebackups.json.gz", list)
         .await?;
+    let tarball = s3.get(BUCKET, "backups/first/first.tar.gz").await?;
+    s3.put(BUCKET, "backups/a/a.tar.gz", tarball).await?;
     s3.put(BUCKET, "backups/a/velero-backup.json", damaged)
         .await?;
     for (name, file, transform) in cases {
@@ -478,6 +480,12 @@ async fn hostile_tarballs_are_refused(env: &Env) -> Result<()> {
             "{name}: {why}"
         );
     }
+    // Which claims it would fill, nobody knows: they are not made empty.
+    let ended = restore(env, "of-a", json!({"backupName": "a"})).await?;
+    let status = ended.status.clone().unwrap_or_default();
+    ensure!(ended.phase() == RestorePhase::Failed, "a: {status:?}");
+    let why = status.failure_reason.unwrap_or_default();
+    ensure!(why.contains("cannot be decompressed"), "a: {why}");
     Ok(())
 }
 
