@@ -13,6 +13,7 @@ mod files;
 mod hooks;
 mod items;
 mod namespaces;
+mod over;
 mod plan;
 mod pods;
 mod report;
@@ -376,6 +377,7 @@ impl Controller<'_> {
                 )
             }
         };
+        over::tell(self.context, self.token, &newest, &note).await?;
         status.phase = Some(phase);
         status.completion_timestamp = Some(Time(Timestamp::now()));
         let written = self.write(&newest, status).await?;
@@ -421,13 +423,17 @@ impl Controller<'_> {
         .map_err(|error| Failure::transient(error.reason(), error))
     }
 
-    /// A restore goes with its files; objects stay.
+    /// A restore goes with its files; objects stay, and of its pods none waits any more.
     async fn clean_up(&self, restore: &Restore) -> Result<Next, Failure> {
         let finalizers = restore.finalizers();
         if !finalizers.iter().any(|entry| entry == finalizer::RESTORE) {
             return Ok(Next::Done);
         }
-        if let Err(failure) = self.remove_files(restore).await {
+        let left = async {
+            over::tell(self.context, self.token, restore, "the restore was deleted").await?;
+            self.remove_files(restore).await
+        };
+        if let Err(failure) = left.await {
             let since = restore
                 .metadata
                 .deletion_timestamp
@@ -440,7 +446,7 @@ impl Controller<'_> {
                 return Err(failure);
             }
             // A namespace or a person waits; files without their restore do no harm.
-            tracing::warn!(restore = restore.name_any(), error = %failure, "files of the restore stay in the bucket");
+            tracing::warn!(restore = restore.name_any(), error = %failure, "the restore goes without being cleaned up after");
         }
         let api = self.context.api::<Restore>();
         crate::finalizer::set(&api, restore, finalizer::RESTORE, false, self.token).await?;

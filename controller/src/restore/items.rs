@@ -366,7 +366,11 @@ impl Run<'_> {
         for key in [self.labels().backup.0, self.labels().restore.0] {
             json::remove(object, &["metadata", "labels"], key);
         }
-        for key in [annotation::ANCESTOR_CLAIM_UID, annotation::RESTORE_HOOKS] {
+        for key in [
+            annotation::ANCESTOR_CLAIM_UID,
+            annotation::RESTORE_HOOKS,
+            annotation::RESTORE_OVER,
+        ] {
             json::remove(object, &["metadata", "annotations"], key);
         }
         meta::take_status(object)
@@ -402,6 +406,7 @@ impl Run<'_> {
                     command: RESTORE_WAIT_PROGRAM,
                     restore: &self.uid,
                     volumes: &volumes,
+                    over: annotation::RESTORE_OVER,
                 };
                 wait::add(&mut wanted, waiter);
             }

@@ -29,6 +29,7 @@ use super::{
 };
 use crate::{
     agents,
+    context::Context,
     stall::{self, Stall},
 };
 
@@ -208,7 +209,7 @@ impl Run<'_> {
         }
         if deadline.is_some_and(|deadline| Instant::now() > deadline) {
             let why = "timed out waiting for all PodVolumeRestores to complete".to_owned();
-            self.give_up(&volume, &why).await?;
+            give_up(self.context, &volume, &why).await?;
             return Ok(Progress::Lost(format!("{why}: {what}")));
         }
         let status = volume.status.as_ref();
@@ -223,7 +224,7 @@ impl Run<'_> {
         };
         match obstacle {
             Some(why) => {
-                self.give_up(&volume, &why).await?;
+                give_up(self.context, &volume, &why).await?;
                 Ok(Progress::Lost(format!(
                     "pod volume restore failed: {what}: {why}"
                 )))
@@ -290,28 +291,6 @@ impl Run<'_> {
         }
         let state = agents::node_state(&self.context.clients.call, node).await;
         absence::give_up(node, agent, state, away, absence::NODE_PATIENCE)
-    }
-
-    /// Ends a volume restore that nobody will carry out.
-    async fn give_up(&self, volume: &PodVolumeRestore, why: &str) -> Result<(), Failure> {
-        let status = PodVolumeRestoreStatus {
-            phase: Some(PodVolumePhase::Failed),
-            message: Some(why.to_owned()),
-            completion_timestamp: Some(Time(jiff::Timestamp::now())),
-            ..volume.status.clone().unwrap_or_default()
-        };
-        let api = self.context.api::<PodVolumeRestore>();
-        // Not over the head of an agent that has just begun.
-        write_status(
-            &api,
-            volume,
-            &status,
-            StatusAt::Main,
-            Guard::SameVersion,
-            FIELD_MANAGER,
-        )
-        .await?;
-        Ok(())
     }
 
     /// Makes the workloads whose claims are all filled; names those that will not be made.
@@ -438,4 +417,33 @@ impl Run<'_> {
         }
         entries
     }
+}
+
+/// Ends a volume restore that nobody will carry out.
+///
+/// # Errors
+/// When the API server does not take it, or the object has changed.
+pub async fn give_up(
+    context: &Context,
+    volume: &PodVolumeRestore,
+    why: &str,
+) -> Result<(), Failure> {
+    let status = PodVolumeRestoreStatus {
+        phase: Some(PodVolumePhase::Failed),
+        message: Some(why.to_owned()),
+        completion_timestamp: Some(Time(jiff::Timestamp::now())),
+        ..volume.status.clone().unwrap_or_default()
+    };
+    let api = context.api::<PodVolumeRestore>();
+    // Not over the head of an agent that has just begun.
+    write_status(
+        &api,
+        volume,
+        &status,
+        StatusAt::Main,
+        Guard::SameVersion,
+        FIELD_MANAGER,
+    )
+    .await?;
+    Ok(())
 }

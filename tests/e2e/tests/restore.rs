@@ -539,6 +539,24 @@ async fn damage_is_named(env: &Env) -> Result<()> {
             .is_none()
     );
     ensure!(env.ready_pods("shop-damaged", "app=db").await?.is_empty());
+    until(
+        "the pod's waiter ends with the reason",
+        MINUTE,
+        async || {
+            let pod = env.api_in::<Pod>("shop-damaged").get("db-0").await?;
+            let status = pod.status.and_then(|status| status.init_container_statuses);
+            let waiter = status.and_then(|all| all.into_iter().next());
+            let ends = waiter.map(|waiter| [waiter.state, waiter.last_state]);
+            let mut ends = ends.into_iter().flatten().flatten();
+            let ended = ends.find_map(|state| state.terminated);
+            Ok(ended.filter(|ended| {
+                let why = ended.message.as_deref().unwrap_or_default();
+                ended.exit_code == 1
+                    && why.contains("restore damaged has ended without the data of")
+            }))
+        },
+    )
+    .await?;
     for (key, body) in whole {
         s3.put(BUCKET, &key, body).await?;
     }
