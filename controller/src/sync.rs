@@ -33,7 +33,7 @@ use crate::{context::Context, location};
 
 mod read;
 
-pub use read::{ReadFileError, read_json};
+pub use read::{METADATA, ReadFileError, read_json, read_object};
 
 /// How often a bucket is listed when its location does not say.
 const PERIOD: Duration = Duration::from_secs(60);
@@ -250,11 +250,9 @@ async fn adopt(
     name: &str,
 ) -> Result<usize, Failure> {
     let key = backup_object(name, BackupFile::Metadata);
-    let body = match store.get(&key).await {
-        Ok(body) => body,
+    let Some(body) = read_object(store, &key, METADATA).await? else {
         // Leftovers of a backup that failed or is being deleted.
-        Err(error) if error.is_not_found() => return Ok(0),
-        Err(error) => return Err(ReadFileError::from(error).into()),
+        return Ok(0);
     };
     let stored: Backup = serde_json::from_slice(&body)
         .map_err(|source| Failure::from(ReadFileError::Json { key, source }))?;

@@ -139,11 +139,12 @@ fn ids_by_namespace<'a>(
 }
 
 async fn stored_backup(store: &dyn ObjectStore, name: &str) -> Result<Option<Backup>, Failure> {
-    match store.get(&backup_object(name, BackupFile::Metadata)).await {
+    let key = backup_object(name, BackupFile::Metadata);
+    match sync::read_object(store, &key, sync::METADATA).await {
+        Ok(body) => Ok(body.and_then(|body| serde_json::from_slice(&body).ok())),
         // Damage here must not keep a backup from being deleted.
-        Ok(body) => Ok(serde_json::from_slice(&body).ok()),
-        Err(error) if error.is_not_found() => Ok(None),
-        Err(error) => Err(Failure::transient(error.reason(), error)),
+        Err(error) if error.is_damage() => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }
 
