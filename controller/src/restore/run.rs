@@ -191,6 +191,10 @@ pub(super) async fn execute(
         "Starting restore of backup {}/{backup}",
         context.namespace
     ));
+    if run.catalog.kinds().next().is_none() {
+        run.report
+            .warning(Place::Velero, "the tarball of the backup holds no objects");
+    }
     run.prepare(copies).await?;
     run.ask_for_repositories().await?;
     let result = run.walk(kinds).await?;

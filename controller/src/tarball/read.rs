@@ -8,6 +8,7 @@ use std::{
 };
 
 use flate2::read::MultiGzDecoder;
+use jackline_policy::naming::is_dns_label;
 
 use super::{CLUSTER, NAMESPACES, PREFERRED, RESOURCES, VERSION_PATH};
 
@@ -90,6 +91,9 @@ pub enum TarballError {
     /// The whole is too large.
     #[error("the tarball unpacks to more than {0} bytes")]
     TooLarge(u64),
+    /// An object is there twice: which of them is meant, nobody can say.
+    #[error("the tarball holds {0} twice")]
+    Twice(String),
     /// There are too many objects or kinds.
     #[error("the tarball holds more than {0} {1}")]
     TooMany(usize, &'static str),
@@ -216,6 +220,13 @@ fn entries(
             totals.version = Some(version(&content)?);
         } else if let Some(place) = place(&path) {
             totals.objects += 1;
+            if place
+                .namespace
+                .as_deref()
+                .is_some_and(|name| !is_dns_label(name))
+            {
+                return Err(TarballError::Name(path));
+            }
             if place.version.is_none() {
                 objects += 1;
                 if objects > limits.objects {

@@ -38,6 +38,7 @@ fn names_that_leave_the_tree_are_refused() {
         "resources//pods/cluster/x.json",
         "resources/./pods/cluster/x.json",
         "resources\\pods\\cluster\\x.json",
+        "resources/pods/namespaces/a?b/x.json",
         "..",
     ] {
         let result = all(&hostile(name, tar::EntryType::Regular));
