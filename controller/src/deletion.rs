@@ -21,7 +21,7 @@ use jackline_runtime::{
 };
 use jackline_storage::{
     ObjectStore,
-    layout::{BackupFile, backup_directory, backup_object},
+    layout::{BackupFile, backup_directory, backup_object, restore_directory},
 };
 use jiff::Timestamp;
 use kube::{
@@ -218,6 +218,12 @@ impl Deletion<'_> {
         self.token.check().map_err(Failure::from)?;
         remove_files(&*store, &name).await?;
         for restore in restores {
+            // Its finalizer finds them through the backup, which may be gone by then.
+            self.token.check().map_err(Failure::from)?;
+            store
+                .delete_prefix(&restore_directory(&restore.name_any()))
+                .await
+                .map_err(|error| Failure::transient(error.reason(), error))?;
             self.remove_restore(&restore).await?;
         }
         self.remove_backup(backup).await?;

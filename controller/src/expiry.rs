@@ -1,5 +1,5 @@
 //! Backups whose time is over are deleted, each when it is: Velero looks once an hour. What may go is decided by
-//! `jackline_policy::expiry`.
+//! `jackline_policy::expiry`. A deletion that could not be carried out is asked for again when its request is forgotten, after a day.
 
 use std::{sync::Arc, time::Duration};
 
@@ -52,7 +52,11 @@ async fn pass(context: &Context, key: &Key, token: &LeaderToken) -> Result<Next,
         }
         Verdict::Delete => {
             mark(context, &backup, None, token).await?;
-            deletion::request(context, &backup, "its time is over", token).await?;
+            let why = match backup.phase() {
+                BackupPhase::Deleting => "its deletion was not carried out",
+                _ => "its time is over",
+            };
+            deletion::request(context, &backup, why, token).await?;
             Ok(Next::After(RETRY))
         }
     }
@@ -78,10 +82,12 @@ fn facts(context: &Context, backup: &Backup) -> Facts {
             _ => Location::Writable,
         }
     });
+    let requested = deletion::is_requested(context, &name);
     Facts {
         expires: status.and_then(|status| Some(status.expiration.as_ref()?.0)),
         ended: backup.phase().is_terminal(),
-        going: backup.phase() == BackupPhase::Deleting || deletion::is_requested(context, &name),
+        going: requested,
+        abandoned: backup.phase() == BackupPhase::Deleting && !requested,
         foreign: cluster.is_some_and(|cluster| *cluster != context.cluster_uid),
         read: context.stores.restores.find(reads).is_some(),
         location,

@@ -14,6 +14,7 @@ pub mod expiry;
 mod finalizer;
 pub mod location;
 pub mod maintenance;
+mod named;
 pub mod policies;
 mod remove;
 pub mod repository;

@@ -13,6 +13,7 @@ mod files;
 mod hooks;
 mod items;
 mod namespaces;
+mod over;
 mod plan;
 mod pods;
 mod report;
@@ -30,7 +31,7 @@ use jackline_crds::{
     velero::{Restore, RestorePhase, RestoreProgress, RestoreStatus},
 };
 use jackline_runtime::{
-    Event, EventKind, Failure, Key, Kit, LeaderToken, Lease, Next, Queue, RunOptions, Store,
+    Class, Event, EventKind, Failure, Key, Kit, LeaderToken, Lease, Next, Queue, RunOptions, Store,
     WatchSpec,
     status::{Guard, StatusAt, write_status},
 };
@@ -298,27 +299,44 @@ impl Controller<'_> {
         let served = Served::discover(&self.context.clients.call).await?;
         match validate::validate(self.context, &served, restore).await? {
             Ok(valid) => self.run(restore, valid, served).await,
-            // It was valid; its location may be away for the moment.
             Err(errors) => {
-                let backup = restore.spec.backup_name.clone().unwrap_or_default();
-                if self
-                    .context
-                    .stores
-                    .backups
-                    .get(&self.context.key(&backup))
-                    .is_none()
-                {
-                    let ending = Ending::Failed(errors.join("; "));
-                    return self.end(restore, "", ending).await;
+                let why = errors.join("; ");
+                if !self.is_location_away(restore) {
+                    return self.end(restore, "", Ending::Failed(why)).await;
                 }
-                Err(Failure::transient("NotRestorableNow", errors.join("; ")))
+                let reason = "NotRestorableNow";
+                self.say(restore, EventKind::Warning, reason, why.clone());
+                Err(Failure::transient(reason, why))
             }
         }
     }
 
+    /// Whether the restore was valid and only its location is not there for the moment.
+    fn is_location_away(&self, restore: &Restore) -> bool {
+        let backup = restore.spec.backup_name.clone().unwrap_or_default();
+        let known = self.context.stores.backups.get(&self.context.key(&backup));
+        let location = location::of_backup(self.context, &backup);
+        let usable = location.and_then(|location| location::usable(&location, false));
+        known.is_some() && usable.is_err()
+    }
+
     async fn run(&self, restore: &Restore, valid: Valid, served: Served) -> Result<Next, Failure> {
-        let ending =
-            run::execute(self.context, self.pods, self.token, restore, &valid, served).await?;
+        let ended =
+            run::execute(self.context, self.pods, self.token, restore, &valid, served).await;
+        let ending = match ended {
+            // Nobody would look at it again.
+            Err(failure) if failure.class == Class::Terminal => {
+                Ending::Failed(location::chain(&*failure.source))
+            }
+            Err(failure) => {
+                if failure.class == Class::Transient && self.token.check().is_ok() {
+                    let why = location::chain(&*failure.source);
+                    self.say(restore, EventKind::Warning, failure.reason, why);
+                }
+                return Err(failure);
+            }
+            Ok(ending) => ending,
+        };
         let schedule = schedule(&valid).to_owned();
         self.end(restore, &schedule, ending).await
     }
@@ -359,6 +377,7 @@ impl Controller<'_> {
                 )
             }
         };
+        over::tell(self.context, self.token, &newest, &note).await?;
         status.phase = Some(phase);
         status.completion_timestamp = Some(Time(Timestamp::now()));
         let written = self.write(&newest, status).await?;
@@ -404,13 +423,17 @@ impl Controller<'_> {
         .map_err(|error| Failure::transient(error.reason(), error))
     }
 
-    /// A restore goes with its files; objects stay.
+    /// A restore goes with its files; objects stay, and of its pods none waits any more.
     async fn clean_up(&self, restore: &Restore) -> Result<Next, Failure> {
         let finalizers = restore.finalizers();
         if !finalizers.iter().any(|entry| entry == finalizer::RESTORE) {
             return Ok(Next::Done);
         }
-        if let Err(failure) = self.remove_files(restore).await {
+        let left = async {
+            over::tell(self.context, self.token, restore, "the restore was deleted").await?;
+            self.remove_files(restore).await
+        };
+        if let Err(failure) = left.await {
             let since = restore
                 .metadata
                 .deletion_timestamp
@@ -423,7 +446,7 @@ impl Controller<'_> {
                 return Err(failure);
             }
             // A namespace or a person waits; files without their restore do no harm.
-            tracing::warn!(restore = restore.name_any(), error = %failure, "files of the restore stay in the bucket");
+            tracing::warn!(restore = restore.name_any(), error = %failure, "the restore goes without being cleaned up after");
         }
         let api = self.context.api::<Restore>();
         crate::finalizer::set(&api, restore, finalizer::RESTORE, false, self.token).await?;

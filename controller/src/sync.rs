@@ -6,13 +6,13 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use jackline_crds::{
-    names::{FIELD_MANAGER, label, label_value},
+    names::{FIELD_MANAGER, annotation, label, label_value},
     velero::{
         Backup, BackupPhase, BackupStorageLocation, LocationPhase, PodVolumeBackup, Schedule,
     },
 };
 use jackline_runtime::{
-    Failure, Key, Kit, LeaderToken, Lease, Next, Queue, RunOptions,
+    Class, Event, EventKind, Failure, Key, Kit, LeaderToken, Lease, Next, Queue, RunOptions,
     status::{Guard, StatusAt, write_status},
 };
 use jackline_storage::{
@@ -24,7 +24,7 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{OwnerReference, Time},
 };
 use kube::{
-    ResourceExt,
+    Resource, ResourceExt,
     api::{DeleteParams, ObjectMeta, PostParams, Preconditions},
 };
 use parking_lot::Mutex;
@@ -33,7 +33,7 @@ use crate::{context::Context, location};
 
 mod read;
 
-pub use read::{ReadFileError, read_json};
+pub use read::{METADATA, ReadFileError, read_json, read_object};
 
 /// How often a bucket is listed when its location does not say.
 const PERIOD: Duration = Duration::from_secs(60);
@@ -59,22 +59,31 @@ pub fn register(context: &Arc<Context>, kit: &Kit, lease: &Lease) {
         }
     });
     let context = context.clone();
-    let verified = Arc::new(Mutex::new(BTreeSet::new()));
+    let seen = Arc::new(Mutex::new(Seen::default()));
     let options = RunOptions::new()
         .concurrency(2)
         .pass_deadline(Duration::from_secs(1800));
     kit.run_leading(&queue, options, lease, move |key, token| {
-        let (context, verified) = (context.clone(), verified.clone());
+        let (context, seen) = (context.clone(), seen.clone());
         async move {
             context.alone().await?;
-            pass(&context, &verified, &key, &token).await
+            pass(&context, &seen, &key, &token).await
         }
     });
 }
 
+/// What this process has seen to.
+#[derive(Debug, Default)]
+struct Seen {
+    /// UIDs of the locations whose backups were all looked at once.
+    verified: BTreeSet<String>,
+    /// Location's UID and name of the backups that could not be taken over, of which was told.
+    told: BTreeSet<(String, String)>,
+}
+
 async fn pass(
     context: &Context,
-    verified: &Mutex<BTreeSet<String>>,
+    seen: &Mutex<Seen>,
     key: &Key,
     token: &LeaderToken,
 ) -> Result<Next, Failure> {
@@ -93,12 +102,12 @@ async fn pass(
     context.stores.backups.ready().await;
     context.stores.pod_volume_backups.ready().await;
     let uid = location.metadata.uid.clone().unwrap_or_default();
-    let first = verified.lock().insert(uid.clone());
-    let result = sync(context, &location, first, token).await;
-    if result.is_err() {
-        verified.lock().remove(&uid);
+    let first = seen.lock().verified.insert(uid.clone());
+    let result = sync(context, &location, seen, first, token).await;
+    if !matches!(result, Ok(Synced { whole: true, .. })) {
+        seen.lock().verified.remove(&uid);
     }
-    let changed = result?;
+    let changed = result?.changed;
     let never = location
         .status
         .as_ref()
@@ -124,13 +133,22 @@ async fn pass(
     Ok(Next::After(period))
 }
 
-/// Makes cluster and bucket agree; returns how many objects were written.
+/// What came of looking at a bucket.
+struct Synced {
+    /// Objects that were written.
+    changed: usize,
+    /// Nothing that may pass by itself was in the way.
+    whole: bool,
+}
+
+/// Makes cluster and bucket agree. What is wrong with one backup holds up no other.
 async fn sync(
     context: &Context,
     location: &BackupStorageLocation,
+    seen: &Mutex<Seen>,
     first: bool,
     token: &LeaderToken,
-) -> Result<usize, Failure> {
+) -> Result<Synced, Failure> {
     let name = location.name_any();
     let store = location::open(&context.clients.call, &context.namespace, location)
         .await
@@ -149,17 +167,25 @@ async fn sync(
         .map_err(|error| Failure::transient(error.reason(), error))?
         .into_iter()
         .collect();
-    let mut changed = 0;
+    let (mut changed, mut whole) = (0, true);
     for backup in &listed {
         token.check()?;
         let here = context
             .stores
             .backups
             .get(&Key::namespaced(&context.namespace, backup));
-        match here {
-            None => changed += adopt(context, &*store, &name, backup).await?,
-            Some(here) if first => changed += complete(context, &*store, &name, &here).await?,
-            Some(_) => {}
+        let result = match here {
+            None => adopt(context, &*store, &name, backup).await,
+            Some(here) if first => complete(context, &*store, &name, &here).await,
+            Some(_) => Ok(0),
+        };
+        match result {
+            Ok(count) => changed += count,
+            Err(failure) if is_of_location(&failure) => return Err(failure),
+            Err(failure) => {
+                whole &= failure.class == Class::Terminal;
+                warn(context, location, seen, backup, &failure);
+            }
         }
     }
     for backup in known {
@@ -175,7 +201,45 @@ async fn sync(
         remove(context, &backup).await?;
         changed += 1;
     }
-    Ok(changed)
+    Ok(Synced { changed, whole })
+}
+
+/// Whether the bucket itself does not answer: the next backup would fare no better.
+fn is_of_location(failure: &Failure) -> bool {
+    use jackline_storage::Error::{Busy, Timeout, Unreachable};
+    matches!(
+        failure.source.downcast_ref(),
+        Some(Unreachable { .. } | Timeout { .. } | Busy { .. })
+    )
+}
+
+/// Says once why a backup of the bucket is not, or not wholly, in the cluster.
+fn warn(
+    context: &Context,
+    location: &BackupStorageLocation,
+    seen: &Mutex<Seen>,
+    backup: &str,
+    failure: &Failure,
+) {
+    let uid = location.metadata.uid.clone().unwrap_or_default();
+    if !seen.lock().told.insert((uid, backup.to_owned())) {
+        return;
+    }
+    let why = location::chain(&*failure.source);
+    tracing::warn!(
+        backup,
+        location = location.name_any(),
+        why,
+        "backup of the bucket is not taken over whole"
+    );
+    context.events.publish(Event {
+        regarding: location.object_ref(&()),
+        related: None,
+        kind: EventKind::Warning,
+        reason: "BackupNotSynced",
+        action: "Sync",
+        note: format!("backup {backup} of the bucket is not taken over whole: {why}"),
+    });
 }
 
 /// Brings one backup of the bucket into the cluster.
@@ -186,25 +250,22 @@ async fn adopt(
     name: &str,
 ) -> Result<usize, Failure> {
     let key = backup_object(name, BackupFile::Metadata);
-    let body = match store.get(&key).await {
-        Ok(body) => body,
+    let Some(body) = read_object(store, &key, METADATA).await? else {
         // Leftovers of a backup that failed or is being deleted.
-        Err(error) if error.is_not_found() => return Ok(0),
-        Err(error) => return Err(Failure::transient(error.reason(), error)),
+        return Ok(0);
     };
-    let stored: Backup = match serde_json::from_slice(&body) {
-        Ok(stored) => stored,
-        Err(error) => {
-            tracing::warn!(backup = name, %error, "{key} is no Backup: left out");
-            return Ok(0);
-        }
-    };
+    let stored: Backup = serde_json::from_slice(&body)
+        .map_err(|source| Failure::from(ReadFileError::Json { key, source }))?;
     let done = [
         BackupPhase::Completed,
         BackupPhase::PartiallyFailed,
         BackupPhase::Failed,
     ];
-    if !done.contains(&stored.phase()) || stored.name_any() != name {
+    if stored.name_any() != name {
+        let why = format!("it says that it is backup {:?}", stored.name_any());
+        return Err(Failure::terminal("NameDiffers", why));
+    }
+    if !done.contains(&stored.phase()) {
         return Ok(0);
     }
     let backup = desired(context, stored, location);
@@ -212,14 +273,7 @@ async fn adopt(
     let made = match api.create(&PostParams::default(), &backup).await {
         Ok(made) => made,
         Err(kube::Error::Api(status)) if status.is_already_exists() => return Ok(0),
-        Err(kube::Error::Api(status)) if status.code == 422 => {
-            tracing::warn!(
-                backup = name,
-                message = status.message,
-                "backup of the bucket is refused"
-            );
-            return Ok(0);
-        }
+        Err(error) if is_refusal(&error) => return Err(Failure::terminal("Refused", error)),
         Err(error) => return Err(error.into()),
     };
     tracing::info!(
@@ -227,7 +281,13 @@ async fn adopt(
         location,
         "backup of the bucket is in the cluster now"
     );
-    Ok(1 + volumes(context, store, location, &made).await?)
+    let stored = stored_pod_volumes(store, name).await?.unwrap_or_default();
+    Ok(1 + volumes(context, stored, location, &made).await?)
+}
+
+/// Whether the API server does not want the object; to one that is too large for etcd it says 500.
+fn is_refusal(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if matches!(status.code, 400 | 413 | 422 | 500))
 }
 
 /// The Backup object as this cluster holds it.
@@ -278,10 +338,42 @@ async fn complete(
         BackupPhase::Failed,
     ];
     let ours = backup.spec.storage_location.as_deref() == Some(location);
-    if !ours || !done.contains(&backup.phase()) || !pod_volumes(context, backup).is_empty() {
+    let here = pod_volumes(context, backup);
+    if !ours || !done.contains(&backup.phase()) || is_whole(backup, &here) {
         return Ok(0);
     }
-    volumes(context, store, location, backup).await
+    let stored = stored_pod_volumes(store, &backup.name_any())
+        .await?
+        .unwrap_or_default();
+    volumes(context, missing(&here, stored), location, backup).await
+}
+
+/// Whether the backup itself says that its list in the cluster is whole: then the bucket need not be asked.
+fn is_whole(backup: &Backup, here: &[Arc<PodVolumeBackup>]) -> bool {
+    let recorded = backup.annotations().get(annotation::POD_VOLUME_BACKUPS);
+    let recorded = recorded.and_then(|count| count.parse::<usize>().ok());
+    let snapshot = |volume: &PodVolumeBackup| {
+        let id = volume.status.as_ref()?.snapshot_id.as_ref()?;
+        (!id.is_empty()).then_some(())
+    };
+    let found = here.iter().filter_map(|volume| snapshot(volume)).count();
+    recorded.is_some_and(|recorded| found >= recorded)
+}
+
+/// What of the bucket's list the cluster's lacks. One volume of one pod is one entry, whatever its object is called: a hostile list may
+/// have taken the name.
+pub fn missing(
+    here: &[Arc<PodVolumeBackup>],
+    stored: Vec<PodVolumeBackup>,
+) -> Vec<PodVolumeBackup> {
+    fn place(volume: &PodVolumeBackup) -> (Option<&str>, Option<&str>, &str) {
+        let pod = &volume.spec.pod;
+        let (namespace, name) = (pod.namespace.as_deref(), pod.name.as_deref());
+        (namespace, name, &volume.spec.volume)
+    }
+    let known: BTreeSet<_> = here.iter().map(|volume| place(volume)).collect();
+    let unknown = |volume: &PodVolumeBackup| !known.contains(&place(volume));
+    stored.into_iter().filter(unknown).collect()
 }
 
 /// The PodVolumeBackups of a backup that are in the cluster.
@@ -293,37 +385,47 @@ pub fn pod_volumes(context: &Context, backup: &Backup) -> Vec<Arc<PodVolumeBacku
         .filter(|volume| volume.labels().get(label::BACKUP_NAME) == Some(&label))
 }
 
-/// The PodVolumeBackups of a backup that its directory in the bucket holds; an absent file is an empty list.
+/// The PodVolumeBackups of a backup that its directory in the bucket holds; `None` where there is no list.
 ///
 /// # Errors
 /// When the object cannot be read or is not what it should be.
 pub async fn stored_pod_volumes(
     store: &dyn ObjectStore,
     backup: &str,
-) -> Result<Vec<PodVolumeBackup>, Failure> {
+) -> Result<Option<Vec<PodVolumeBackup>>, ReadFileError> {
     let key = backup_object(backup, BackupFile::PodVolumeBackups);
     let volumes: Option<Option<Vec<PodVolumeBackup>>> = read_json(store, &key).await?;
-    Ok(volumes.flatten().unwrap_or_default())
+    Ok(volumes.map(Option::unwrap_or_default))
 }
 
 async fn volumes(
     context: &Context,
-    store: &dyn ObjectStore,
+    stored: Vec<PodVolumeBackup>,
     location: &str,
     backup: &Backup,
 ) -> Result<usize, Failure> {
     let api = context.api::<PodVolumeBackup>();
     let mut made = 0;
-    for stored in stored_pod_volumes(store, &backup.name_any()).await? {
+    for stored in stored {
         let volume = desired_volume(context, stored, location, backup);
         match api.create(&PostParams::default(), &volume).await {
             Ok(_) => made += 1,
-            Err(kube::Error::Api(status)) if status.is_already_exists() => {}
-            Err(kube::Error::Api(status)) if status.code == 422 => {
+            Err(kube::Error::Api(status)) if status.is_already_exists() => {
+                let there = api.get_metadata_opt(&volume.name_any()).await?;
+                let of = there.and_then(|there| there.labels().get(label::BACKUP_UID).cloned());
+                if of != backup.metadata.uid {
+                    tracing::warn!(
+                        backup = backup.name_any(),
+                        volume = volume.name_any(),
+                        "another backup has a PodVolumeBackup of this name: restores and deletions read the bucket's list"
+                    );
+                }
+            }
+            Err(error) if is_refusal(&error) => {
                 tracing::warn!(
                     backup = backup.name_any(),
                     volume = volume.name_any(),
-                    message = status.message,
+                    %error,
                     "PodVolumeBackup of the bucket is refused"
                 );
             }
@@ -389,5 +491,56 @@ async fn remove(context: &Context, backup: &Backup) -> Result<(), Failure> {
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
         Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn volume(name: &str, pod: &str, snapshot: &str) -> PodVolumeBackup {
+        serde_json::from_value(json!({
+            "metadata": {"name": name},
+            "spec": {"node": "n", "pod": {"namespace": "shop", "name": pod}, "volume": "data", "backupStorageLocation": "d",
+                "repoIdentifier": "r", "uploaderType": "restic"},
+            "status": {"phase": "Completed", "snapshotID": snapshot}
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn the_bucket_completes_the_list_of_the_cluster() {
+        let here = [Arc::new(volume("b-1", "one", "aa"))];
+        let stored = vec![
+            volume("b-1", "one", "aa"),
+            // The name that another's list has taken counts for nothing.
+            volume("b-1", "two", "bb"),
+            volume("b-3", "three", "cc"),
+        ];
+        let names = |volumes: &[PodVolumeBackup]| -> Vec<String> {
+            let pods = volumes.iter().map(|volume| volume.spec.pod.name.clone());
+            pods.flatten().collect()
+        };
+        assert_eq!(names(&missing(&here, stored.clone())), ["two", "three"]);
+        assert_eq!(missing(&[], stored).len(), 3);
+        assert!(missing(&here, Vec::new()).is_empty());
+    }
+
+    #[test]
+    fn a_backup_says_how_many_volumes_it_has() {
+        let mut backup = Backup::new("b", Default::default());
+        let here = [
+            Arc::new(volume("b-1", "one", "aa")),
+            Arc::new(volume("b-2", "empty", "")),
+        ];
+        assert!(!is_whole(&backup, &here));
+        let mut says = |count: &str| {
+            let annotation = (annotation::POD_VOLUME_BACKUPS.to_owned(), count.to_owned());
+            backup.metadata.annotations = Some([annotation].into());
+            is_whole(&backup, &here)
+        };
+        assert!(says("1") && says("0"));
+        assert!(!says("2") && !says("x"));
     }
 }

@@ -104,6 +104,8 @@ pub mod annotation {
     pub const POST_HOOKS: &str = super::label::POST_HOOKS;
     /// On a restored pod: UID of the restore whose commands have begun to run in it.
     pub const RESTORE_HOOKS: &str = "jackline.dev/restore-hooks";
+    /// On a restored pod that waits for data which will not come: why. Its `restore-wait` reads it and ends.
+    pub const RESTORE_OVER: &str = "jackline.dev/restore-over";
     /// Prefix of what very old Velero versions wrote on pods: volume to snapshot id.
     pub const SNAPSHOT_PREFIX: &str = "snapshot.velero.io/";
     /// On a claim, pod or namespace: `true` takes it out of the policies. Needs a reason.

@@ -418,6 +418,8 @@ impl Restores {
             .find(|pod| {
                 pod.metadata.namespace == carrier.metadata.namespace
                     && shares(pod)
+                    // One that waits for another volume in vain runs again and again.
+                    && !pod.annotations().contains_key(annotation::RESTORE_OVER)
                     // Both are whole seconds.
                     && pods::waits_since(pod, &restore).is_some_and(|since| since >= completed.0)
             })

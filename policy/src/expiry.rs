@@ -11,6 +11,8 @@ pub struct Facts {
     pub ended: bool,
     /// Its deletion has been asked for.
     pub going: bool,
+    /// Its deletion was begun, and nobody is at it any more.
+    pub abandoned: bool,
     /// It was made in another cluster, which deletes it itself.
     pub foreign: bool,
     /// A restore reads it.
@@ -45,14 +47,15 @@ pub enum Verdict {
 
 /// Decides about one backup.
 pub fn expiry(facts: Facts, now: Timestamp) -> Verdict {
-    let Some(expires) = facts.expires else {
-        return Verdict::Keep;
-    };
-    if facts.foreign || facts.going || !facts.ended {
+    if facts.foreign || facts.going || !(facts.ended || facts.abandoned) {
         return Verdict::Keep;
     }
-    if expires > now {
-        return Verdict::At(expires);
+    // Of a backup that is half gone nothing is worth waiting for.
+    match facts.expires {
+        _ if facts.abandoned => {}
+        None => return Verdict::Keep,
+        Some(expires) if expires > now => return Verdict::At(expires),
+        Some(_) => {}
     }
     if facts.read {
         return Verdict::Later;
@@ -76,11 +79,18 @@ mod tests {
             expires: Some(now),
             ended: true,
             going: false,
+            abandoned: false,
             foreign: false,
             read: false,
             location: Location::Writable,
         };
         let later = Timestamp::from_second(1_001).unwrap();
+        let half_gone = Facts {
+            ended: false,
+            abandoned: true,
+            expires: Some(later),
+            ..over
+        };
         let at = |location| Facts { location, ..over };
         for (facts, want) in [
             (over, Verdict::Delete),
@@ -116,6 +126,21 @@ mod tests {
                 Facts {
                     foreign: true,
                     ..over
+                },
+                Verdict::Keep,
+            ),
+            (half_gone, Verdict::Delete),
+            (
+                Facts {
+                    going: true,
+                    ..half_gone
+                },
+                Verdict::Keep,
+            ),
+            (
+                Facts {
+                    foreign: true,
+                    ..half_gone
                 },
                 Verdict::Keep,
             ),

@@ -48,6 +48,15 @@ fn shorten(full: String, identity: &str, longest: usize) -> String {
     format!("{}{suffix}", head.trim_end_matches(['-', '.']))
 }
 
+/// Whether a namespace can have this name (RFC 1123): names from a bucket become paths and URLs.
+pub fn is_dns_label(text: &str) -> bool {
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    (1..=LONGEST).contains(&text.len())
+        && text.chars().all(plain)
+        && !text.starts_with('-')
+        && !text.ends_with('-')
+}
+
 /// FNV-1a with a final mix: stable over versions and machines, which the standard library's hasher is not. Not for secrets.
 pub fn hash(text: &str) -> u64 {
     let mut state: u64 = 0xcbf2_9ce4_8422_2325;
@@ -64,6 +73,17 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn a_label_leads_nowhere_else() {
+        assert!(is_dns_label("kube-system") && is_dns_label("a") && is_dns_label(&"x".repeat(63)));
+        for bad in [
+            "", "-a", "a-", "A", "a.b", "a/b", "..", "a?x", "a%2f", "a b", "ä",
+        ] {
+            assert!(!is_dns_label(bad), "{bad}");
+        }
+        assert!(!is_dns_label(&"x".repeat(64)));
+    }
 
     #[test]
     fn backups_are_named_by_policy_and_tick() {

@@ -122,6 +122,8 @@ pub fn classify(error: &kube::Error) -> (Class, &'static str) {
             _ => (Class::Transient, "ApiServerError"),
         },
         kube::Error::SerdeError(_) => (Class::Terminal, "Undecodable"),
+        // A name that forms no URL.
+        kube::Error::BuildRequest(_) => (Class::Terminal, "Unaskable"),
         _ => (Class::Transient, "ApiServerUnreachable"),
     }
 }

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use jackline_crds::velero::{Backup, BackupStorageLocation, PodVolumeBackup, UploaderType};
+use jackline_policy::naming::is_dns_label;
 use jackline_repository::{Error, SnapshotInfo};
 use jackline_runtime::Failure;
 use jackline_storage::{
@@ -18,6 +19,9 @@ use crate::{
     repository::{self, RepositoryError},
     sync,
 };
+
+/// Hex digits of a short id.
+const SHORTEST_ID: usize = 8;
 
 /// What to forget.
 #[derive(Debug)]
@@ -41,6 +45,11 @@ impl Tags {
     fn matches(&self, tags: &[String]) -> bool {
         tags.contains(&self.backup) && tags.iter().any(|tag| self.uids.contains(tag))
     }
+
+    /// Whether an id may name a snapshot with these tags: anybody can write a list into the bucket that names another backup's.
+    fn admit(&self, tags: &[String]) -> bool {
+        tags.contains(&self.backup) || !tags.iter().any(|tag| tag.starts_with("backup="))
+    }
 }
 
 /// Finds the snapshots of a backup.
@@ -57,38 +66,19 @@ pub async fn of_backup(
     if let Some(stored) = stored_backup(store, &name).await? {
         uids.extend(stored.metadata.uid);
     }
-    let mut by_namespace: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     let in_cluster = sync::pod_volumes(context, backup);
-    let in_bucket = sync::stored_pod_volumes(store, &name).await?;
-    let ours = |volume: &PodVolumeBackup| volume.spec.uploader_type != UploaderType::Kopia;
-    for volume in in_cluster
-        .iter()
-        .map(AsRef::as_ref)
-        .chain(&in_bucket)
-        .filter(|v| ours(v))
-    {
-        let Some(namespace) = volume.spec.pod.namespace.clone() else {
-            continue;
-        };
-        let ids = by_namespace.entry(namespace).or_default();
-        let status = volume.status.as_ref();
-        ids.extend(
-            status
-                .and_then(|status| status.snapshot_id.clone())
-                .filter(|id| !id.is_empty()),
-        );
-        uids.extend(volume.spec.tags.get("backup-uid").cloned());
-    }
-    if by_namespace.is_empty() {
-        // No list is left: every repository of the location is searched.
+    let in_bucket = stored_list(store, &name).await?;
+    let in_cluster = in_cluster.iter().map(AsRef::as_ref);
+    let volumes = in_cluster.chain(in_bucket.iter().flatten());
+    let mut by_namespace = ids_by_namespace(volumes, &mut uids);
+    if in_bucket.is_none() || by_namespace.is_empty() {
+        // What the cluster has may not be all: every repository of the location is searched.
         let found = location::repositories(store)
             .await
             .map_err(|error| Failure::transient("LocationClosed", error))?;
-        by_namespace.extend(
-            found
-                .into_iter()
-                .map(|namespace| (namespace, BTreeSet::new())),
-        );
+        for namespace in found {
+            by_namespace.entry(namespace).or_default();
+        }
     }
     let uids = uids
         .into_iter()
@@ -103,12 +93,58 @@ pub async fn of_backup(
     })
 }
 
+/// The list in the bucket; `None` where it is absent or damaged, for neither must keep a backup from being deleted.
+async fn stored_list(
+    store: &dyn ObjectStore,
+    name: &str,
+) -> Result<Option<Vec<PodVolumeBackup>>, Failure> {
+    match sync::stored_pod_volumes(store, name).await {
+        Ok(stored) => Ok(stored),
+        Err(error) if error.is_damage() => {
+            let why = location::chain(&error);
+            tracing::warn!(
+                backup = name,
+                why,
+                "snapshots are searched by their tags alone"
+            );
+            Ok(None)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The snapshots that lists name. Their backup's UIDs are added to `uids`.
+fn ids_by_namespace<'a>(
+    volumes: impl Iterator<Item = &'a PodVolumeBackup>,
+    uids: &mut BTreeSet<String>,
+) -> BTreeMap<String, BTreeSet<String>> {
+    let mut by_namespace: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    let ours = |volume: &PodVolumeBackup| volume.spec.uploader_type != UploaderType::Kopia;
+    for volume in volumes.filter(|volume| ours(volume)) {
+        let namespace = volume.spec.pod.namespace.clone();
+        // Anybody can have written the list.
+        let Some(namespace) = namespace.filter(|name| is_dns_label(name)) else {
+            continue;
+        };
+        let ids = by_namespace.entry(namespace).or_default();
+        let status = volume.status.as_ref();
+        ids.extend(
+            status
+                .and_then(|status| status.snapshot_id.clone())
+                .filter(|id| !id.is_empty()),
+        );
+        uids.extend(volume.spec.tags.get("backup-uid").cloned());
+    }
+    by_namespace
+}
+
 async fn stored_backup(store: &dyn ObjectStore, name: &str) -> Result<Option<Backup>, Failure> {
-    match store.get(&backup_object(name, BackupFile::Metadata)).await {
+    let key = backup_object(name, BackupFile::Metadata);
+    match sync::read_object(store, &key, sync::METADATA).await {
+        Ok(body) => Ok(body.and_then(|body| serde_json::from_slice(&body).ok())),
         // Damage here must not keep a backup from being deleted.
-        Ok(body) => Ok(serde_json::from_slice(&body).ok()),
-        Err(error) if error.is_not_found() => Ok(None),
-        Err(error) => Err(Failure::transient(error.reason(), error)),
+        Err(error) if error.is_damage() => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -140,28 +176,99 @@ pub async fn forget(
     Ok(wanted.len())
 }
 
-/// The snapshots that an id names or that carry the tags. A short id that several snapshots start with names none of them: their tags
-/// decide.
+/// The snapshots that an id names, unless they are another backup's, or that carry the tags. A short id that several snapshots start
+/// with names none of them: their tags decide.
 fn select<'a>(
     snapshots: &'a [SnapshotInfo],
     ids: &BTreeSet<String>,
     tags: &Tags,
 ) -> Vec<&'a SnapshotInfo> {
+    let named = |info: &SnapshotInfo, id: &str| info.id.to_hex().starts_with(id);
     let unique: Vec<&String> = ids
         .iter()
         .filter(|id| {
-            snapshots
-                .iter()
-                .filter(|info| info.id.to_hex().starts_with(*id))
-                .count()
-                == 1
+            let count = snapshots.iter().filter(|info| named(info, id)).count();
+            id.len() >= SHORTEST_ID && count == 1
         })
         .collect();
     snapshots
         .iter()
         .filter(|info| {
-            let hex = info.id.to_hex();
-            unique.iter().any(|id| hex.starts_with(*id)) || tags.matches(&info.snapshot.tags)
+            let own = &info.snapshot.tags;
+            let by_id = tags.admit(own) && unique.iter().any(|id| named(info, id));
+            by_id || tags.matches(own)
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use flate2::{Compression, write::GzEncoder};
+    use jackline_storage::memory::MemoryStore;
+    use serde_json::json;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn without_a_readable_list_all_repositories_are_searched() {
+        let store = MemoryStore::new();
+        let key = backup_object("b", BackupFile::PodVolumeBackups);
+        let is_found = async || stored_list(&store, "b").await.unwrap().is_some();
+        assert!(!is_found().await);
+        store.put(&key, "nonsense".into()).await.unwrap();
+        assert!(!is_found().await);
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+        encoder.write_all(b"[]").unwrap();
+        let empty = encoder.finish().unwrap();
+        store.put(&key, empty.into()).await.unwrap();
+        assert!(is_found().await);
+    }
+
+    fn snapshot(id: &str, tags: &[&str]) -> SnapshotInfo {
+        let zero = "0".repeat(64);
+        SnapshotInfo {
+            id: format!("{id:0<64}").parse().unwrap(),
+            snapshot: serde_json::from_value(
+                json!({"time": "2026-01-01T00:00:00Z", "tree": zero, "tags": tags}),
+            )
+            .unwrap(),
+        }
+    }
+
+    #[test]
+    fn only_the_backups_own_snapshots_are_forgotten() {
+        let snapshots = [
+            snapshot("aaaaaaaa1", &["backup=mine", "backup-uid=elsewhere"]),
+            snapshot("bbbbbbbb1", &["backup=other", "backup-uid=u2"]),
+            snapshot("cccccccc1", &["volume=data"]),
+            snapshot("dddddddd1", &["backup=mine", "backup-uid=u1"]),
+            // Another cluster's backup of the same name.
+            snapshot("eeeeeeee1", &["backup=mine", "backup-uid=u3"]),
+            snapshot("ffffffff1", &[]),
+            snapshot("ffffffff2", &[]),
+        ];
+        let tags = Tags {
+            backup: "backup=mine".to_owned(),
+            uids: ["backup-uid=u1".to_owned()].into(),
+        };
+        let select = |ids: &[&str]| -> Vec<String> {
+            let ids = ids.iter().map(|id| (*id).to_owned()).collect();
+            let found = select(&snapshots, &ids, &tags);
+            let short = |info: &&SnapshotInfo| info.id.to_hex()[..8].to_owned();
+            found.iter().map(short).collect()
+        };
+        assert_eq!(select(&[]), ["dddddddd"]);
+        assert_eq!(
+            select(&["aaaaaaaa", "bbbbbbbb", "cccccccc"]),
+            ["aaaaaaaa", "cccccccc", "dddddddd"]
+        );
+        // Too short, ambiguous, unknown.
+        assert_eq!(
+            select(&["aaaaaaa", "", "ffffffff", "12345678"]),
+            ["dddddddd"]
+        );
+        assert_eq!(select(&["ffffffff2"]), ["dddddddd", "ffffffff"]);
+    }
 }

@@ -3,22 +3,22 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use jackline_crds::{
-    names::{label, short_hash},
+    names::label,
     velero::{BackupRepository, PodVolumeRestore, PodVolumeRestoreSpec, UploaderType},
 };
 use jackline_policy::restore::volume::Restoration;
-use jackline_runtime::Failure;
+use jackline_runtime::{Class, Failure};
 use k8s_openapi::{
     api::core::v1::{ObjectReference, PersistentVolumeClaim},
     apimachinery::pkg::apis::meta::v1::OwnerReference,
 };
 use kube::{
     Api, ResourceExt,
-    api::{DeleteParams, ObjectMeta, PostParams, Preconditions},
+    api::{DeleteParams, ObjectMeta, Preconditions},
 };
 
 use super::{pods::RestoredPod, report::Place, run::Run, volumes::CLAIM};
-use crate::{location::chain, repository};
+use crate::{location::chain, named, repository};
 
 /// The pod that the data goes through, and the volume's name in it.
 struct Carrier {
@@ -82,7 +82,15 @@ impl Run<'_> {
         };
         for (restoration, carrier) in carried {
             self.token.check()?;
-            self.start(restoration, carrier, &repository).await?;
+            match self.start(restoration, carrier, &repository).await {
+                Err(failure) if failure.class == Class::Terminal => {
+                    let what = self.volume_of(restoration);
+                    let why = format!("{what} cannot be begun: {}", chain(&*failure.source));
+                    let target = self.target(&restoration.namespace);
+                    self.report.warning(Place::Namespace(target), &why);
+                }
+                result => result?,
+            }
         }
         Ok(())
     }
@@ -215,20 +223,14 @@ impl Run<'_> {
                 labels.insert(label::PVC_UID.to_owned(), found.uid().unwrap_or_default());
             }
         }
-        let name = format!(
-            "{}-{}",
-            self.restore.name_any(),
-            short_hash(&format!("{uid}/{volume}"), 5)
-        );
         let uploader = self.restore.spec.uploader_config.as_ref();
         let sparse = uploader
             .and_then(|config| config.write_sparse_files)
             .unwrap_or_default();
         let settings = sparse.then(|| ("WriteSparseFiles".to_owned(), "true".to_owned()));
         let snapshot = restoration.copy.snapshot.clone();
-        let object = PodVolumeRestore {
+        let mut object = PodVolumeRestore {
             metadata: ObjectMeta {
-                name: Some(name),
                 namespace: Some(self.context.namespace.clone()),
                 labels: Some(labels),
                 annotations: Some(annotations),
@@ -266,10 +268,16 @@ impl Run<'_> {
             },
             status: None,
         };
-        match api.create(&PostParams::default(), &object).await {
-            Ok(_) => Ok(()),
-            Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(()),
-            Err(error) => Err(error.into()),
-        }
+        let spec = object.spec.clone();
+        let is_same = |there: &PodVolumeRestore| {
+            there.labels().get(label::RESTORE_UID) == Some(&self.uid)
+                && there.spec.pod.uid == spec.pod.uid
+                && there.spec.volume == spec.volume
+        };
+        let place = (spec.pod.uid.as_deref().unwrap_or_default(), &*spec.volume);
+        let owner = self.restore.name_any();
+        let name = named::create(&api, &mut object, &owner, place, is_same).await?;
+        self.state.lock().begun.insert(name);
+        Ok(())
     }
 }

@@ -4,7 +4,7 @@
 //! lies: about 150 bytes an object.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::File,
     io::{self, Write},
     os::unix::fs::FileExt,
@@ -131,6 +131,13 @@ impl Catalog {
             resources.entry(entry.resource).or_default().push(item);
             Ok(())
         })?;
+        for (resource, items) in &resources {
+            let mut seen = BTreeSet::new();
+            let mut places = items.iter().map(|item| (&item.namespace, &item.name));
+            if let Some((_, name)) = places.find(|place| !seen.insert(*place)) {
+                return Err(TarballError::Twice(format!("{resource} {name}")));
+            }
+        }
         let spool = writer
             .into_inner()
             .map_err(|error| TarballError::Read(error.into_error()))?;
@@ -243,6 +250,16 @@ mod tests {
         assert!(catalog.find("pods", Some("n"), "b").is_none());
         // A path that speaks of another object than the content would get past the namespace filters.
         assert!(catalog.read(&catalog.items("pods")[1]).is_err());
+    }
+
+    #[tokio::test]
+    async fn an_object_cannot_be_there_twice() {
+        let pod = ("resources/pods/namespaces/n/a.json", "{}");
+        let other = ("resources/pods/namespaces/m/a.json", "{}");
+        assert!(fetch(&[pod, other]).await.is_ok());
+        let error = fetch(&[pod, other, pod]).await.unwrap_err();
+        let why = crate::location::chain(&error);
+        assert!(why.contains("holds pods a twice"), "{why}");
     }
 
     #[tokio::test]

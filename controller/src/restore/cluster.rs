@@ -38,7 +38,8 @@ impl Objects {
     /// # Errors
     /// When the API server does not say.
     pub async fn get(&self, name: &str) -> Result<Option<Value>, kube::Error> {
-        let found = patiently(|| self.api.get_opt(name)).await?;
+        let name = encoded(name);
+        let found = patiently(|| self.api.get_opt(&name)).await?;
         found
             .map(|object| serde_json::to_value(object).map_err(kube::Error::SerdeError))
             .transpose()
@@ -74,8 +75,8 @@ impl Objects {
     /// # Errors
     /// When the API server refuses it.
     pub async fn patch(&self, name: &str, patch: &Value) -> Result<(), kube::Error> {
-        let (params, patch) = (params(), Patch::Merge(patch));
-        patiently(|| self.api.patch(name, &params, &patch))
+        let (params, patch, name) = (params(), Patch::Merge(patch), encoded(name));
+        patiently(|| self.api.patch(&name, &params, &patch))
             .await
             .map(|_| ())
     }
@@ -85,8 +86,8 @@ impl Objects {
     /// # Errors
     /// When the API server refuses it.
     pub async fn patch_status(&self, name: &str, patch: &Value) -> Result<(), kube::Error> {
-        let (params, patch) = (params(), Patch::Merge(patch));
-        patiently(|| self.api.patch_status(name, &params, &patch))
+        let (params, patch, name) = (params(), Patch::Merge(patch), encoded(name));
+        patiently(|| self.api.patch_status(&name, &params, &patch))
             .await
             .map(|_| ())
     }
@@ -103,6 +104,20 @@ fn escaped(object: &Value) -> String {
                 text.push_str(&format!("\\u{:04x}", u32::from(character)));
             }
             other => text.push(other),
+        }
+    }
+    text
+}
+
+/// A name as a part of a URL. A few kinds take nearly any name (a Role `a?b`), and the client leaves it as it is.
+fn encoded(name: &str) -> String {
+    let mut text = String::with_capacity(name.len());
+    for byte in name.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b':' => {
+                text.push(char::from(byte));
+            }
+            other => text.push_str(&format!("%{other:02X}")),
         }
     }
     text
@@ -143,7 +158,7 @@ pub fn is_passing(error: &kube::Error) -> bool {
                     && status.message.contains("quota")
                     && status.message.contains("wait"))
         }
-        kube::Error::SerdeError(_) => false,
+        kube::Error::SerdeError(_) | kube::Error::BuildRequest(_) => false,
         _ => true,
     }
 }
@@ -161,5 +176,14 @@ mod tests {
             r#"{"data":{"command":"echo a \u003e b \u0026\u0026 c \u003c \u2028"}}"#
         );
         assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), object);
+    }
+
+    #[test]
+    fn a_name_stays_one_part_of_the_url() {
+        assert_eq!(encoded("system:node-1.example"), "system:node-1.example");
+        assert_eq!(
+            encoded("victim?x#y/z%2f ä"),
+            "victim%3Fx%23y%2Fz%252f%20%C3%A4"
+        );
     }
 }

@@ -9,7 +9,7 @@ use jackline_runtime::Failure;
 use jackline_storage::ObjectStore;
 use kube::ResourceExt;
 
-use crate::{context::Context, sync};
+use crate::{context::Context, location::chain, sync};
 
 /// The copies of a backup.
 #[derive(Debug, Default)]
@@ -20,26 +20,35 @@ pub struct Copies {
     pub sizes: std::collections::BTreeMap<String, i64>,
     /// What cannot be restored: namespace, and why.
     pub refused: Vec<(String, String)>,
+    /// Why the bucket's list could not be read, where the cluster's is all there is.
+    pub unreadable: Option<String>,
 }
 
-/// Finds the copies: the PodVolumeBackups in the cluster, or those in the bucket where the cluster has none.
+/// Finds the copies: the PodVolumeBackups in the cluster, and those that only the bucket's list has (a sync that was cut off, one
+/// deleted by hand): a claim whose copy is overlooked would come back empty.
 ///
 /// # Errors
-/// When the bucket cannot be read.
+/// When the bucket cannot be read, or its list is damaged and the cluster has none.
 pub async fn of_backup(
     context: &Context,
     backup: &Backup,
     store: &dyn ObjectStore,
 ) -> Result<Copies, Failure> {
     let in_cluster = sync::pod_volumes(context, backup);
-    let volumes: Vec<PodVolumeBackup> = if in_cluster.is_empty() {
-        sync::stored_pod_volumes(store, &backup.name_any()).await?
-    } else {
-        in_cluster.iter().map(|volume| (**volume).clone()).collect()
-    };
     let mut copies = Copies::default();
-    for volume in volumes {
+    let stored = match sync::stored_pod_volumes(store, &backup.name_any()).await {
+        Ok(stored) => stored.unwrap_or_default(),
+        Err(error) if error.is_damage() && !in_cluster.is_empty() => {
+            copies.unreadable = Some(chain(&error));
+            Vec::new()
+        }
+        Err(error) => return Err(error.into()),
+    };
+    for volume in sync::missing(&in_cluster, stored) {
         copies.add(volume);
+    }
+    for volume in in_cluster {
+        copies.add((*volume).clone());
     }
     Ok(copies)
 }

@@ -27,6 +27,8 @@ struct Prepared {
     /// As it is to be compared with what exists: no labels of a restore, no waiter.
     object: Value,
     status: Option<Value>,
+    /// Who owned which of its fields, where the backup says.
+    managers: Option<Value>,
     api: ApiResource,
     binding: Option<claim::Binding>,
     /// Storage classes that were put into it.
@@ -321,6 +323,8 @@ impl Run<'_> {
             .in_version(version)
             .unwrap_or_else(|| resource.api.clone());
         object["apiVersion"] = Value::String(api.api_version.clone());
+        let managers = object["metadata"]["managedFields"].take();
+        let managers = Some(managers).filter(|list| list.as_array().is_some_and(|l| !l.is_empty()));
         let adaptation = &self.valid.adaptation;
         let node = adaptation.mappings.node(&object).map(str::to_owned);
         let status = self.strip(kind, &mut object, binding);
@@ -337,6 +341,7 @@ impl Run<'_> {
         Ok(Prepared {
             object,
             status,
+            managers,
             api,
             binding,
             classes,
@@ -366,7 +371,11 @@ impl Run<'_> {
         for key in [self.labels().backup.0, self.labels().restore.0] {
             json::remove(object, &["metadata", "labels"], key);
         }
-        for key in [annotation::ANCESTOR_CLAIM_UID, annotation::RESTORE_HOOKS] {
+        for key in [
+            annotation::ANCESTOR_CLAIM_UID,
+            annotation::RESTORE_HOOKS,
+            annotation::RESTORE_OVER,
+        ] {
             json::remove(object, &["metadata", "annotations"], key);
         }
         meta::take_status(object)
@@ -402,6 +411,7 @@ impl Run<'_> {
                     command: RESTORE_WAIT_PROGRAM,
                     restore: &self.uid,
                     volumes: &volumes,
+                    over: annotation::RESTORE_OVER,
                 };
                 wait::add(&mut wanted, waiter);
             }
@@ -479,6 +489,20 @@ impl Run<'_> {
             objects
                 .patch_status(&item.name, &serde_json::json!({"status": status}))
                 .await?;
+        }
+        if let Some(managers) = &prepared.managers {
+            // Last, for each write of ours makes us an owner.
+            let patch = serde_json::json!({"metadata": {"managedFields": managers}});
+            if let Err(error) = objects.patch(&item.name, &patch).await {
+                let place = item.namespace.as_deref();
+                let place = Place::from(place.map(|namespace| self.target(namespace)));
+                let why = format!(
+                    "{kind} {}: the owners of its fields could not be restored: {}",
+                    item.name,
+                    chain(&error)
+                );
+                self.report.warning(place, &why);
+            }
         }
         Ok(Done::Created)
     }

@@ -22,6 +22,12 @@ impl Run<'_> {
     /// Plans the volumes before anything is made.
     pub async fn prepare(&mut self, copies: copies::Copies) -> Result<(), Failure> {
         let scope = &self.valid.scope;
+        if let Some(why) = &copies.unreadable {
+            let why = format!(
+                "volumes that only the bucket's list of them names are not restored: {why}"
+            );
+            self.report.error(Place::Velero, &why);
+        }
         for (namespace, why) in &copies.refused {
             if scope.admits_namespace(namespace) {
                 self.report

@@ -4,7 +4,9 @@ use jiff::Timestamp;
 use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use serde::{Deserialize, Serialize};
 
-use jackline_crds::names::RESTORE_WAIT;
+use jackline_crds::names::{RESTORE_WAIT, annotation};
+use jackline_policy::restore::wait;
+use kube::ResourceExt;
 
 /// A restored pod.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, kube::Resource)]
@@ -47,12 +49,23 @@ pub struct Container {
 
 /// An init container.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct InitContainer {
     /// Its name.
     pub name: String,
     /// The waiter's only argument is the restore's UID.
     #[serde(default)]
     pub args: Vec<String>,
+    /// The waiter's are the volumes that it waits for.
+    #[serde(default)]
+    pub volume_mounts: Vec<Mount>,
+}
+
+/// A volume in a container.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Mount {
+    /// The volume's name.
+    pub name: String,
 }
 
 /// A volume.
@@ -147,12 +160,22 @@ pub struct Terminated {
 impl RestoredPod {
     /// UID of the restore whose data the pod waits or waited for.
     pub fn waits_for(&self) -> Option<&str> {
-        let waiter = self
-            .spec
-            .init_containers
-            .iter()
-            .find(|entry| entry.name == RESTORE_WAIT)?;
-        waiter.args.first().map(String::as_str)
+        self.waiter()?.args.first().map(String::as_str)
+    }
+
+    /// The volumes whose data the pod waits or waited for.
+    pub fn awaited(&self) -> impl Iterator<Item = &str> {
+        let mounts = self
+            .waiter()
+            .into_iter()
+            .flat_map(|waiter| &waiter.volume_mounts);
+        let names = mounts.map(|mount| mount.name.as_str());
+        names.filter(|name| *name != wait::OVER)
+    }
+
+    fn waiter(&self) -> Option<&InitContainer> {
+        let mut containers = self.spec.init_containers.iter();
+        containers.find(|entry| entry.name == RESTORE_WAIT)
     }
 
     /// The claim behind a volume.
@@ -208,9 +231,10 @@ impl RestoredPod {
         waiter.is_some_and(|waiter| waiter.state.running.is_some())
     }
 
-    /// Whether the pod is finished or its waiter has let it go.
+    /// Whether the pod is finished, its waiter has let it go, or it waits in vain and knows it.
     pub fn has_left(&self) -> bool {
-        if matches!(self.status.phase.as_deref(), Some("Succeeded" | "Failed")) {
+        let told = self.annotations().contains_key(annotation::RESTORE_OVER);
+        if told || matches!(self.status.phase.as_deref(), Some("Succeeded" | "Failed")) {
             return true;
         }
         self.status.init_container_statuses.iter().any(|status| {
@@ -271,5 +295,9 @@ mod tests {
         assert!(!waiting.has_left() && waiting.is_waiting());
         assert!(!pod(serde_json::json!({"terminated": {"exitCode": 1}})).has_left());
         assert!(pod(serde_json::json!({"terminated": {"exitCode": 0}})).has_left());
+        let mut told = waiting;
+        told.annotations_mut()
+            .insert("jackline.dev/restore-over".to_owned(), "lost".to_owned());
+        assert!(told.has_left());
     }
 }

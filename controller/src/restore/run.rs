@@ -88,6 +88,8 @@ pub(super) struct State {
     pub unmade: BTreeSet<(String, String)>,
     /// Pods that this restore made: namespace and name in the backup → UID.
     pub pods: BTreeMap<(String, String), String>,
+    /// Names of the PodVolumeRestores that this run made or found.
+    pub begun: BTreeSet<String>,
     pub shown: Option<Instant>,
 }
 
@@ -189,6 +191,10 @@ pub(super) async fn execute(
         "Starting restore of backup {}/{backup}",
         context.namespace
     ));
+    if run.catalog.kinds().next().is_none() {
+        run.report
+            .warning(Place::Velero, "the tarball of the backup holds no objects");
+    }
     run.prepare(copies).await?;
     run.ask_for_repositories().await?;
     let result = run.walk(kinds).await?;

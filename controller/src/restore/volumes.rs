@@ -29,6 +29,7 @@ use super::{
 };
 use crate::{
     agents,
+    context::Context,
     stall::{self, Stall},
 };
 
@@ -36,6 +37,8 @@ use crate::{
 pub const CLAIM: &str = jackline_crds::names::annotation::PVC_NAME;
 /// How often time limits are looked at; changes are seen at once.
 const TICK: Duration = Duration::from_secs(5);
+/// How far the watch may be behind what was just made.
+const CATCH_UP: Duration = Duration::from_secs(60);
 
 /// How the data of one volume is doing.
 enum Progress {
@@ -71,13 +74,19 @@ impl Run<'_> {
             }
         }
         let mut lost: BTreeSet<(String, String)> = BTreeSet::new();
-        // A claim whose repository could not be opened has pods that wait in vain; its workloads are not made either.
+        // Its pods wait in vain, and its workloads are not made either.
         for restoration in &self.plan.restorations {
-            let unstarted = !begun.iter().any(|volume| self.is_of(volume, restoration));
-            if let (true, Some(claim)) = (
-                unstarted && self.has_waiters(restoration),
-                &restoration.claim,
-            ) {
+            let begun = begun.iter().any(|volume| self.is_of(volume, restoration));
+            if begun || !self.has_waiters(restoration) {
+                continue;
+            }
+            let what = self.volume_of(restoration);
+            let place = Place::Namespace(self.target(&restoration.namespace));
+            self.report.error(
+                place,
+                &format!("the data of {what} was not restored: it has no PodVolumeRestore"),
+            );
+            if let Some(claim) = &restoration.claim {
                 lost.insert((restoration.namespace.clone(), claim.clone()));
             }
         }
@@ -123,23 +132,22 @@ impl Run<'_> {
         Ok(Some(self.volume_info()))
     }
 
+    /// The volume of a part of the plan, for messages.
+    pub fn volume_of(&self, restoration: &Restoration) -> String {
+        let (pod, volume) = &restoration.carrier;
+        let namespace = self.target(&restoration.namespace);
+        format!("volume {volume} of pod {namespace}/{pod}")
+    }
+
     /// What was begun, once the watch has caught up with what was just made.
     async fn begun_or_known(&self) -> Vec<Arc<PodVolumeRestore>> {
-        let made: Vec<&Restoration> = self
-            .plan
-            .restorations
-            .iter()
-            .filter(|restoration| self.has_waiters(restoration))
-            .collect();
-        let all = self.context.stores.pod_volume_restores.wait_for(|_| {
-            let begun = self.begun();
-            let seen = made
-                .iter()
-                .all(|restoration| begun.iter().any(|v| self.is_of(v, restoration)));
-            seen.then_some(())
+        let made = self.state.lock().begun.clone();
+        let all = self.context.stores.pod_volume_restores.wait_for(|store| {
+            let seen = |name: &String| store.get(&self.context.key(name)).is_some();
+            made.iter().all(seen).then_some(())
         });
-        // Not all may have been made: their reasons are in the report.
-        let _ = tokio::time::timeout(Duration::from_secs(2), all).await;
+        // One that was deleted at once never comes.
+        let _ = tokio::time::timeout(CATCH_UP, all).await;
         self.begun()
     }
 
@@ -168,11 +176,7 @@ impl Run<'_> {
         agentless: &mut BTreeMap<String, Instant>,
         stalls: &mut BTreeMap<String, Stall>,
     ) -> Result<Progress, Failure> {
-        let (pod, name) = &restoration.carrier;
-        let what = format!(
-            "volume {name} of pod {}/{pod}",
-            self.target(&restoration.namespace)
-        );
+        let what = self.volume_of(restoration);
         let Some(volume) = self
             .begun()
             .into_iter()
@@ -205,7 +209,7 @@ impl Run<'_> {
         }
         if deadline.is_some_and(|deadline| Instant::now() > deadline) {
             let why = "timed out waiting for all PodVolumeRestores to complete".to_owned();
-            self.give_up(&volume, &why).await?;
+            give_up(self.context, &volume, &why).await?;
             return Ok(Progress::Lost(format!("{why}: {what}")));
         }
         let status = volume.status.as_ref();
@@ -220,7 +224,7 @@ impl Run<'_> {
         };
         match obstacle {
             Some(why) => {
-                self.give_up(&volume, &why).await?;
+                give_up(self.context, &volume, &why).await?;
                 Ok(Progress::Lost(format!(
                     "pod volume restore failed: {what}: {why}"
                 )))
@@ -287,28 +291,6 @@ impl Run<'_> {
         }
         let state = agents::node_state(&self.context.clients.call, node).await;
         absence::give_up(node, agent, state, away, absence::NODE_PATIENCE)
-    }
-
-    /// Ends a volume restore that nobody will carry out.
-    async fn give_up(&self, volume: &PodVolumeRestore, why: &str) -> Result<(), Failure> {
-        let status = PodVolumeRestoreStatus {
-            phase: Some(PodVolumePhase::Failed),
-            message: Some(why.to_owned()),
-            completion_timestamp: Some(Time(jiff::Timestamp::now())),
-            ..volume.status.clone().unwrap_or_default()
-        };
-        let api = self.context.api::<PodVolumeRestore>();
-        // Not over the head of an agent that has just begun.
-        write_status(
-            &api,
-            volume,
-            &status,
-            StatusAt::Main,
-            Guard::SameVersion,
-            FIELD_MANAGER,
-        )
-        .await?;
-        Ok(())
     }
 
     /// Makes the workloads whose claims are all filled; names those that will not be made.
@@ -435,4 +417,33 @@ impl Run<'_> {
         }
         entries
     }
+}
+
+/// Ends a volume restore that nobody will carry out.
+///
+/// # Errors
+/// When the API server does not take it, or the object has changed.
+pub async fn give_up(
+    context: &Context,
+    volume: &PodVolumeRestore,
+    why: &str,
+) -> Result<(), Failure> {
+    let status = PodVolumeRestoreStatus {
+        phase: Some(PodVolumePhase::Failed),
+        message: Some(why.to_owned()),
+        completion_timestamp: Some(Time(jiff::Timestamp::now())),
+        ..volume.status.clone().unwrap_or_default()
+    };
+    let api = context.api::<PodVolumeRestore>();
+    // Not over the head of an agent that has just begun.
+    write_status(
+        &api,
+        volume,
+        &status,
+        StatusAt::Main,
+        Guard::SameVersion,
+        FIELD_MANAGER,
+    )
+    .await?;
+    Ok(())
 }

@@ -2,11 +2,13 @@
 
 use std::{
     cell::Cell,
+    collections::BTreeSet,
     io::{self, Read},
     rc::Rc,
 };
 
 use flate2::read::MultiGzDecoder;
+use jackline_policy::naming::is_dns_label;
 
 use super::{CLUSTER, NAMESPACES, PREFERRED, RESOURCES, VERSION_PATH};
 
@@ -17,6 +19,10 @@ pub struct Limits {
     pub total: u64,
     /// Bytes of one object. The API server takes a few MiB at most.
     pub object: u64,
+    /// Objects, each counted once.
+    pub objects: usize,
+    /// Kinds of objects.
+    pub kinds: usize,
 }
 
 impl Default for Limits {
@@ -24,6 +30,8 @@ impl Default for Limits {
         Self {
             total: 16 << 30,
             object: 64 << 20,
+            objects: 500_000,
+            kinds: 10_000,
         }
     }
 }
@@ -83,6 +91,12 @@ pub enum TarballError {
     /// The whole is too large.
     #[error("the tarball unpacks to more than {0} bytes")]
     TooLarge(u64),
+    /// An object is there twice: which of them is meant, nobody can say.
+    #[error("the tarball holds {0} twice")]
+    Twice(String),
+    /// There are too many objects or kinds.
+    #[error("the tarball holds more than {0} {1}")]
+    TooMany(usize, &'static str),
     /// A format that is not known.
     #[error("the tarball has format version {0:?}; 1 and 1.1.0 are known")]
     Version(String),
@@ -145,6 +159,8 @@ fn entries(
 ) -> Result<Totals, TarballError> {
     let mut archive = tar::Archive::new(unpacked);
     let mut totals = Totals::default();
+    // What is below a version's directory is passed over by who keeps objects.
+    let (mut objects, mut kinds) = (0, BTreeSet::new());
     let mut long_name = None;
     // Raw: the crate would read the entries that carry long names whole, however long they are.
     for entry in archive.entries()?.raw(true) {
@@ -204,6 +220,25 @@ fn entries(
             totals.version = Some(version(&content)?);
         } else if let Some(place) = place(&path) {
             totals.objects += 1;
+            if place
+                .namespace
+                .as_deref()
+                .is_some_and(|name| !is_dns_label(name))
+            {
+                return Err(TarballError::Name(path));
+            }
+            if place.version.is_none() {
+                objects += 1;
+                if objects > limits.objects {
+                    return Err(TarballError::TooMany(limits.objects, "objects"));
+                }
+                if !kinds.contains(&place.resource) {
+                    kinds.insert(place.resource.clone());
+                }
+                if kinds.len() > limits.kinds {
+                    return Err(TarballError::TooMany(limits.kinds, "kinds"));
+                }
+            }
             each(place, content).map_err(TarballError::Consumer)?;
         }
     }

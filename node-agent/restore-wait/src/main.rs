@@ -3,7 +3,8 @@
 //! Runs as the pod's first init container: `jackline-restore-wait <restore UID>`, with each volume under restore mounted at
 //! `/restores/<volume>`. The node agent writes `.velero/<restore UID>` into a volume when its data is complete; when every volume
 //! has it, this program ends and the pod's own containers start. It has no time limit: a pod without its data must not run. So it
-//! says every 30 s what it still waits for.
+//! says every 30 s what it still waits for. When the restore has ended without the data, the controller says why in an annotation that
+//! the kubelet shows as a file; then this program ends with that reason, which becomes the container's message.
 //!
 //! `JACKLINE_WAITERS` (`<volume>=<pods>,…`) says how many pods wait for a volume; unnamed volumes have one. Where this pod is the
 //! only one, it removes the marker itself, as Velero's helper does; otherwise the others still need it, and the node agent removes
@@ -19,6 +20,8 @@ use std::{
 };
 
 const ROOT: &str = "/restores";
+const OVER: &str = "/restore-over/reason";
+const TERMINATION_LOG: &str = "/dev/termination-log";
 const MARKER_DIR: &str = ".velero";
 const POLL: Duration = Duration::from_millis(250);
 const SAY_EVERY: Duration = Duration::from_secs(30);
@@ -56,6 +59,8 @@ fn main() -> ExitCode {
     };
     let root =
         std::env::var_os("JACKLINE_RESTORES").map_or_else(|| PathBuf::from(ROOT), PathBuf::from);
+    let over_file = std::env::var_os("JACKLINE_RESTORE_OVER")
+        .map_or_else(|| PathBuf::from(OVER), PathBuf::from);
     let waiters = waiters(&std::env::var("JACKLINE_WAITERS").unwrap_or_default());
     let mut last_said: Option<(Instant, String)> = None;
     loop {
@@ -71,6 +76,13 @@ fn main() -> ExitCode {
             say(&missing);
             last_said = Some((Instant::now(), missing));
         }
+        // After the look at the markers: who has all of its data goes on, whatever became of the others'.
+        if let Some(why) = over(&over_file) {
+            say(&why);
+            // Not every runtime has the file; the log has the words too.
+            let _ = std::fs::write(TERMINATION_LOG, &why);
+            return ExitCode::FAILURE;
+        }
         std::thread::sleep(POLL);
     }
     for volume in volumes(&root).unwrap_or_default() {
@@ -82,6 +94,12 @@ fn main() -> ExitCode {
     }
     say("all volumes have their data");
     ExitCode::SUCCESS
+}
+
+/// Why there is nothing more to wait for. A pod of an older restore has no such file.
+fn over(file: &Path) -> Option<String> {
+    let why = std::fs::read_to_string(file).ok()?;
+    (!why.trim().is_empty()).then_some(why)
 }
 
 /// Removes the marker and leaves the volume's own times as they were restored.
@@ -178,6 +196,17 @@ mod tests {
         assert_eq!(missing(&tmp.0, "u1").unwrap(), ["b"]);
         std::fs::write(b.join(".velero/u1"), "").unwrap();
         assert!(missing(&tmp.0, "u1").unwrap().is_empty());
+    }
+
+    #[test]
+    fn it_is_over_when_a_reason_is_given() {
+        let tmp = tmp("over");
+        let file = tmp.0.join("reason");
+        assert_eq!(over(&file), None);
+        std::fs::write(&file, "").unwrap();
+        assert_eq!(over(&file), None);
+        std::fs::write(&file, "lost").unwrap();
+        assert_eq!(over(&file).as_deref(), Some("lost"));
     }
 
     #[test]

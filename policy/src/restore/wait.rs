@@ -9,6 +9,8 @@ use super::json::{list, map_mut};
 /// Its name; older backups may hold a pod with one under either name.
 pub const NAME: &str = "restore-wait";
 const OLD_NAMES: &[&str] = &[NAME, "restic-wait"];
+/// The volume through which it learns that there is nothing more to wait for.
+pub const OVER: &str = "jackline-restore-over";
 
 /// How the container is made.
 #[derive(Debug, Clone, Copy)]
@@ -19,6 +21,8 @@ pub struct Waiter<'a> {
     pub restore: &'a str,
     /// Volume of this pod → number of pods that wait for the same data.
     pub volumes: &'a BTreeMap<String, usize>,
+    /// The pod's annotation that says why the data will not come.
+    pub over: &'a str,
 }
 
 /// Takes a waiter of an earlier restore off the pod.
@@ -36,6 +40,12 @@ pub fn remove(pod: &mut Value) {
             spec.remove("initContainers");
         }
     }
+    if let Some(volumes) = spec.get_mut("volumes").and_then(Value::as_array_mut) {
+        volumes.retain(|entry| entry["name"] != OVER);
+        if volumes.is_empty() {
+            spec.remove("volumes");
+        }
+    }
 }
 
 /// Puts the waiter first among the pod's init containers.
@@ -49,11 +59,12 @@ pub fn add(pod: &mut Value, waiter: Waiter<'_>) {
         .keys()
         .for_each(|volume| open_for_data(pod, volume));
     let security = security_context(pod);
-    let mounts: Vec<Value> = waiter
+    let mut mounts: Vec<Value> = waiter
         .volumes
         .keys()
         .map(|volume| json!({"name": volume, "mountPath": format!("/restores/{volume}")}))
         .collect();
+    mounts.push(json!({"name": OVER, "mountPath": "/restore-over", "readOnly": true}));
     let counts: Vec<String> = waiter
         .volumes
         .iter()
@@ -89,6 +100,11 @@ pub fn add(pod: &mut Value, waiter: Waiter<'_>) {
                 .unwrap_or_default(),
         );
         spec.insert("initContainers".to_owned(), Value::Array(all));
+        let path = format!("metadata.annotations['{}']", waiter.over);
+        let volume = json!({"name": OVER, "downwardAPI": {"items": [{"path": "reason", "fieldRef": field(&path)["fieldRef"]}]}});
+        let mut volumes = list(pod, "/spec/volumes").to_vec();
+        volumes.push(volume);
+        pod["spec"]["volumes"] = Value::Array(volumes);
     }
 }
 
@@ -142,6 +158,7 @@ mod tests {
             command: "/wait",
             restore: "uid-1",
             volumes,
+            over: "example.org/over",
         }
     }
 
@@ -160,7 +177,9 @@ mod tests {
             json!([
                 {"name": "data", "persistentVolumeClaim": {"claimName": "x"}},
                 {"name": "other", "persistentVolumeClaim": {"claimName": "y", "readOnly": true}},
-                {"name": "empty", "emptyDir": {}}])
+                {"name": "empty", "emptyDir": {}},
+                {"name": "jackline-restore-over", "downwardAPI": {"items": [{"path": "reason",
+                    "fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.annotations['example.org/over']"}}]}}])
         );
         assert_eq!(
             pod["spec"]["containers"][0]["volumeMounts"],
@@ -168,7 +187,8 @@ mod tests {
         );
         assert_eq!(
             pod["spec"]["initContainers"][0]["volumeMounts"],
-            json!([{"name": "data", "mountPath": "/restores/data"}])
+            json!([{"name": "data", "mountPath": "/restores/data"},
+                {"name": "jackline-restore-over", "mountPath": "/restore-over", "readOnly": true}])
         );
     }
 
@@ -189,14 +209,17 @@ mod tests {
         assert_eq!(waiter["securityContext"], json!({"runAsUser": 999}));
         assert_eq!(
             waiter["volumeMounts"],
-            json!([{"name": "cache", "mountPath": "/restores/cache"}, {"name": "data", "mountPath": "/restores/data"}])
+            json!([{"name": "cache", "mountPath": "/restores/cache"}, {"name": "data", "mountPath": "/restores/data"},
+                {"name": "jackline-restore-over", "mountPath": "/restore-over", "readOnly": true}])
         );
         assert_eq!(waiter["env"][2]["value"], "cache=1,data=2");
         assert_eq!(restore_of(&pod), Some("uid-1"));
+        assert_eq!(list(&pod, "/spec/volumes").len(), 1);
 
         remove(&mut pod);
         assert_eq!(restore_of(&pod), None);
         assert_eq!(list(&pod, "/spec/initContainers").len(), 1);
+        assert_eq!(pod["spec"].get("volumes"), None);
     }
 
     #[test]

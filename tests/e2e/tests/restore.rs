@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use jackline_crds::names::label;
 use jackline_crds::velero::{
-    Backup, BackupSpec, PodVolumePhase, PodVolumeRestore, Restore, RestorePhase, RestoreSpec,
+    Backup, BackupSpec, PodVolumeBackup, PodVolumePhase, PodVolumeRestore, Restore, RestorePhase,
+    RestoreSpec,
 };
 use jackline_e2e::{BUCKET, Env, Tree, fixture, until, wait_for};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet, StatefulSet};
@@ -114,6 +115,12 @@ async fn same_as_listing(
 }
 
 async fn restored_byte_for_byte(env: &Env) -> Result<()> {
+    // What the cluster's list has lost, the bucket's still has.
+    let volumes = env.api::<PodVolumeBackup>();
+    let lost = env.volumes_of("second").await?[0].name_any();
+    volumes.delete(&lost, &DeleteParams::default()).await?;
+    jackline_e2e::wait_gone(&volumes, &lost, MINUTE).await?;
+
     let begun = Instant::now();
     let back = restore(env, "back", json!({"backupName": "second"})).await?;
     let took = begun.elapsed();
@@ -418,6 +425,18 @@ async fn hostile_tarballs_are_refused(env: &Env) -> Result<()> {
         .s3()
         .get(BUCKET, "backups/first/velero-backup.json")
         .await?;
+    // A list that cannot be read, first in the alphabet, holds up none of them.
+    let s3 = env.cluster.s3();
+    let mut damaged: Value = serde_json::from_slice(&original)?;
+    damaged["metadata"]["name"] = json!("a");
+    let damaged = serde_json::to_vec(&damaged)?;
+    let list = b"nonsense".to_vec();
+    s3.put(BUCKET, "backups/a/a-podvolumebackups.json.gz", list)
+        .await?;
+    let tarball = s3.get(BUCKET, "backups/first/first.tar.gz").await?;
+    s3.put(BUCKET, "backups/a/a.tar.gz", tarball).await?;
+    s3.put(BUCKET, "backups/a/velero-backup.json", damaged)
+        .await?;
     for (name, file, transform) in cases {
         let tarball = directory.path().join(format!("{name}.tar.gz"));
         let made = Command::new("tar")
@@ -461,6 +480,12 @@ async fn hostile_tarballs_are_refused(env: &Env) -> Result<()> {
             "{name}: {why}"
         );
     }
+    // Which claims it would fill, nobody knows: they are not made empty.
+    let ended = restore(env, "of-a", json!({"backupName": "a"})).await?;
+    let status = ended.status.clone().unwrap_or_default();
+    ensure!(ended.phase() == RestorePhase::Failed, "a: {status:?}");
+    let why = status.failure_reason.unwrap_or_default();
+    ensure!(why.contains("cannot be decompressed"), "a: {why}");
     Ok(())
 }
 
@@ -514,6 +539,24 @@ async fn damage_is_named(env: &Env) -> Result<()> {
             .is_none()
     );
     ensure!(env.ready_pods("shop-damaged", "app=db").await?.is_empty());
+    until(
+        "the pod's waiter ends with the reason",
+        MINUTE,
+        async || {
+            let pod = env.api_in::<Pod>("shop-damaged").get("db-0").await?;
+            let status = pod.status.and_then(|status| status.init_container_statuses);
+            let waiter = status.and_then(|all| all.into_iter().next());
+            let ends = waiter.map(|waiter| [waiter.state, waiter.last_state]);
+            let mut ends = ends.into_iter().flatten().flatten();
+            let ended = ends.find_map(|state| state.terminated);
+            Ok(ended.filter(|ended| {
+                let why = ended.message.as_deref().unwrap_or_default();
+                ended.exit_code == 1
+                    && why.contains("restore damaged has ended without the data of")
+            }))
+        },
+    )
+    .await?;
     for (key, body) in whole {
         s3.put(BUCKET, &key, body).await?;
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use jackline_crds::{
-    names::{FIELD_MANAGER, annotation, label, label_value, short_hash},
+    names::{FIELD_MANAGER, annotation, label, label_value},
     velero::{
         Backup, BackupRepository, PodVolumeBackup, PodVolumeBackupSpec, PodVolumePhase,
         UploaderType,
@@ -16,17 +16,12 @@ use k8s_openapi::{
 };
 use kube::{
     Resource, ResourceExt,
-    api::{Patch, PatchParams, PostParams},
+    api::{Patch, PatchParams},
 };
 use serde_json::{Value, json};
 
 use super::super::{job::Job, now};
-use crate::{collect::PodFacts, context::Context};
-
-/// Longest name of an object.
-const NAME_MAX: usize = 253;
-/// Lengths of the hash in the name; the first that is free or ours is taken.
-const DIGITS: [usize; 4] = [5, 10, 20, 40];
+use crate::{collect::PodFacts, context::Context, named};
 
 /// Makes the object, or finds the one that was made before. Gives its name.
 pub(super) async fn create(
@@ -39,50 +34,14 @@ pub(super) async fn create(
 ) -> Result<String, kube::Error> {
     let api = job.context.api::<PodVolumeBackup>();
     let mut object = object(job.backup, backup_uid, repository, pod, selected, claim);
-    let mut last = None;
-    for digits in DIGITS {
-        let name = name(
-            &job.backup.name_any(),
-            &pod.volumes.uid,
-            &selected.volume,
-            digits,
-        );
-        object.metadata.name = Some(name.clone());
-        match api
-            .create(
-                &PostParams {
-                    field_manager: Some(FIELD_MANAGER.to_owned()),
-                    ..PostParams::default()
-                },
-                &object,
-            )
-            .await
-        {
-            Ok(_) => return Ok(name),
-            Err(kube::Error::Api(status)) if status.is_already_exists() => {
-                let there = api.get(&name).await?;
-                let ours = there
-                    .labels()
-                    .get(label::BACKUP_UID)
-                    .is_some_and(|uid| uid == backup_uid)
-                    && there.spec.pod.uid == object.spec.pod.uid
-                    && there.spec.volume == object.spec.volume;
-                if ours {
-                    return Ok(name);
-                }
-                last = Some(kube::Error::Api(status));
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    Err(last.unwrap_or(kube::Error::LinesCodecMaxLineLengthExceeded))
-}
-
-/// `<backup>-<hash>`: the same volume of the same pod has the same name whoever asks.
-fn name(backup: &str, pod_uid: &str, volume: &str, digits: usize) -> String {
-    let hash = short_hash(&format!("{pod_uid}/{volume}"), digits);
-    let base: String = backup.chars().take(NAME_MAX - digits - 1).collect();
-    format!("{base}-{hash}")
+    let spec = object.spec.clone();
+    let is_same = |there: &PodVolumeBackup| {
+        there.labels().get(label::BACKUP_UID).map(String::as_str) == Some(backup_uid)
+            && there.spec.pod.uid == spec.pod.uid
+            && there.spec.volume == spec.volume
+    };
+    let volume = (&*pod.volumes.uid, &*selected.volume);
+    named::create(&api, &mut object, &job.backup.name_any(), volume, is_same).await
 }
 
 fn object(
@@ -250,13 +209,5 @@ mod tests {
             };
             assert_eq!(bare(&ours), bare(&velero));
         }
-    }
-
-    #[test]
-    fn names_are_always_the_same_and_never_too_long() {
-        assert_eq!(name("b", "uid", "v", 5), name("b", "uid", "v", 5));
-        assert_ne!(name("b", "uid", "v", 5), name("b", "uid", "w", 5));
-        let long = name(&"x".repeat(253), "uid", "v", 40);
-        assert_eq!(long.len(), 253);
     }
 }

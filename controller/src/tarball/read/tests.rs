@@ -38,6 +38,7 @@ fn names_that_leave_the_tree_are_refused() {
         "resources//pods/cluster/x.json",
         "resources/./pods/cluster/x.json",
         "resources\\pods\\cluster\\x.json",
+        "resources/pods/namespaces/a?b/x.json",
         "..",
     ] {
         let result = all(&hostile(name, tar::EntryType::Regular));
@@ -71,6 +72,7 @@ fn too_much_is_refused_before_it_is_read() {
     let small = read(Limits {
         total: 1 << 20,
         object: 4999,
+        ..Limits::default()
     });
     assert!(
         matches!(small, Err(TarballError::ObjectTooLarge { size: 5000, .. })),
@@ -79,6 +81,7 @@ fn too_much_is_refused_before_it_is_read() {
     let whole = read(Limits {
         total: 6000,
         object: 5000,
+        ..Limits::default()
     });
     assert!(
         matches!(whole, Err(TarballError::TooLarge(6000))),
@@ -87,9 +90,35 @@ fn too_much_is_refused_before_it_is_read() {
     assert!(
         read(Limits {
             total: 1 << 20,
-            object: 5000
+            object: 5000,
+            ..Limits::default()
         })
         .is_ok()
+    );
+}
+
+#[test]
+fn swarms_of_objects_are_refused() {
+    let mut writer = TarballWriter::new(Vec::new(), 0).unwrap();
+    for (kind, name) in [("pods", "a"), ("pods", "b"), ("secrets", "a")] {
+        writer.object(kind, "v1", Some("n"), name, b"{}").unwrap();
+    }
+    let bytes = writer.finish().unwrap();
+    let read = |objects, kinds| {
+        let limits = Limits {
+            objects,
+            kinds,
+            ..Limits::default()
+        };
+        read(bytes.as_slice(), limits, |_, _| Ok(())).map_err(|error| error.to_string())
+    };
+    // The second path of an object is not another object.
+    assert_eq!(read(3, 2).map(|totals| totals.objects), Ok(6));
+    let objects = "the tarball holds more than 2 objects";
+    assert_eq!(read(2, 2).unwrap_err(), objects);
+    assert_eq!(
+        read(3, 1).unwrap_err(),
+        "the tarball holds more than 1 kinds"
     );
 }
 
