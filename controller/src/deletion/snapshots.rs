@@ -38,6 +38,15 @@ pub struct Tags {
 }
 
 impl Tags {
+    /// The tags of a backup that has had these UIDs.
+    pub fn new(backup: &str, uids: impl IntoIterator<Item = String>) -> Self {
+        let uids = uids.into_iter().map(|uid| format!("backup-uid={uid}"));
+        Self {
+            backup: format!("backup={backup}"),
+            uids: uids.collect(),
+        }
+    }
+
     fn matches(&self, tags: &[String]) -> bool {
         tags.contains(&self.backup) && tags.iter().any(|tag| self.uids.contains(tag))
     }
@@ -54,9 +63,7 @@ pub async fn of_backup(
 ) -> Result<Snapshots, Failure> {
     let name = backup.name_any();
     let mut uids: BTreeSet<String> = backup.metadata.uid.clone().into_iter().collect();
-    if let Some(stored) = stored_backup(store, &name).await? {
-        uids.extend(stored.metadata.uid);
-    }
+    uids.extend(stored_uid(store, &name).await?);
     let mut by_namespace: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     let in_cluster = sync::pod_volumes(context, backup);
     let in_bucket = sync::stored_pod_volumes(store, &name).await?;
@@ -90,23 +97,22 @@ pub async fn of_backup(
                 .map(|namespace| (namespace, BTreeSet::new())),
         );
     }
-    let uids = uids
-        .into_iter()
-        .map(|uid| format!("backup-uid={uid}"))
-        .collect();
     Ok(Snapshots {
         by_namespace,
-        tags: Tags {
-            backup: format!("backup={name}"),
-            uids,
-        },
+        tags: Tags::new(&name, uids),
     })
 }
 
-async fn stored_backup(store: &dyn ObjectStore, name: &str) -> Result<Option<Backup>, Failure> {
+/// The UID of the backup that the bucket holds under a name.
+///
+/// # Errors
+/// When the bucket cannot be read.
+pub async fn stored_uid(store: &dyn ObjectStore, name: &str) -> Result<Option<String>, Failure> {
     match store.get(&backup_object(name, BackupFile::Metadata)).await {
         // Damage here must not keep a backup from being deleted.
-        Ok(body) => Ok(serde_json::from_slice(&body).ok()),
+        Ok(body) => Ok(serde_json::from_slice(&body)
+            .ok()
+            .and_then(|stored: Backup| stored.metadata.uid)),
         Err(error) if error.is_not_found() => Ok(None),
         Err(error) => Err(Failure::transient(error.reason(), error)),
     }

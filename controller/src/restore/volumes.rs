@@ -297,6 +297,7 @@ impl Run<'_> {
             completion_timestamp: Some(Time(jiff::Timestamp::now())),
             ..volume.status.clone().unwrap_or_default()
         };
+        self.token.check()?;
         let api = self.context.api::<PodVolumeRestore>();
         // Not over the head of an agent that has just begun.
         write_status(
