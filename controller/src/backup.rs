@@ -15,23 +15,24 @@ mod upload;
 mod volumes;
 
 use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use futures::FutureExt;
 use jackline_crds::{
-    names::{FIELD_MANAGER, label},
-    velero::{Backup, BackupPhase, BackupStatus},
+    names::label,
+    velero::{Backup, BackupPhase, BackupStatus, PodVolumeBackup},
 };
 use jackline_runtime::{
-    Event, EventKind, Failure, Key, Kit, LeaderToken, Lease, Next, Queue, RunOptions,
-    status::{Guard, StatusAt, write_status},
+    Class, Event, EventKind, Failure, Key, Kit, LeaderToken, Lease, Next, Queue, RunOptions,
 };
 use kube::{Resource, ResourceExt};
+use parking_lot::Mutex;
+use serde_json::{Value, json};
 
-use crate::context::Context;
+use crate::{context::Context, deletion, fence, location, remove::remove};
 use holds::Holds;
 use metrics::BackupMetrics;
 
@@ -39,6 +40,8 @@ use metrics::BackupMetrics;
 const GRACE: Duration = Duration::from_secs(2);
 /// For how long a backup is tried again that fails each time.
 const PATIENCE: Duration = Duration::from_secs(4 * 3600);
+/// How long it may take until deleted objects are seen to be gone.
+const PATIENCE_WITH_API: Duration = Duration::from_secs(30);
 /// A pass that got on for this long before it failed is none of those.
 const GOT_ON: Duration = Duration::from_secs(600);
 
@@ -56,8 +59,8 @@ pub fn register(context: &Arc<Context>, kit: &Kit, lease: &Lease) -> anyhow::Res
         .stores
         .backups
         .enqueue(&queue, |change| match &change.after {
-            Some(backup) if is_open(backup.phase()) => vec![change.key.clone()],
-            _ => Vec::new(),
+            Some(backup) if !is_open(backup.phase()) => Vec::new(),
+            _ => vec![change.key.clone()],
         });
     let options = RunOptions::new()
         .concurrency(context.args.concurrent_backups)
@@ -70,6 +73,7 @@ pub fn register(context: &Arc<Context>, kit: &Kit, lease: &Lease) -> anyhow::Res
         collecting: tokio::sync::Semaphore::new(2),
         holds,
         failing: Mutex::default(),
+        begun: Mutex::default(),
     });
     kit.run_leading(&queue, options, lease, move |key, token| {
         let controller = controller.clone();
@@ -80,8 +84,50 @@ pub fn register(context: &Arc<Context>, kit: &Kit, lease: &Lease) -> anyhow::Res
 
 /// Whether a backup still has to be done.
 fn is_open(phase: BackupPhase) -> bool {
-    use BackupPhase::{InProgress, New, Queued, ReadyToStart};
-    matches!(phase, New | Queued | ReadyToStart | InProgress) || phase.is_finishing()
+    use BackupPhase::{New, Queued, ReadyToStart};
+    matches!(phase, New | Queued | ReadyToStart) || is_begun(phase)
+}
+
+/// Whether a backup has begun and not ended.
+fn is_begun(phase: BackupPhase) -> bool {
+    phase == BackupPhase::InProgress || phase.is_finishing()
+}
+
+/// A backup as it is now, if it goes on and this is its leader.
+async fn newest(
+    context: &Context,
+    backup: &Backup,
+    token: &LeaderToken,
+) -> Result<Backup, Failure> {
+    let now = context
+        .api::<Backup>()
+        .get_opt(&backup.name_any())
+        .await?
+        .filter(|now| now.uid() == backup.uid() && is_begun(now.phase()));
+    let Some(now) = now else {
+        let why = "it was deleted, or another has ended it";
+        return Err(Failure::new(Class::Conflict, "Superseded", why));
+    };
+    fence::check(&now, token)?;
+    Ok(now)
+}
+
+/// Writes the last status of a backup, whatever else is written onto it meanwhile.
+async fn end(
+    context: &Context,
+    backup: &Backup,
+    status: impl Fn(&Backup) -> BackupStatus,
+    metadata: Value,
+    token: &LeaderToken,
+) -> Result<Backup, Failure> {
+    let api = context.api::<Backup>();
+    loop {
+        let now = newest(context, backup, token).await?;
+        match fence::write(&api, &now, &status(&now), metadata.clone(), token).await {
+            Err(failure) if failure.class == Class::Conflict => {}
+            written => return written,
+        }
+    }
 }
 
 /// What passes share.
@@ -93,11 +139,22 @@ struct Controller {
     holds: Holds,
     /// Since when backups fail, by UID.
     failing: Mutex<HashMap<String, Instant>>,
+    /// Backups that were begun here and have not ended.
+    begun: Mutex<HashMap<Key, Arc<Begun>>>,
+}
+
+/// What has to be known of a backup to clear up after it, should it be deleted before its end.
+#[derive(Debug)]
+struct Begun {
+    backup: Backup,
+    /// Namespaces in whose repositories it may have snapshots.
+    touched: Mutex<BTreeSet<String>>,
 }
 
 impl Controller {
     async fn pass(&self, key: Key, token: LeaderToken) -> Result<Next, Failure> {
         let context = &self.context;
+        self.bury(&key, &token).await?;
         if context
             .stores
             .backups
@@ -114,12 +171,15 @@ impl Controller {
         let tell = |why: &Failure| self.event(&backup, why.reason, why.source.to_string());
         context.alone().await.inspect_err(tell)?;
         let (backup, location) = match backup.phase() {
-            phase if phase == BackupPhase::InProgress || phase.is_finishing() => {
+            phase if is_begun(phase) => {
                 let Some(location) = prepare::location(context, &backup) else {
                     let why = "its backup storage location is gone";
-                    self.fail(&backup, why).await?;
+                    self.fail(&backup, why, &token).await?;
                     return Ok(Next::Done);
                 };
+                // Whoever had it before writes it no more.
+                let api = context.api::<Backup>();
+                let backup = fence::write(&api, &backup, &backup.status, json!({}), &token).await?;
                 tracing::info!(backup = %key, "resumed");
                 (backup, location)
             }
@@ -147,6 +207,16 @@ impl Controller {
             },
             _ => return Ok(Next::Done),
         };
+        let begun = self
+            .begun
+            .lock()
+            .entry(key.clone())
+            .or_insert_with(|| {
+                let touched = Mutex::default();
+                let backup = backup.clone();
+                Arc::new(Begun { backup, touched })
+            })
+            .clone();
         let job = job::Job {
             context,
             token: &token,
@@ -154,6 +224,7 @@ impl Controller {
             location: &location,
             collecting: &self.collecting,
             holds: &self.holds,
+            touched: &begun.touched,
         };
         let began = Instant::now();
         let uid = backup.uid();
@@ -167,21 +238,22 @@ impl Controller {
             outcome = job.run().boxed() => outcome,
             () = gone => {
                 tracing::info!(backup = %key, "given up: the Backup was deleted");
-                return Ok(Next::Done);
+                return self.bury(&key, &token).await;
             }
         };
         match outcome {
             Ok(done) => {
+                self.begun.lock().remove(&key);
                 self.metrics.ended(&done);
                 self.tell(&done);
                 Ok(Next::Done)
             }
             Err(job::JobError::Fatal(why)) => {
-                self.fail(&backup, &why).await?;
+                self.fail(&backup, &why, &token).await?;
                 Ok(Next::Done)
             }
             Err(job::JobError::Again(failure)) if self.is_hopeless(&backup, began) => {
-                self.fail(&backup, &failure.to_string()).await?;
+                self.fail(&backup, &failure.to_string(), &token).await?;
                 Ok(Next::Done)
             }
             Err(job::JobError::Again(failure)) => Err(failure),
@@ -201,7 +273,7 @@ impl Controller {
             return started
                 .is_some_and(|started| jiff::Timestamp::now().duration_since(started.0) > limit);
         }
-        let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut failing = self.failing.lock();
         failing.retain(|_, since| since.elapsed() < PATIENCE + GOT_ON);
         let uid = backup.uid().unwrap_or_default();
         let since = failing.entry(uid).or_insert(began);
@@ -211,25 +283,62 @@ impl Controller {
         since.elapsed() > PATIENCE
     }
 
+    /// Removes what a backup of this name has left behind that was deleted before its end, and before there is another.
+    async fn bury(&self, key: &Key, token: &LeaderToken) -> Result<Next, Failure> {
+        let context = &self.context;
+        let now = context.stores.backups.get(key);
+        let begun = self.begun.lock().get(key).cloned();
+        let Some(begun) =
+            begun.filter(|begun| now.is_none_or(|now| now.uid() != begun.backup.uid()))
+        else {
+            return Ok(Next::Done);
+        };
+        context.alone().await?;
+        let uid = begun.backup.uid().unwrap_or_default();
+        let api = context.api::<PodVolumeBackup>();
+        let mut namespaces = begun.touched.lock().clone();
+        for volume in volumes::of_backup(context, &uid) {
+            namespaces.extend(volume.spec.pod.namespace.clone());
+            remove(&api, &*volume, token).await?;
+        }
+        // An agent that makes a snapshot of a volume whose object is gone forgets it by itself.
+        let volumes = &context.stores.pod_volume_backups;
+        let of_it = |volume: &PodVolumeBackup| volume.labels().get(label::BACKUP_UID) == Some(&uid);
+        let gone = volumes.wait_for(|volumes| volumes.find(of_it).is_none().then_some(()));
+        if tokio::time::timeout(PATIENCE_WITH_API, gone).await.is_err() {
+            let why = "PodVolumeBackups of the deleted backup are still there";
+            return Err(Failure::transient("VolumesRemain", why));
+        }
+        let location = prepare::location(context, &begun.backup);
+        match location.filter(|location| !location::read_only(location)) {
+            Some(location) => {
+                let backup = &begun.backup;
+                deletion::clear_up(context, backup, &location, &namespaces, token).await?;
+            }
+            None => {
+                tracing::warn!(backup = %key, "what the deleted Backup left behind stays: its location is gone or read-only")
+            }
+        }
+        self.begun.lock().remove(key);
+        Ok(Next::Done)
+    }
+
     /// Ends a backup of which nothing usable is in the bucket.
-    async fn fail(&self, backup: &Backup, why: &str) -> Result<(), Failure> {
-        let status = BackupStatus {
+    async fn fail(&self, backup: &Backup, why: &str, token: &LeaderToken) -> Result<(), Failure> {
+        let ended = now();
+        let status = |backup: &Backup| BackupStatus {
             phase: Some(BackupPhase::Failed),
             failure_reason: Some(why.to_owned()),
-            completion_timestamp: Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now())),
+            completion_timestamp: Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(ended)),
             ..backup.status.clone().unwrap_or_default()
         };
-        let api = self.context.api::<Backup>();
-        let written = write_status(
-            &api,
-            backup,
-            &status,
-            StatusAt::Main,
-            Guard::SameObject,
-            FIELD_MANAGER,
-        )
-        .await?;
-        let backup = written.unwrap_or_else(|| backup.clone());
+        self.begun
+            .lock()
+            .remove(&self.context.key(backup.name_any()));
+        let backup = end(&self.context, backup, status, json!({}), token).await?;
+        self.begun
+            .lock()
+            .remove(&self.context.key(backup.name_any()));
         self.metrics.ended(&job::Done {
             backup: backup.clone(),
             ..job::Done::default()

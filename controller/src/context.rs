@@ -14,7 +14,6 @@ use jackline_runtime::{
 };
 
 use k8s_openapi::api::core::v1::Pod;
-use kube::ResourceExt;
 
 use crate::{agents::AgentPod, args::Args};
 
@@ -153,11 +152,7 @@ impl Context {
     /// Why nothing is dispatched: a Velero is at work in the namespace.
     pub fn foreign(&self) -> Option<String> {
         let pods = self.stores.veleros.list();
-        let found = pods
-            .iter()
-            .filter_map(|pod| Some((foreign::role(pod)?, pod)));
-        let (role, pod) = found.min_by_key(|(role, pod)| (*role, pod.name_any()))?;
-        Some(foreign::warning(pod, role))
+        foreign::at_work(pods.iter().map(AsRef::as_ref))
     }
 
     /// Whether nobody else works on the objects of this namespace.

@@ -6,7 +6,7 @@
 mod request;
 mod snapshots;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use jackline_crds::{
     names::{FIELD_MANAGER, label, label_value},
@@ -16,7 +16,7 @@ use jackline_crds::{
     },
 };
 use jackline_runtime::{
-    Event, EventKind, Failure, Key, Kit, LeaderToken, Lease, Next, Queue, RunOptions,
+    Class, Event, EventKind, Failure, Key, Kit, LeaderToken, Lease, Next, Queue, RunOptions,
     status::{Guard, StatusAt, write_status},
 };
 use jackline_storage::{
@@ -29,10 +29,12 @@ use kube::{
     api::{Patch, PatchParams},
 };
 use prometheus::{IntCounterVec, Opts};
+use serde_json::json;
 
-use crate::{context::Context, location, maintenance, remove::remove, sync};
+use crate::{context::Context, fence, location, maintenance, remove::remove, sync};
 
 pub use request::{is_requested, request};
+use snapshots::{Snapshots, Tags};
 
 /// A request that is done with errors is kept this long.
 const KEPT: Duration = Duration::from_secs(24 * 3600);
@@ -213,10 +215,14 @@ impl Deletion<'_> {
             self.say(request, DeletePhase::InProgress, Vec::new())
                 .await?;
         }
+        let stored = snapshots::stored_uid(&*store, &name).await?;
         self.mark(backup).await?;
         self.forget(backup, &location, &*store).await?;
-        self.token.check().map_err(Failure::from)?;
-        remove_files(&*store, &name).await?;
+        // That may have taken long, and another leader may have been here: a new backup may have the name by now.
+        self.still(backup).await?;
+        if snapshots::stored_uid(&*store, &name).await? == stored {
+            remove_files(&*store, &name).await?;
+        }
         for restore in restores {
             // Its finalizer finds them through the backup, which may be gone by then.
             self.token.check().map_err(Failure::from)?;
@@ -266,40 +272,14 @@ impl Deletion<'_> {
         store: &dyn ObjectStore,
     ) -> Result<(), Stop> {
         let wanted = snapshots::of_backup(self.context, backup, store).await?;
-        let mut errors = Vec::new();
-        for (namespace, ids) in &wanted.by_namespace {
-            self.token.check().map_err(Failure::from)?;
-            match snapshots::forget(self.context, location, namespace, ids, &wanted.tags).await {
-                Ok(0) => {}
-                Ok(count) => {
-                    tracing::info!(
-                        backup = backup.name_any(),
-                        namespace,
-                        count,
-                        "snapshots are forgotten"
-                    );
-                    let repository =
-                        crate::repository::find(self.context, &location.name_any(), namespace);
-                    if let Some(repository) = repository {
-                        maintenance::request(self.context, &repository).await?;
-                    }
-                }
-                Err(error) if error.is_retryable() => {
-                    return Err(Failure::transient("RepositoryBusy", error).into());
-                }
-                Err(error) => {
-                    errors.push(format!(
-                        "repository of namespace {namespace}: {}",
-                        location::chain(&error)
-                    ));
-                }
-            }
-        }
-        if errors.is_empty() {
-            Ok(())
-        } else {
-            Err(Stop::Refused(errors))
-        }
+        forget(
+            self.context,
+            &backup.name_any(),
+            location,
+            &wanted,
+            self.token,
+        )
+        .await
     }
 
     fn restores(&self, backup: &str) -> Vec<Arc<Restore>> {
@@ -337,8 +317,7 @@ impl Deletion<'_> {
             .into_iter()
             .map(|(key, value)| (key.to_owned(), value.into()))
             .collect();
-        let patch =
-            serde_json::json!({"metadata": {"uid": request.metadata.uid, "labels": labels}});
+        let patch = json!({"metadata": {"uid": request.metadata.uid, "labels": labels}});
         self.context
             .api::<DeleteBackupRequest>()
             .patch(&request.name_any(), &patch_params(), &Patch::Merge(patch))
@@ -346,24 +325,30 @@ impl Deletion<'_> {
             .map(|_| ())
     }
 
+    /// Says that the backup is being deleted, and by which leader.
     async fn mark(&self, backup: &Backup) -> Result<(), Failure> {
-        if backup.phase() == BackupPhase::Deleting {
-            return Ok(());
-        }
-        self.token.check()?;
         let mut status = backup.status.clone().unwrap_or_default();
         status.phase = Some(BackupPhase::Deleting);
         let api = self.context.api::<Backup>();
-        write_status(
-            &api,
-            backup,
-            &status,
-            StatusAt::Main,
-            Guard::SameVersion,
-            FIELD_MANAGER,
-        )
-        .await?;
+        fence::write(&api, backup, &status, json!({}), self.token).await?;
         Ok(())
+    }
+
+    /// Whether the backup is still there, and this leader the one that deletes it.
+    async fn still(&self, backup: &Backup) -> Result<(), Failure> {
+        let now = self
+            .context
+            .api::<Backup>()
+            .get_opt(&backup.name_any())
+            .await?;
+        match now.filter(|now| now.uid() == backup.uid()) {
+            Some(now) => Ok(fence::check(&now, self.token)?),
+            None => Err(Failure::new(
+                Class::Conflict,
+                "Gone",
+                "another has deleted the backup",
+            )),
+        }
     }
 
     async fn say(
@@ -467,6 +452,92 @@ impl Deletion<'_> {
         )
         .await
     }
+}
+
+async fn forget(
+    context: &Context,
+    backup: &str,
+    location: &BackupStorageLocation,
+    wanted: &Snapshots,
+    token: &LeaderToken,
+) -> Result<(), Stop> {
+    let mut errors = Vec::new();
+    for (namespace, ids) in &wanted.by_namespace {
+        token.check().map_err(Failure::from)?;
+        match snapshots::forget(context, location, namespace, ids, &wanted.tags).await {
+            Ok(0) => {}
+            Ok(count) => {
+                tracing::info!(backup, namespace, count, "snapshots are forgotten");
+                let repository = crate::repository::find(context, &location.name_any(), namespace);
+                if let Some(repository) = repository {
+                    maintenance::request(context, &repository).await?;
+                }
+            }
+            Err(error) if error.is_retryable() => {
+                return Err(Failure::transient("RepositoryBusy", error).into());
+            }
+            Err(error) => {
+                errors.push(format!(
+                    "repository of namespace {namespace}: {}",
+                    location::chain(&error)
+                ));
+            }
+        }
+    }
+    if errors.is_empty() {
+        Ok(())
+    } else {
+        Err(Stop::Refused(errors))
+    }
+}
+
+/// Removes what a Backup that was deleted before its end has left behind: snapshots in the repositories of `namespaces`, and files.
+/// A backup that is whole in the bucket stays.
+///
+/// # Errors
+/// What may be better next time.
+pub async fn clear_up(
+    context: &Context,
+    backup: &Backup,
+    location: &BackupStorageLocation,
+    namespaces: &BTreeSet<String>,
+    token: &LeaderToken,
+) -> Result<(), Failure> {
+    let (name, uid) = (backup.name_any(), backup.uid());
+    let store = location::open(&context.clients.call, &context.namespace, location)
+        .await
+        .map_err(|error| Failure::transient("LocationClosed", error))?;
+    if snapshots::stored_uid(&*store, &name).await? == uid {
+        return Ok(());
+    }
+    let by_namespace = namespaces
+        .iter()
+        .map(|name| (name.clone(), BTreeSet::new()));
+    let left = Snapshots {
+        by_namespace: by_namespace.collect(),
+        tags: Tags::new(&name, uid),
+    };
+    match forget(context, &name, location, &left, token).await {
+        Ok(()) => {}
+        Err(Stop::Later(failure)) => return Err(failure),
+        Err(Stop::Refused(errors)) => {
+            let why = errors.join("; ");
+            tracing::warn!(
+                backup = name,
+                why,
+                "snapshots of a deleted backup are left behind"
+            );
+        }
+    }
+    token.check()?;
+    if snapshots::stored_uid(&*store, &name).await?.is_none() {
+        remove_files(&*store, &name).await?;
+    }
+    tracing::info!(
+        backup = name,
+        "what the deleted Backup left behind is removed"
+    );
+    Ok(())
 }
 
 /// The first of several requests does the work.

@@ -11,6 +11,7 @@ pub mod coverage;
 pub mod deletion;
 pub mod exec;
 pub mod expiry;
+mod fence;
 mod finalizer;
 pub mod location;
 pub mod maintenance;

@@ -234,6 +234,9 @@ impl Policies {
         if !held.iter().any(|entry| entry == name::POLICY) {
             return Ok(Next::OnChange);
         }
+        if self.context.args.engine == Engine::Builtin {
+            self.context.alone().await?;
+        }
         // What is not valid any more says nothing, and its backups stay.
         if let Some(policy) = object.policy().ok().filter(takes_along)
             && !retention::take_along(&self.context, &self.world, &policy, token).await?

@@ -33,7 +33,6 @@ use jackline_crds::{
 use jackline_runtime::{
     Class, Event, EventKind, Failure, Key, Kit, LeaderToken, Lease, Next, Queue, RunOptions, Store,
     WatchSpec,
-    status::{Guard, StatusAt, write_status},
 };
 use jackline_storage::layout::restore_directory;
 use jiff::Timestamp;
@@ -47,7 +46,7 @@ use serde_json::{Value, json};
 
 pub use pods::RestoredPod;
 
-use crate::{context::Context, location};
+use crate::{context::Context, fence, location};
 use run::{Ending, Finished};
 use served::Served;
 use validate::Valid;
@@ -271,6 +270,7 @@ impl Controller<'_> {
         if kept && named && limited {
             return Ok(restore);
         }
+        fence::check(&restore, self.token)?;
         let mut patch = json!({"metadata": {
             "uid": restore.metadata.uid,
             "resourceVersion": restore.metadata.resource_version,
@@ -287,15 +287,17 @@ impl Controller<'_> {
             patch["spec"]["backupName"] = json!(name);
             patch["spec"]["scheduleName"] = Value::Null;
         }
-        self.token.check()?;
         let api = self.context.api::<Restore>();
         Ok(api
             .patch(&restore.name_any(), &params(), &Patch::Merge(patch))
             .await?)
     }
 
-    /// Takes up a restore that another run began.
+    /// Takes up a restore that another run began; whoever had it before writes it no more.
     async fn carry_on(&self, restore: &Restore) -> Result<Next, Failure> {
+        let restore = &self
+            .write(restore, restore.status.clone().unwrap_or_default())
+            .await?;
         let served = Served::discover(&self.context.clients.call).await?;
         match validate::validate(self.context, &served, restore).await? {
             Ok(valid) => self.run(restore, valid, served).await,
@@ -353,9 +355,11 @@ impl Controller<'_> {
             .api::<Restore>()
             .get_opt(&restore.name_any())
             .await?
+            .filter(|newest| newest.uid() == restore.uid())
         else {
             return Ok(Next::Done);
         };
+        fence::check(&newest, self.token)?;
         let mut status = newest.status.clone().unwrap_or_default();
         let (phase, note) = match ending {
             Ending::Deleted => return self.clean_up(&newest).await,
@@ -479,18 +483,8 @@ impl Controller<'_> {
     }
 
     async fn write(&self, restore: &Restore, status: RestoreStatus) -> Result<Restore, Failure> {
-        self.token.check()?;
         let api = self.context.api::<Restore>();
-        let written = write_status(
-            &api,
-            restore,
-            &status,
-            StatusAt::Main,
-            Guard::SameVersion,
-            FIELD_MANAGER,
-        )
-        .await?;
-        Ok(written.unwrap_or_else(|| restore.clone()))
+        fence::write(&api, restore, &status, json!({}), self.token).await
     }
 
     fn say(&self, restore: &Restore, kind: EventKind, reason: &'static str, note: String) {

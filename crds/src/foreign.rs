@@ -49,6 +49,13 @@ fn image_name(image: &str) -> &str {
     name.split(':').next().unwrap_or(name)
 }
 
+/// What a person is told about the first of these pods that is a Velero's, its server before its agents.
+pub fn at_work<'p>(pods: impl IntoIterator<Item = &'p Pod>) -> Option<String> {
+    let found = pods.into_iter().filter_map(|pod| Some((role(pod)?, pod)));
+    let (role, pod) = found.min_by_key(|(role, pod)| (*role, pod.metadata.name.as_ref()))?;
+    Some(warning(pod, role))
+}
+
 /// What a person is told about such a pod.
 pub fn warning(pod: &Pod, role: Role) -> String {
     let name = pod.metadata.name.as_deref().unwrap_or_default();

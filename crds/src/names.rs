@@ -120,6 +120,8 @@ pub mod annotation {
     pub const POLICY: &str = "jackline.dev/policy";
     /// On a Backup that has ended: how many of its PodVolumeBackups have a snapshot. Fewer records than that are not all there were.
     pub const POD_VOLUME_BACKUPS: &str = "jackline.dev/pod-volume-backups";
+    /// On a Backup or Restore: the leader that wrote its phase, as the epoch of its Lease. An earlier one writes it no more.
+    pub const LEADER_EPOCH: &str = "jackline.dev/leader-epoch";
     /// On a PodVolumeBackup: since when its volume is known to exist no more, RFC 3339.
     pub const VOLUME_GONE_SINCE: &str = "jackline.dev/volume-gone-since";
     /// On a Backup: the time it was due, RFC 3339.

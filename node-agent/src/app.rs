@@ -3,7 +3,10 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::Context as _;
-use jackline_crds::velero::{PodVolumeBackup, PodVolumeRestore};
+use jackline_crds::{
+    foreign,
+    velero::{PodVolumeBackup, PodVolumeRestore},
+};
 use jackline_holder::{ApiJudge, holder};
 use jackline_runtime::{Health, Kit, Queue, RunOptions, WatchSpec, cluster::cluster_uid};
 use k8s_openapi::api::core::v1::Pod;
@@ -61,6 +64,13 @@ pub async fn serve(args: ServerArgs) -> anyhow::Result<()> {
     let here = node.clone();
     let context = Arc::new(Context {
         pods: kit.watch::<Pod>(WatchSpec::new("pods").fields(format!("spec.nodeName={node}"))),
+        // Without those of Jackline: every node's agent would see every other's.
+        veleros: kit.watch_some(
+            WatchSpec::new("veleros")
+                .namespace(&namespace)
+                .labels("app.kubernetes.io/part-of!=jackline"),
+            |pod| foreign::role(pod).is_some(),
+        ),
         backups: kit.watch_some::<PodVolumeBackup>(
             WatchSpec::new("podvolumebackups").namespace(&namespace),
             move |backup| backup.spec.node == here && !backup.phase().is_terminal(),

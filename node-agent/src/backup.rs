@@ -73,7 +73,7 @@ impl Backups {
         else {
             return Ok(Next::Done);
         };
-        context.alone(&object, &object.spec.pod)?;
+        context.alone(&object, &object.spec.pod).await?;
         let record = Record::new(api, object.clone());
         let running = context.metrics.begin(Operation::Backup);
         let result = self.attempt(&object, &record).await;

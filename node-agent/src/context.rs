@@ -3,7 +3,7 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use jackline_crds::{
-    foreign::{self, Role},
+    foreign,
     velero::{PodVolumeBackup, PodVolumeRestore},
 };
 use jackline_runtime::{CancellationToken, Event, EventKind, Events, Failure, Key, Store};
@@ -21,7 +21,7 @@ use crate::{
 /// Time after which a directory that does not answer counts as dead (a network volume whose server is gone).
 const RESOLVE_DEADLINE: Duration = Duration::from_secs(30);
 
-/// How soon another agent is seen to have gone.
+/// How soon a Velero is seen to have gone.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
@@ -32,6 +32,8 @@ pub(crate) struct Context {
     pub client: ClientBox,
     /// Pods of this node.
     pub pods: Store<Pod>,
+    /// Pods of a Velero in this namespace.
+    pub veleros: Store<Pod>,
     /// PodVolumeBackups of this node that have not ended.
     pub backups: Store<PodVolumeBackup>,
     pub restores: Store<PodVolumeRestore>,
@@ -71,21 +73,20 @@ impl Context {
         Api::namespaced(self.client.0.clone(), &self.namespace)
     }
 
-    /// Whether no other agent works for this node's volumes. Wait for `pods.ready()` first.
+    /// Whether no Velero works on the objects of this namespace.
     ///
     /// # Errors
-    /// While a Velero's does, which is said on the object that waits and its pod.
-    pub fn alone<K: Resource<DynamicType = ()>>(
+    /// While one does, which is said on the object that waits and its pod.
+    pub async fn alone<K: Resource<DynamicType = ()>>(
         &self,
         object: &K,
         target: &ObjectReference,
     ) -> Result<(), Failure> {
-        let foreign = self.pods.find(|pod| {
-            pod.metadata.namespace.as_deref() == Some(&self.namespace)
-                && foreign::role(pod) == Some(Role::NodeAgent)
-        });
-        let Some(pod) = foreign else { return Ok(()) };
-        let why = foreign::warning(&pod, Role::NodeAgent);
+        self.veleros.ready().await;
+        let pods = self.veleros.list();
+        let Some(why) = foreign::at_work(pods.iter().map(AsRef::as_ref)) else {
+            return Ok(());
+        };
         self.warn(object, target, "ForeignVelero", why.clone());
         Err(Failure::waiting(LOOK_AGAIN, "ForeignVelero", why))
     }

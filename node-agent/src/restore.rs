@@ -107,7 +107,7 @@ impl Restores {
             };
             return self.end(key, &object, &record, Ok(summary)).await;
         }
-        context.alone(&*object, &object.spec.pod)?;
+        context.alone(&*object, &object.spec.pod).await?;
         if pods::waits_since(&pod, &uid).is_none() {
             return Ok(Next::OnChange);
         }

@@ -5,9 +5,12 @@
 //! - another holder counts as gone when its lease did not change for the lease's duration *on our monotonic clock*; clocks of two
 //!   machines are never compared;
 //! - our own right to act ends at the start of the last successful request plus duration minus margin, whether or not anybody tells
-//!   us. A lease does not fence: effects must be idempotent as well.
+//!   us.
+//!
+//! A lease does not fence: a process that stood still learns late that it has lost. So effects must be idempotent as well, and what
+//! must not be undone carries the [`Epoch`] of its writer.
 
-use std::time::Duration;
+use std::{fmt, str::FromStr, time::Duration};
 
 use jiff::Timestamp;
 use k8s_openapi::{
@@ -68,12 +71,60 @@ impl LeaseSettings {
 #[error("this process is not the leader")]
 pub struct NotLeader;
 
-#[derive(Debug, Clone, Copy, PartialEq)]
+/// Which leader of all that a Lease has had: counted by the Lease itself, so every process agrees. Epochs of two Leases, such as one
+/// that was deleted and made anew, cannot be compared.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Epoch {
+    transitions: i32,
+    lease: String,
+}
+
+impl Epoch {
+    fn of(lease: &LeaseObject) -> Self {
+        let spec = lease.spec.as_ref();
+        Self {
+            transitions: spec.and_then(|spec| spec.lease_transitions).unwrap_or(0),
+            lease: lease.metadata.uid.clone().unwrap_or_default(),
+        }
+    }
+
+    /// Whether the leader of this epoch was followed by that of the other.
+    pub fn is_before(&self, other: &Self) -> bool {
+        self.lease == other.lease && self.transitions < other.transitions
+    }
+}
+
+impl fmt::Display for Epoch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.transitions, self.lease)
+    }
+}
+
+/// This is no epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not of the form <number>/<UID of a Lease>")]
+pub struct NoEpoch;
+
+impl FromStr for Epoch {
+    type Err = NoEpoch;
+
+    fn from_str(text: &str) -> Result<Self, NoEpoch> {
+        let (transitions, lease) = text.split_once('/').ok_or(NoEpoch)?;
+        Ok(Self {
+            transitions: transitions.parse().map_err(|_| NoEpoch)?,
+            lease: lease.to_owned(),
+        })
+    }
+}
+
+#[derive(Debug, Clone, PartialEq)]
 struct Held {
     /// Counts up at each win, so that a token of an earlier term never revives.
     term: u64,
     /// Until when we may act; `None` when we do not hold the lease.
     until: Option<Instant>,
+    /// Of the last win.
+    epoch: Epoch,
 }
 
 /// The state of the election as this process sees it. Clones share it.
@@ -86,25 +137,34 @@ pub struct Lease {
 #[derive(Debug, Clone)]
 pub struct LeaderToken {
     term: u64,
+    epoch: Epoch,
     state: watch::Receiver<Held>,
 }
 
 impl LeaderToken {
     /// `Ok` when we may act now.
     pub fn check(&self) -> Result<(), NotLeader> {
-        let held = *self.state.borrow();
+        let held = self.state.borrow();
         match held.until {
             Some(until) if held.term == self.term && Instant::now() < until => Ok(()),
             _ => Err(NotLeader),
         }
     }
 
+    /// Which leader this is.
+    pub fn epoch(&self) -> &Epoch {
+        &self.epoch
+    }
+
     /// Over when the right has ended, at the latest when its time is over.
     pub async fn lost(&self) {
         let mut state = self.state.clone();
         loop {
-            let held = *state.borrow_and_update();
-            let Some(until) = held.until.filter(|_| held.term == self.term) else {
+            let until = {
+                let held = state.borrow_and_update();
+                held.until.filter(|_| held.term == self.term)
+            };
+            let Some(until) = until else {
                 return;
             };
             tokio::select! {
@@ -134,16 +194,24 @@ impl LeaderToken {
         let (sender, state) = watch::channel(Held {
             term: 1,
             until: Some(until),
+            epoch: Epoch::default(),
         });
-        (Self { term: 1, state }, Guard(sender))
+        let token = Self {
+            term: 1,
+            epoch: Epoch::default(),
+            state,
+        };
+        (token, Guard(sender))
     }
 }
 
 impl Lease {
     /// The token, if we lead now.
     pub fn token(&self) -> Option<LeaderToken> {
+        let held = self.state.borrow().clone();
         let token = LeaderToken {
-            term: self.state.borrow().term,
+            term: held.term,
+            epoch: held.epoch,
             state: self.state.clone(),
         };
         token.check().is_ok().then_some(token)
@@ -189,6 +257,7 @@ pub fn elect(
     let (sender, state) = watch::channel(Held {
         term: 0,
         until: None,
+        epoch: Epoch::default(),
     });
     let api = Api::namespaced(client, &settings.namespace);
     let election = Election {
@@ -235,7 +304,7 @@ impl Election {
             };
             let pause = match result {
                 Ok(Ok(Some(lease))) => {
-                    self.won(started);
+                    self.won(started, &lease);
                     held = Some(lease);
                     self.settings.renew_every()
                 }
@@ -276,11 +345,12 @@ impl Election {
         }
     }
 
-    fn won(&self, started: Instant) {
+    fn won(&self, started: Instant, lease: &LeaseObject) {
         let until = started + self.settings.duration - self.settings.margin();
         self.sender.send_modify(|held| {
             if held.until.is_none() {
                 held.term += 1;
+                held.epoch = Epoch::of(lease);
                 tracing::info!(
                     lease = self.settings.name,
                     identity = self.settings.identity,

@@ -51,7 +51,7 @@ pub use failure::{Class, Failure, Next};
 pub use health::{Check, Health};
 pub use key::Key;
 pub use kit::{Kit, RuntimeArgs, RuntimeError};
-pub use lease::{LeaderToken, Lease, LeaseSettings, NotLeader};
+pub use lease::{Epoch, LeaderToken, Lease, LeaseSettings, NotLeader};
 pub use metrics::Metrics;
 pub use queue::Queue;
 pub use store::{Change, Store};

@@ -1,7 +1,7 @@
 //! One backup from InProgress to its end.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeSet, HashSet},
     convert::Infallible,
     fs::File,
     io::{self, BufWriter, Write},
@@ -14,45 +14,38 @@ use std::{
 
 use jackline_crds::{
     GoDuration,
-    names::{FIELD_MANAGER, annotation},
+    names::annotation,
     velero::{
         Backup, BackupPhase, BackupProgress, BackupStatus, BackupStorageLocation, PodVolumeBackup,
     },
 };
 use jackline_policy::backup::{Filter, object::ObjectRef};
-use jackline_runtime::{
-    Failure, LeaderToken,
-    status::{Guard, StatusAt, write_status, write_status_and_metadata},
-};
+use jackline_runtime::{Failure, LeaderToken};
 use jackline_storage::{
     ObjectStore,
     layout::{BackupFile, backup_object},
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use kube::{
-    ResourceExt,
-    api::{Patch, PatchParams},
-};
+use kube::ResourceExt;
+use parking_lot::Mutex;
 use serde_json::json;
 use tokio::sync::oneshot;
 
 use super::{
-    files,
+    end, files,
     holds::Holds,
+    is_begun,
     log::BackupLog,
-    now, prepare,
+    newest, now, prepare,
     upload::{self, Existing, UploadError},
     volumes::{self, Plan, Volumes},
 };
 use crate::{
     collect::{self, CollectError, Collection, collect, discover},
     context::Context,
-    location,
+    fence, location,
     tarball::TarballWriter,
 };
-
-/// Annotation: how many PodVolumeBackups with a snapshot the backup has, so that missing objects are noticed.
-const VOLUME_COUNT: &str = "jackline.dev/pod-volume-backups";
 
 /// Why a backup did not end.
 #[derive(Debug)]
@@ -96,6 +89,8 @@ pub(super) struct Job<'a> {
     pub(super) location: &'a BackupStorageLocation,
     pub(super) collecting: &'a tokio::sync::Semaphore,
     pub(super) holds: &'a Holds,
+    /// Namespaces in whose repositories it may have snapshots.
+    pub(super) touched: &'a Mutex<BTreeSet<String>>,
 }
 
 /// How many objects there are, and how many have been written.
@@ -339,20 +334,18 @@ impl Job<'_> {
         loop {
             tokio::time::sleep(Duration::from_secs(1)).await;
             let progress = counter.progress();
-            if progress == shown || self.token.check().is_err() {
+            let now = self.context.key(self.backup.name_any());
+            let now = self.context.stores.backups.get(&now);
+            let now = now.filter(|now| now.uid() == self.backup.uid() && is_begun(now.phase()));
+            let Some(now) = now.filter(|_| progress != shown) else {
                 continue;
-            }
-            let patch =
-                json!({"metadata": {"uid": self.backup.uid()}, "status": {"progress": &progress}});
-            let params = PatchParams {
-                field_manager: Some(FIELD_MANAGER.to_owned()),
-                ..PatchParams::default()
+            };
+            let status = BackupStatus {
+                progress: Some(progress.clone()),
+                ..now.status.clone().unwrap_or_default()
             };
             let api = self.context.api::<Backup>();
-            match api
-                .patch(&self.backup.name_any(), &params, &Patch::Merge(patch))
-                .await
-            {
+            match fence::write(&api, &*now, &status, json!({}), self.token).await {
                 Ok(_) => shown = progress,
                 // The next second is another chance; nothing depends on it.
                 Err(error) => tracing::debug!(%error, "progress is not shown"),
@@ -370,6 +363,7 @@ impl Job<'_> {
         volumes: Volumes,
     ) -> Result<Done, JobError> {
         let name = self.backup.name_any();
+        let mut backup = newest(self.context, self.backup, self.token).await?;
         let (warnings, errors) = log.counts();
         let (results, last_error) = (log.results(), log.last_error());
         let finished = if errors == 0 {
@@ -385,7 +379,7 @@ impl Job<'_> {
             errors: count(errors),
             progress: Some(counter.progress()),
             hook_status: (volumes.hooks.hooks_attempted > 0).then(|| volumes.hooks.clone()),
-            ..self.backup.status.clone().unwrap_or_default()
+            ..backup.status.clone().unwrap_or_default()
         };
         let with_snapshot = volumes.objects.iter().filter(|volume| {
             volume
@@ -393,16 +387,10 @@ impl Job<'_> {
                 .as_ref()
                 .is_some_and(|status| status.snapshot_id.is_some())
         });
-        let metadata = json!({"annotations": {(VOLUME_COUNT): with_snapshot.count().to_string()}});
-        let mut backup = self.backup.clone();
-        backup.annotations_mut().insert(
-            VOLUME_COUNT.to_owned(),
-            metadata["annotations"][VOLUME_COUNT]
-                .as_str()
-                .unwrap_or_default()
-                .to_owned(),
-        );
-        backup.status = Some(status.clone());
+        let with_snapshot = with_snapshot.count().to_string();
+        backup
+            .annotations_mut()
+            .insert(annotation::POD_VOLUME_BACKUPS.to_owned(), with_snapshot);
 
         let small = files::build(&archive.collection, &archive.stored, &volumes, &results);
         let small = small.map_err(spool)?;
@@ -412,7 +400,7 @@ impl Job<'_> {
         }
         let log = log.finish().map_err(spool)?;
         let scratch = self.context.args.scratch();
-        upload::all(store, &name, &scratch, log, archive.file, small)
+        upload::all(store, self.token, &name, &scratch, log, archive.file, small)
             .await
             .map_err(refused)?;
 
@@ -420,26 +408,16 @@ impl Job<'_> {
             completion_timestamp: Some(Time(now())),
             ..status
         };
-        backup.status = Some(status.clone());
-        self.token.check()?;
+        backup.status = Some(status);
+        newest(self.context, self.backup, self.token).await?;
         let json = files::backup_json(&backup).map_err(spool)?;
         if !upload::commit(store, &name, json).await.map_err(refused)? {
             let why = "another wrote this backup into the bucket at the same time";
             return Err(JobError::Again(Failure::transient("AlreadyStored", why)));
         }
-        self.token.check()?;
-        let api = self.context.api::<Backup>();
-        let written = write_status_and_metadata(
-            &api,
-            self.backup,
-            &status,
-            &metadata,
-            Guard::SameObject,
-            FIELD_MANAGER,
-        )
-        .await?;
+        let backup = self.publish(&backup).await?;
         Ok(Done {
-            backup: written.unwrap_or(backup),
+            backup,
             volumes: volumes.completed(),
             pod_volume_backups: volumes.objects,
             tarball: archive.size,
@@ -461,29 +439,29 @@ impl Job<'_> {
                 _ => BackupPhase::PartiallyFailed,
             });
             status.completion_timestamp = Some(Time(now()));
-            stored.status = Some(status.clone());
-            self.token.check()?;
+            stored.status = Some(status);
+            newest(self.context, self.backup, self.token).await?;
             let key = backup_object(&self.backup.name_any(), BackupFile::Metadata);
             let json = files::backup_json(&stored).map_err(spool)?;
             let put = store.put(&key, json).await;
             put.map_err(|error| refused(error.into()))?;
         }
-        let api = self.context.api::<Backup>();
-        let written = write_status(
-            &api,
-            self.backup,
-            &status,
-            StatusAt::Main,
-            Guard::SameObject,
-            FIELD_MANAGER,
-        )
-        .await?;
-        let mut backup = written.unwrap_or_else(|| self.backup.clone());
-        backup.status = Some(status);
+        let backup = self.publish(&stored).await?;
         Ok(Done {
             backup,
             ..Done::default()
         })
+    }
+
+    /// Writes onto the object how the backup in the bucket has ended.
+    async fn publish(&self, stored: &Backup) -> Result<Backup, Failure> {
+        let count = stored.annotations().get(annotation::POD_VOLUME_BACKUPS);
+        let metadata = match count {
+            Some(count) => json!({"annotations": {(annotation::POD_VOLUME_BACKUPS): count}}),
+            None => json!({}),
+        };
+        let status = |_: &Backup| stored.status.clone().unwrap_or_default();
+        end(self.context, self.backup, status, metadata, self.token).await
     }
 }
 
@@ -491,6 +469,7 @@ impl Job<'_> {
 fn refused(error: UploadError) -> JobError {
     match error {
         UploadError::Local(error) => spool(error),
+        UploadError::NotLeader(error) => error.into(),
         UploadError::Storage(error) if error.is_retryable() => {
             JobError::Again(Failure::transient("StorageUnavailable", error))
         }

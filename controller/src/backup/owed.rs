@@ -124,18 +124,37 @@ pub(super) async fn mark(
     }
 }
 
-/// Takes the mark away: nothing is owed any more. A pod that has gone has none.
+/// Takes the mark away: nothing is owed any more. A pod that has gone has none. `backup`: another backup's mark stays.
 pub(super) async fn clear(
     context: &Context,
+    token: &LeaderToken,
     (namespace, name): (&str, &str),
     uid: &str,
-) -> Result<(), kube::Error> {
+    backup: Option<&str>,
+) -> Result<(), Failure> {
+    let api = pods(context, namespace);
     let gone: BTreeMap<&str, Option<&str>> = BTreeMap::from([(label::POST_HOOKS, None)]);
-    let patch = json!({"metadata": {"uid": uid, "labels": gone, "annotations": gone}});
-    match patch_pod(&pods(context, namespace), name, patch).await {
-        // 409: another pod of the same name.
-        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
-        result => result,
+    loop {
+        let now = api.get_opt(name).await?;
+        let Some(now) = now.filter(|now| now.uid().as_deref() == Some(uid) && is_marked(now))
+        else {
+            return Ok(());
+        };
+        let other = |debt: Debt| backup.is_some_and(|backup| backup != debt.uid);
+        if debt(&now).is_some_and(other) {
+            return Ok(());
+        }
+        token.check()?;
+        let patch = json!({"metadata": {
+            "uid": uid,
+            "resourceVersion": now.resource_version(),
+            "labels": gone,
+            "annotations": gone,
+        }});
+        match patch_pod(&api, name, patch).await {
+            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {}
+            result => return Ok(result?),
+        }
     }
 }
 
@@ -192,16 +211,17 @@ async fn pass(
         return Ok(Next::Done);
     };
     let target = (namespace, key.name.as_str());
-    if let Some(debt) = debt(&pod) {
-        if is_read(context, &debt, &uid) {
+    let debt = debt(&pod);
+    if let Some(debt) = &debt {
+        if is_read(context, debt, &uid) {
             return Ok(Next::After(AGAIN));
         }
         token.check()?;
-        let result = pay(context, target, &debt).await;
-        tell(context, &pod, &debt, result);
-        token.check()?;
+        let result = pay(context, target, debt).await;
+        tell(context, &pod, debt, result);
     }
-    clear(context, target, &uid).await?;
+    let backup = debt.as_ref().map(|debt| debt.uid.as_str());
+    clear(context, token, target, &uid, backup).await?;
     Ok(Next::OnChange)
 }
 

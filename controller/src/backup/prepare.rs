@@ -25,7 +25,7 @@ use serde_json::{Value, json};
 use super::now;
 use crate::{
     context::Context,
-    location,
+    fence, location,
     rules::{self, Unusable},
 };
 
@@ -128,8 +128,9 @@ pub(super) async fn begin(
         validation_errors: errors,
         ..BackupStatus::default()
     };
-    let metadata = metadata(context, backup, &name).await?;
-    token.check()?;
+    let mut metadata = metadata(context, backup, &name).await?;
+    fence::check(backup, token)?;
+    fence::sign(&mut metadata, token);
     let patch = json!({ "metadata": metadata, "spec": spec, "status": status });
     let params = PatchParams {
         field_manager: Some(FIELD_MANAGER.to_owned()),

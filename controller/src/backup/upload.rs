@@ -9,6 +9,7 @@ use std::{
 use bytes::Bytes;
 use futures::{FutureExt, future::BoxFuture};
 use jackline_crds::velero::Backup;
+use jackline_runtime::{LeaderToken, NotLeader};
 use jackline_storage::{
     ObjectStore,
     layout::{BackupFile, backup_object},
@@ -24,6 +25,9 @@ pub(super) enum UploadError {
     /// Temporary files cannot be read.
     #[error("temporary files cannot be read")]
     Local(#[from] io::Error),
+    /// Another leads now.
+    #[error(transparent)]
+    NotLeader(#[from] NotLeader),
 }
 
 /// What the bucket knows of a name.
@@ -60,16 +64,20 @@ pub(super) async fn existing(
 /// the rest.
 pub(super) async fn all(
     store: &dyn ObjectStore,
+    token: &LeaderToken,
     name: &str,
     scratch: &Path,
     log: File,
     tarball: File,
     small: Vec<(BackupFile, Bytes)>,
 ) -> Result<(), UploadError> {
+    token.check()?;
     if let Err(error) = file(store, name, BackupFile::Log, log, scratch).await {
         tracing::warn!(%error, backup = name, "the log is not stored");
     }
+    token.check()?;
     file(store, name, BackupFile::Contents, tarball, scratch).await?;
+    token.check()?;
     let puts: Vec<BoxFuture<'_, _>> = small
         .into_iter()
         .map(|(file, content)| {

@@ -199,6 +199,10 @@ pub(super) async fn run(
         .filter_map(|&pod| plan.pods.get(pod))
         .map(|pod| pod.volumes.namespace.clone())
         .collect();
+    let namespace = |volume: &Arc<PodVolumeBackup>| volume.spec.pod.namespace.clone();
+    let known_in = known.iter().filter_map(namespace);
+    let touched = namespaces.iter().cloned().chain(known_in);
+    job.touched.lock().extend(touched);
     let work = Work {
         job,
         log,
@@ -249,7 +253,7 @@ pub(super) async fn run(
 }
 
 /// The objects of a backup that the watch knows, by namespace, pod and volume.
-fn of_backup(context: &Context, uid: &str) -> Vec<Arc<PodVolumeBackup>> {
+pub(super) fn of_backup(context: &Context, uid: &str) -> Vec<Arc<PodVolumeBackup>> {
     let mut found = context.stores.pod_volume_backups.filter(|volume| {
         volume
             .labels()
@@ -361,6 +365,7 @@ impl Work<'_> {
             if frozen {
                 owed::mark(context, self.job.token, pod, self.job.backup, &hooks.post).await?;
             }
+            self.job.token.check().map_err(|error| error.to_string())?;
             Ok::<_, String>(held)
         };
         let begun = tokio::select! {
@@ -395,12 +400,17 @@ impl Work<'_> {
         if !before.forbidden {
             self.all(pod, chosen, false).await;
         }
+        if frozen && self.job.token.check().is_err() {
+            // Whoever leads now finds the mark.
+            return;
+        }
         if !before.forbidden || before.effect {
             hooks::run(context, pod, &hooks.post, count, log).await;
         }
         if frozen {
             let target = (pod.volumes.namespace.as_str(), pod.volumes.name.as_str());
-            if let Err(error) = owed::clear(context, target, &pod.volumes.uid).await {
+            let (token, uid) = (self.job.token, &pod.volumes.uid);
+            if let Err(error) = owed::clear(context, token, target, uid, Some(&self.uid)).await {
                 // The mark is found by who looks for marks, and the commands run once more.
                 tracing::warn!(%error, pod = ?target, "the mark of owed post hooks stays");
             }
@@ -460,7 +470,7 @@ impl Work<'_> {
             let message =
                 format!("{why}; claim {claim_name} is read through pod {name_of} instead");
             self.log.warning(&message, &fields);
-            successor::forget(self.job.context, name).await;
+            successor::forget(self.job, name).await;
             result = self.moved(&next, &selected, claim, hold).await;
         }
         if let Err(why) = result {
@@ -529,7 +539,7 @@ impl Work<'_> {
                 }
             }),
             () = at(self.deadline) => {
-                create::cancel(self.job.context, &name, LATE).await;
+                create::cancel(self.job, &name, LATE).await;
                 Err(Problem::Late)
             }
         }
@@ -571,7 +581,7 @@ impl Work<'_> {
                 let progress = status.and_then(|status| status.progress.as_ref());
                 if stall.look(volume.phase(), progress) >= limit {
                     let why = stall::message(limit);
-                    create::cancel(context, name, &why).await;
+                    create::cancel(self.job, name, &why).await;
                     let stopped = store.wait_for(|store| {
                         let volume = store.get(&key);
                         volume
@@ -580,7 +590,7 @@ impl Work<'_> {
                     });
                     // An agent that hangs for good is not waited for.
                     if tokio::time::timeout(AGENT_CHECK, stopped).await.is_err() {
-                        create::give_up(context, name, &why).await;
+                        create::give_up(self.job, name, &why).await;
                     }
                     return Err(why);
                 }
@@ -600,7 +610,7 @@ impl Work<'_> {
             let state = agents::node_state(&context.clients.call, &node).await;
             let patience = context.args.resource_timeout.to_std();
             if let Some(why) = absence::give_up(&node, agent, state, away, patience) {
-                create::give_up(context, name, &why).await;
+                create::give_up(self.job, name, &why).await;
                 return Err(why);
             }
         }

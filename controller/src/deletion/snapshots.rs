@@ -42,6 +42,15 @@ pub struct Tags {
 }
 
 impl Tags {
+    /// The tags of a backup that has had these UIDs.
+    pub fn new(backup: &str, uids: impl IntoIterator<Item = String>) -> Self {
+        let uids = uids.into_iter().map(|uid| format!("backup-uid={uid}"));
+        Self {
+            backup: format!("backup={backup}"),
+            uids: uids.collect(),
+        }
+    }
+
     fn matches(&self, tags: &[String]) -> bool {
         tags.contains(&self.backup) && tags.iter().any(|tag| self.uids.contains(tag))
     }
@@ -63,9 +72,7 @@ pub async fn of_backup(
 ) -> Result<Snapshots, Failure> {
     let name = backup.name_any();
     let mut uids: BTreeSet<String> = backup.metadata.uid.clone().into_iter().collect();
-    if let Some(stored) = stored_backup(store, &name).await? {
-        uids.extend(stored.metadata.uid);
-    }
+    uids.extend(stored_uid(store, &name).await?);
     let in_cluster = sync::pod_volumes(context, backup);
     let in_bucket = stored_list(store, &name).await?;
     let in_cluster = in_cluster.iter().map(AsRef::as_ref);
@@ -80,16 +87,9 @@ pub async fn of_backup(
             by_namespace.entry(namespace).or_default();
         }
     }
-    let uids = uids
-        .into_iter()
-        .map(|uid| format!("backup-uid={uid}"))
-        .collect();
     Ok(Snapshots {
         by_namespace,
-        tags: Tags {
-            backup: format!("backup={name}"),
-            uids,
-        },
+        tags: Tags::new(&name, uids),
     })
 }
 
@@ -138,10 +138,16 @@ fn ids_by_namespace<'a>(
     by_namespace
 }
 
-async fn stored_backup(store: &dyn ObjectStore, name: &str) -> Result<Option<Backup>, Failure> {
+/// The UID of the backup that the bucket holds under a name.
+///
+/// # Errors
+/// When the bucket cannot be read.
+pub async fn stored_uid(store: &dyn ObjectStore, name: &str) -> Result<Option<String>, Failure> {
     let key = backup_object(name, BackupFile::Metadata);
     match sync::read_object(store, &key, sync::METADATA).await {
-        Ok(body) => Ok(body.and_then(|body| serde_json::from_slice(&body).ok())),
+        Ok(body) => Ok(body
+            .and_then(|body| serde_json::from_slice::<Backup>(&body).ok())
+            .and_then(|stored| stored.metadata.uid)),
         // Damage here must not keep a backup from being deleted.
         Err(error) if error.is_damage() => Ok(None),
         Err(error) => Err(error.into()),

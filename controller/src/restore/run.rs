@@ -12,19 +12,16 @@ use std::{
 
 use futures::{StreamExt, stream::FuturesUnordered};
 use jackline_crds::{
-    names::{FIELD_MANAGER, label, label_value},
-    velero::{HookStatus, Restore, RestoreProgress},
+    names::{label, label_value},
+    velero::{HookStatus, Restore, RestorePhase, RestoreProgress, RestoreStatus},
 };
 use jackline_policy::restore::{json::list, meta, order, volume::Plan};
 use jackline_runtime::{Failure, Key, LeaderToken, Store};
 use jackline_storage::ObjectStore;
 use jiff::Timestamp;
-use kube::{
-    ResourceExt,
-    api::{Patch, PatchParams},
-};
+use kube::ResourceExt;
 use parking_lot::{Mutex, RwLock};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{
     catalog::{Catalog, CatalogError, Item},
@@ -37,6 +34,7 @@ use super::{
 use crate::{
     context::Context,
     exec::HookCount,
+    fence,
     location::{self, chain},
 };
 
@@ -347,27 +345,23 @@ impl Run<'_> {
             }
             due
         };
-        if !due || self.token.check().is_err() {
-            return;
-        }
-        let progress = RestoreProgress {
-            total_items: self.total,
-            items_restored: self.report.items(),
-        };
-        let patch = serde_json::json!({
-            "metadata": {"uid": self.uid},
-            "status": {"progress": progress}
+        let now = self.context.stores.restores.get(&Key::of(self.restore));
+        let now = now.filter(|now| {
+            now.phase() == RestorePhase::InProgress && now.uid() == self.restore.uid()
         });
-        let params = PatchParams {
-            field_manager: Some(FIELD_MANAGER.to_owned()),
-            ..PatchParams::default()
+        let Some(now) = now.filter(|_| due) else {
+            return;
+        };
+        let status = RestoreStatus {
+            progress: Some(RestoreProgress {
+                total_items: self.total,
+                items_restored: self.report.items(),
+            }),
+            ..now.status.clone().unwrap_or_default()
         };
         let api = self.context.api::<Restore>();
         // Progress is a courtesy: the next one or the end tells it too.
-        if let Err(error) = api
-            .patch(&self.restore.name_any(), &params, &Patch::Merge(patch))
-            .await
-        {
+        if let Err(error) = fence::write(&api, &*now, &status, json!({}), self.token).await {
             tracing::debug!(%error, "progress not shown");
         }
     }

@@ -209,6 +209,7 @@ impl Run<'_> {
         }
         if deadline.is_some_and(|deadline| Instant::now() > deadline) {
             let why = "timed out waiting for all PodVolumeRestores to complete".to_owned();
+            self.token.check()?;
             give_up(self.context, &volume, &why).await?;
             return Ok(Progress::Lost(format!("{why}: {what}")));
         }
@@ -224,7 +225,8 @@ impl Run<'_> {
         };
         match obstacle {
             Some(why) => {
-                give_up(self.context, &volume, &why).await?;
+                self.token.check()?;
+            give_up(self.context, &volume, &why).await?;
                 Ok(Progress::Lost(format!(
                     "pod volume restore failed: {what}: {why}"
                 )))

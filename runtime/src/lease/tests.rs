@@ -18,6 +18,7 @@ pub(crate) fn controlled() -> (Lease, Control) {
     let (sender, state) = watch::channel(Held {
         term: 0,
         until: None,
+        epoch: Epoch::default(),
     });
     (Lease { state }, Control(sender))
 }
@@ -192,6 +193,7 @@ async fn a_leader_that_is_cut_off_stops_before_the_other_may_start() {
     assert!(Instant::now() > stopped, "never two at once");
     other.check().unwrap();
     assert_eq!(token.check(), Err(NotLeader));
+    assert!(token.epoch().is_before(other.epoch()) && !other.epoch().is_before(token.epoch()));
     // Back again: it follows, and its old token stays dead.
     server.lock().silent.clear();
     seconds(60).await;
@@ -233,4 +235,16 @@ async fn a_stopped_process_finds_its_right_gone_when_it_wakes() {
     tokio::time::advance(Duration::from_secs(13)).await;
     assert_eq!(token.check(), Err(NotLeader));
     assert!(lease.token().is_none());
+}
+
+#[test]
+fn epochs_are_counted_by_their_lease_and_survive_as_text() {
+    let epoch = |text: &str| text.parse::<Epoch>();
+    let (second, tenth) = (epoch("2/a").unwrap(), epoch("10/a").unwrap());
+    assert!(second.is_before(&tenth) && !tenth.is_before(&second) && !second.is_before(&second));
+    assert!(!second.is_before(&epoch("10/b").unwrap()));
+    assert_eq!(epoch(&tenth.to_string()), Ok(tenth));
+    for wrong in ["", "7", "a/7", "/", "99999999999/a"] {
+        assert_eq!(epoch(wrong), Err(NoEpoch), "{wrong}");
+    }
 }

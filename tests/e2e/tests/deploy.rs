@@ -3,13 +3,19 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use jackline_crds::jackline::ClusterBackupPolicy;
-use jackline_e2e::{Env, NAMESPACE};
+use jackline_crds::velero::{Backup, Restore, RestorePhase};
+use jackline_e2e::{Env, NAMESPACE, until, wait_gone};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
+use k8s_openapi::api::core::v1::Namespace;
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, Role};
-use kube::api::{Api, ListParams};
+use kube::api::{Api, DeleteParams, ListParams, PostParams};
+use serde_json::json;
+
+const MINUTE: Duration = Duration::from_secs(60);
 
 /// Capabilities of capability.h by bit, as far as the node agent has them.
 const AGENT_CAPABILITIES: [(&str, u32); 6] = [
@@ -31,6 +37,7 @@ async fn the_installation_runs_with_what_it_declares_and_no_more() -> Result<()>
 
     processes(&env).await?;
     rights(&env).await?;
+    either_half(&env).await?;
     let table = env.cluster.kubectl(["get", "cbp"])?;
     assert!(
         table.contains("No resources found") || table.is_empty(),
@@ -148,8 +155,13 @@ async fn rights(env: &Env) -> Result<()> {
             .any(|list| list.iter().any(|entry| entry == "*"));
         let allowed: &[&str] = match (name.as_str(), everything) {
             ("jackline-backup-reader", true) => &["get", "list", "watch"],
-            ("jackline-restore-writer", true) => &["create", "update", "patch"],
+            ("jackline-restore-writer", true) => &["get", "create", "update", "patch"],
             (_, true) => &[],
+            ("jackline-restore-writer", false)
+                if rule.resources == Some(vec!["nodes".to_owned()]) =>
+            {
+                &["list"]
+            }
             ("jackline-restore-writer", false) => {
                 let roles = ["clusterroles", "roles"].map(str::to_owned).to_vec();
                 assert_eq!(rule.resources.as_ref(), Some(&roles));
@@ -213,5 +225,65 @@ async fn rights(env: &Env) -> Result<()> {
         ("patch", "podvolumebackups.velero.io", NAMESPACE),
     ]);
     assert_eq!(allowed, expected);
+    Ok(())
+}
+
+/// Each of the two wide roles can be left out without the other half missing anything.
+async fn either_half(env: &Env) -> Result<()> {
+    env.cluster.apply(include_str!("deploy.yaml"))?;
+    until("the pod runs", 2 * MINUTE, async || {
+        Ok((env.ready_pods("half", "app=worker").await?.len() == 1).then_some(()))
+    })
+    .await?;
+    let keg = json!({"apiVersion": "half.example/v1", "kind": "Keg",
+        "metadata": {"name": "oak", "namespace": "half"}})
+    .to_string();
+    until("the kind is served", MINUTE, async || {
+        Ok(env.cluster.apply(&keg).is_ok().then_some(()))
+    })
+    .await?;
+    let keep = ["sh", "-c", "seq 1000 > /data/kept"];
+    env.cluster.exec("half", "worker", &keep)?;
+
+    let bindings: Api<ClusterRoleBinding> = Api::all(env.cluster.client());
+    let without = async |name: &str| -> Result<ClusterRoleBinding> {
+        let mut binding = bindings.get(name).await?;
+        bindings.delete(name, &DeleteParams::default()).await?;
+        binding.metadata.resource_version = None;
+        Ok(binding)
+    };
+    let writer = without("jackline-restore-writer").await?;
+    let spec = serde_json::from_value(json!({"includedNamespaces": ["half"]}))?;
+    env.api::<Backup>()
+        .create(&PostParams::default(), &Backup::new("half", spec))
+        .await?;
+    env.backup_completed("half", MINUTE).await?;
+
+    let namespaces: Api<Namespace> = Api::all(env.cluster.client());
+    namespaces.delete("half", &DeleteParams::default()).await?;
+    wait_gone(&namespaces, "half", 2 * MINUTE).await?;
+    let kinds = ["delete", "crd", "kegs.half.example"];
+    env.cluster.kubectl(kinds)?;
+    bindings.create(&PostParams::default(), &writer).await?;
+    let reader = without("jackline-backup-reader").await?;
+    let spec =
+        serde_json::from_value(json!({"backupName": "half", "existingResourcePolicy": "update"}))?;
+    env.api::<Restore>()
+        .create(&PostParams::default(), &Restore::new("half", spec))
+        .await?;
+    let restore = env.restore_ended("half", 2 * MINUTE).await?;
+    let results = env.packed("restores/half/restore-half-results.gz").await?;
+    ensure!(restore.phase() == RestorePhase::Completed, "{results}");
+    ensure!(!results.to_string().contains("forbidden"), "{results}");
+    until("the pod runs again", 2 * MINUTE, async || {
+        Ok((env.ready_pods("half", "app=worker").await?.len() == 1).then_some(()))
+    })
+    .await?;
+    let lines = env
+        .cluster
+        .exec("half", "worker", &["wc", "-l", "/data/kept"])?;
+    ensure!(lines.starts_with("1000 "), "{lines}");
+    env.cluster.kubectl(["-n", "half", "get", "keg", "oak"])?;
+    bindings.create(&PostParams::default(), &reader).await?;
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! The leader killed, or stopped, in the middle of backups and restores: they are adopted and finished, and nothing stays frozen.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use jackline_crds::names::{CONTROLLER, label};
@@ -38,10 +38,12 @@ async fn what_a_leader_leaves_behind_is_finished() -> Result<()> {
     test.killed_in_a_pre_hook().await?;
     test.killed_between_the_hooks().await?;
     test.deleted_between_the_hooks().await?;
+    test.deleted_while_it_runs().await?;
     test.without_its_rules_when_it_is_taken_up().await?;
     test.killed_before_the_backup_is_committed().await?;
     test.killed_before_its_end_is_known().await?;
     test.stopped_and_woken().await?;
+    test.stopped_while_data_moves().await?;
     test.killed_in_a_restore().await?;
     test.the_last_steps_of_a_velero_are_taken().await?;
     test.a_volume_that_stands_still_fails_alone().await?;
@@ -285,6 +287,36 @@ impl Test {
         Ok(())
     }
 
+    /// With one volume read and its files half there: no snapshot is left, and no object.
+    async fn deleted_while_it_runs(&self) -> Result<()> {
+        let s3 = self.env.cluster.s3();
+        let snapshots = format!("{HELD}/restic/shop/snapshots/");
+        let before = s3.list(BUCKET, &snapshots).await?;
+        let hold = self
+            .proxy
+            .hold_one(&["PUT", "/backups/dropped/dropped.tar.gz"], When::After);
+        self.back_up("dropped", &["shop"]).await?;
+        hold.arrived().await;
+        ensure!(s3.list(BUCKET, &snapshots).await?.len() == before.len() + 1);
+        let files = format!("{HELD}/backups/dropped/");
+        ensure!(!s3.list(BUCKET, &files).await?.is_empty());
+        let backups = self.env.api::<Backup>();
+        backups.delete("dropped", &DeleteParams::default()).await?;
+        until("nothing of it is left", MINUTE, async || {
+            let left = s3.list(BUCKET, &files).await?;
+            let now = s3.list(BUCKET, &snapshots).await?;
+            Ok((left.is_empty() && now == before).then_some(()))
+        })
+        .await?;
+        drop(hold);
+        ensure!(self.env.volumes_of("dropped").await?.is_empty());
+        // The name is free.
+        self.back_up("dropped", &["shop"]).await?;
+        self.complete("dropped").await?;
+        self.thawed().await?;
+        self.told().map(drop)
+    }
+
     /// What the backup was accepted under is not known any more: it fails and says so, the database is thawed, and the snapshot that its
     /// volume has by now is on record.
     async fn without_its_rules_when_it_is_taken_up(&self) -> Result<()> {
@@ -395,6 +427,40 @@ impl Test {
         ensure!(s3.list(BUCKET, &prefix).await? == stored);
         ensure!(self.env.api::<Backup>().get("stopped").await? == ended);
         self.told().map(drop)
+    }
+
+    /// One that was stopped while it waited for data, for so long that it takes the volume for one that stands still when it wakes up.
+    async fn stopped_while_data_moves(&self) -> Result<()> {
+        self.in_db("dd if=/dev/urandom of=/data/blob bs=1M count=4 2> /dev/null")?;
+        let hold = self
+            .proxy
+            .hold(&["PUT", "/restic/shop/data/"], When::Before);
+        self.back_up("slept", &["shop"]).await?;
+        hold.arrived().await;
+        let leader = self.leader().await?;
+        // It looks every 10 s, and gives up what has stood still for 20 s since the first look.
+        tokio::time::sleep(Duration::from_secs(12)).await;
+        self.signal(&leader, Signal::STOP).await?;
+        let stopped = Instant::now();
+        until("another leads", MINUTE, async || {
+            Ok((self.leader().await? != leader).then_some(()))
+        })
+        .await?;
+        drop(hold);
+        self.complete("slept").await?;
+        let ended = self.env.api::<Backup>().get("slept").await?;
+        let volumes = self.env.volumes_of("slept").await?;
+        tokio::time::sleep(Duration::from_secs(21).saturating_sub(stopped.elapsed())).await;
+        self.signal(&leader, Signal::CONT).await?;
+        // Longer than its requests may take.
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        ensure!(volumes.iter().all(|volume| !volume.spec.cancel));
+        ensure!(self.env.volumes_of("slept").await? == volumes);
+        ensure!(self.env.api::<Backup>().get("slept").await? == ended);
+        self.thawed().await?;
+        let told = self.told()?;
+        ensure!(told == ["pre", "post"], "{told:?}");
+        Ok(())
     }
 
     /// As a Velero leaves behind what it had nearly ended.

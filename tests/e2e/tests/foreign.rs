@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use jackline_crds::jackline::ClusterBackupPolicy;
+use jackline_crds::names::{annotation, label};
 use jackline_crds::velero::{
-    Backup, BackupPhase, BackupSpec, PodVolumeBackup, PodVolumePhase, Restore, RestorePhase,
-    RestoreSpec,
+    Backup, BackupPhase, BackupSpec, DeleteBackupRequest, DeletePhase, PodVolumeBackup,
+    PodVolumePhase, Restore, RestorePhase, RestoreSpec, Schedule,
 };
 use jackline_e2e::{Env, Jackline, NAMESPACE, until, wait_for, wait_gone};
 use jackline_test_cluster::ImageSpec;
@@ -16,6 +17,8 @@ use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 
 const MINUTE: Duration = Duration::from_secs(60);
+/// The policy that is deleted.
+const LEAVING: &str = "leaving";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_servers_do_not_work_on_the_same_objects() -> Result<()> {
@@ -69,7 +72,19 @@ impl Doctor {
 async fn alone(env: &Env) -> Result<()> {
     back_up(env, "before").await?;
     env.backup_completed("before", MINUTE).await?;
-    ready(env, true, "Accepted").await
+    ready(env, true, "Accepted").await?;
+    // Two without volumes, to be deleted: one by name, one with its policy.
+    for (name, policy) in [("doomed", "none"), ("taken-along", LEAVING)] {
+        let spec: BackupSpec = serde_json::from_value(json!({"includedNamespaces": ["default"]}))?;
+        let mut backup = Backup::new(name, spec);
+        let annotations = backup.annotations_mut();
+        annotations.insert(annotation::POLICY.to_owned(), policy.to_owned());
+        env.api::<Backup>()
+            .create(&PostParams::default(), &backup)
+            .await?;
+        env.backup_completed(name, MINUTE).await?;
+    }
+    Ok(())
 }
 
 async fn back_up(env: &Env, name: &str) -> Result<()> {
@@ -79,6 +94,81 @@ async fn back_up(env: &Env, name: &str) -> Result<()> {
         .create(&PostParams::default(), &backup)
         .await?;
     Ok(())
+}
+
+/// A volume to be backed up that no backup of ours has asked for.
+async fn by_hand(env: &Env, name: &str) -> Result<()> {
+    let done = env.volumes_of("before").await?;
+    let mut spec = done.first().context("a volume")?.spec.clone();
+    for tag in ["backup", "backup-uid"] {
+        spec.tags.insert(tag.to_owned(), name.to_owned());
+    }
+    let volumes = env.api::<PodVolumeBackup>();
+    let volume = PodVolumeBackup::new(name, spec);
+    volumes.create(&PostParams::default(), &volume).await?;
+    Ok(())
+}
+
+async fn volume_completed(env: &Env, name: &str) -> Result<()> {
+    let completed = |volume: &PodVolumeBackup| volume.phase() == PodVolumePhase::Completed;
+    wait_for(&env.api::<PodVolumeBackup>(), name, MINUTE, completed).await?;
+    Ok(())
+}
+
+/// A schedule that is due every few seconds, a request to delete a backup, and a policy that goes with its backup.
+async fn more_to_do(env: &Env) -> Result<()> {
+    let params = PostParams::default();
+    let spec = serde_json::from_value(
+        json!({"schedule": "@every 3s", "template": {"includedNamespaces": ["default"]}}),
+    )?;
+    let schedule = Schedule::new("ticking", spec);
+    env.api::<Schedule>().create(&params, &schedule).await?;
+    let spec = serde_json::from_value(json!({"backupName": "doomed"}))?;
+    let request = DeleteBackupRequest::new("doomed", spec);
+    let requests = env.api::<DeleteBackupRequest>();
+    requests.create(&params, &request).await?;
+    let policies: Api<ClusterBackupPolicy> = Api::all(env.cluster.client());
+    policies.delete(LEAVING, &DeleteParams::default()).await?;
+    Ok(())
+}
+
+async fn nothing_is_done(env: &Env) -> Result<()> {
+    // Longer than between two looks.
+    tokio::time::sleep(Duration::from_secs(8)).await;
+    ensure!(scheduled(env).await?.is_empty());
+    let requests = env.api::<DeleteBackupRequest>();
+    let requests = requests.list(&ListParams::default()).await?.items;
+    ensure!(requests.len() == 1, "{requests:?}");
+    ensure!(requests[0].phase() == DeletePhase::New, "{requests:?}");
+    for name in ["doomed", "taken-along"] {
+        ensure!(env.api::<Backup>().get(name).await?.phase() == BackupPhase::Completed);
+    }
+    let policies: Api<ClusterBackupPolicy> = Api::all(env.cluster.client());
+    ensure!(policies.get_opt(LEAVING).await?.is_some());
+    Ok(())
+}
+
+async fn everything_is_done(env: &Env) -> Result<()> {
+    until("the schedule makes a backup", MINUTE, async || {
+        Ok((!scheduled(env).await?.is_empty()).then_some(()))
+    })
+    .await?;
+    let params = DeleteParams::default();
+    env.api::<Schedule>().delete("ticking", &params).await?;
+    for name in ["doomed", "taken-along"] {
+        wait_gone(&env.api::<Backup>(), name, MINUTE).await?;
+    }
+    let policies: Api<ClusterBackupPolicy> = Api::all(env.cluster.client());
+    wait_gone(&policies, LEAVING, MINUTE).await
+}
+
+async fn scheduled(env: &Env) -> Result<Vec<Backup>> {
+    let labels = format!("{}=ticking", label::SCHEDULE_NAME);
+    let backups = env.api::<Backup>();
+    Ok(backups
+        .list(&ListParams::default().labels(&labels))
+        .await?
+        .items)
 }
 
 async fn ready(env: &Env, ready: bool, reason: &str) -> Result<()> {
@@ -95,10 +185,11 @@ async fn ready(env: &Env, ready: bool, reason: &str) -> Result<()> {
     Ok(())
 }
 
-async fn warned(env: &Env, name: &str, of: &str) -> Result<()> {
+async fn warned(env: &Env, kind: &str, name: &str, of: &str) -> Result<()> {
     until("an event says why", MINUTE, async || {
         let events: Api<Event> = env.api_in(NAMESPACE);
-        let fields = format!("involvedObject.name={name},reason=ForeignVelero");
+        let fields =
+            format!("involvedObject.kind={kind},involvedObject.name={name},reason=ForeignVelero");
         let events = events.list(&ListParams::default().fields(&fields)).await?;
         let note = |event: &Event| event.message.clone().unwrap_or_default();
         let said = events.items.iter().any(|event| {
@@ -130,7 +221,15 @@ async fn beside_a_server(env: &Env, doctor: &Doctor) -> Result<()> {
     restores
         .create(&PostParams::default(), &Restore::new("beside", spec))
         .await?;
-    warned(env, "beside", "server of Velero").await?;
+    by_hand(env, "beside-server").await?;
+    more_to_do(env).await?;
+    for (kind, name) in [
+        ("Backup", "beside"),
+        ("Restore", "beside"),
+        ("PodVolumeBackup", "beside-server"),
+    ] {
+        warned(env, kind, name, "server of Velero").await?;
+    }
     let findings = doctor.findings("no other server")?;
     ensure!(
         findings.len() == 1 && findings[0].0 == "problem",
@@ -141,17 +240,21 @@ async fn beside_a_server(env: &Env, doctor: &Doctor) -> Result<()> {
     ensure!(!content && said.contains("PROBLEM"), "{said}");
     ensure!(env.api::<Backup>().get("beside").await?.phase() == BackupPhase::New);
     ensure!(restores.get("beside").await?.phase() == RestorePhase::New);
+    nothing_is_done(env).await?;
+    let volume = env.api::<PodVolumeBackup>().get("beside-server").await?;
+    ensure!(volume.phase() == PodVolumePhase::New, "{volume:?}");
 
     scale(0)?;
     env.backup_completed("beside", MINUTE).await?;
     env.restore_completed("beside", MINUTE).await?;
+    volume_completed(env, "beside-server").await?;
+    everything_is_done(env).await?;
     ready(env, true, "Accepted").await?;
     let (content, said) = doctor.asked(&[])?;
     ensure!(content, "{said}");
     Ok(())
 }
 
-/// A node agent of ours leaves volumes alone for which another works on its node.
 async fn beside_an_agent(env: &Env, doctor: &Doctor) -> Result<()> {
     let pods: Api<Pod> = env.api_in(NAMESPACE);
     let agent = serde_json::from_value(json!({
@@ -174,18 +277,18 @@ async fn beside_an_agent(env: &Env, doctor: &Doctor) -> Result<()> {
         "{findings:?}"
     );
 
-    let done = env.volumes_of("before").await?;
-    let done = done.first().context("a volume")?;
-    let mut volume = PodVolumeBackup::new("by-hand", done.spec.clone());
-    volume.metadata.labels = Some(done.labels().clone());
-    let volumes = env.api::<PodVolumeBackup>();
-    volumes.create(&PostParams::default(), &volume).await?;
-    warned(env, "by-hand", "node agent of Velero").await?;
-    ensure!(volumes.get("by-hand").await?.phase() == PodVolumePhase::New);
+    by_hand(env, "beside-agent").await?;
+    back_up(env, "beside-agent").await?;
+    for kind in ["Backup", "PodVolumeBackup"] {
+        warned(env, kind, "beside-agent", "node agent of Velero").await?;
+    }
+    let (backups, volumes) = (env.api::<Backup>(), env.api::<PodVolumeBackup>());
+    ensure!(backups.get("beside-agent").await?.phase() == BackupPhase::New);
+    ensure!(volumes.get("beside-agent").await?.phase() == PodVolumePhase::New);
 
     pods.delete("old-agent", &DeleteParams::default()).await?;
     wait_gone(&pods, "old-agent", MINUTE).await?;
-    let completed = |volume: &PodVolumeBackup| volume.phase() == PodVolumePhase::Completed;
-    wait_for(&volumes, "by-hand", MINUTE, completed).await?;
+    volume_completed(env, "beside-agent").await?;
+    env.backup_completed("beside-agent", MINUTE).await?;
     Ok(())
 }

@@ -10,6 +10,7 @@ use jackline_crds::{
     },
 };
 use jackline_policy::backup::volumes::{ClaimFacts, Selected};
+use jackline_runtime::Failure;
 use k8s_openapi::{
     api::core::v1::ObjectReference,
     apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time},
@@ -20,7 +21,7 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-use super::super::{job::Job, now};
+use super::super::{job::Job, newest, now};
 use crate::{collect::PodFacts, context::Context, named};
 
 /// Makes the object, or finds the one that was made before. Gives its name.
@@ -117,32 +118,45 @@ fn object(
 }
 
 /// Asks the agent to stop, and says why. What it has done so far stays.
-pub(super) async fn cancel(context: &Context, name: &str, why: &str) {
-    let patched = json!({"spec": {"cancel": true}, "status": {"message": why}});
-    patch(context, name, patched).await;
+pub(super) async fn cancel(job: &Job<'_>, name: &str, why: &str) {
+    let patch = json!({"spec": {"cancel": true}, "status": {"message": why}});
+    change(job, name, patch).await;
 }
 
 /// Ends a volume whose agent is gone, so that an agent that comes back leaves it alone.
-pub(super) async fn give_up(context: &Context, name: &str, why: &str) {
+pub(super) async fn give_up(job: &Job<'_>, name: &str, why: &str) {
     let status = json!({
         "phase": PodVolumePhase::Failed,
         "message": why,
         "completionTimestamp": Time(now()),
     });
-    patch(context, name, json!({"status": status})).await;
+    change(job, name, json!({"status": status})).await;
 }
 
-async fn patch(context: &Context, name: &str, patch: Value) {
+async fn change(job: &Job<'_>, name: &str, patch: Value) {
+    if let Err(error) = patch_open(job, name, patch).await {
+        tracing::warn!(%error, name, "PodVolumeBackup cannot be changed");
+    }
+}
+
+/// Patches a volume that has not ended, as the leader of its backup. The agent writes too, so it may take several looks.
+async fn patch_open(job: &Job<'_>, name: &str, mut patch: Value) -> Result<(), Failure> {
+    let api = job.context.api::<PodVolumeBackup>();
     let params = PatchParams {
         field_manager: Some(FIELD_MANAGER.to_owned()),
         ..PatchParams::default()
     };
-    if let Err(error) = context
-        .api::<PodVolumeBackup>()
-        .patch(name, &params, &Patch::Merge(patch))
-        .await
-    {
-        tracing::warn!(%error, name, "PodVolumeBackup cannot be changed");
+    loop {
+        let now = api.get_opt(name).await?;
+        let Some(now) = now.filter(|now| !now.phase().is_terminal()) else {
+            return Ok(());
+        };
+        newest(job.context, job.backup, job.token).await?;
+        patch["metadata"] = json!({"uid": now.uid(), "resourceVersion": now.resource_version()});
+        match api.patch(name, &params, &Patch::Merge(&patch)).await {
+            Err(kube::Error::Api(status)) if status.is_conflict() => {}
+            result => return Ok(result.map(drop)?),
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use jackline_crds::velero::PodVolumeBackup;
 use jackline_policy::{
     backup::volumes::Selected,
     elect::{Candidate, elect},
@@ -9,11 +10,12 @@ use jackline_policy::{
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api, ResourceExt,
-    api::{DeleteParams, DynamicObject, ListParams},
+    api::{DynamicObject, ListParams},
     core::ApiResource,
 };
 
-use crate::{agents, collect::PodFacts, context::Context};
+use super::super::{job::Job, newest};
+use crate::{agents, collect::PodFacts, context::Context, remove::remove};
 
 /// How long a pod that takes another's place may need until it runs.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -104,11 +106,16 @@ async fn look(
 }
 
 /// Takes away the object of a volume that was never begun: nothing is in the bucket for it.
-pub(super) async fn forget(context: &Context, name: &str) {
-    let api = context.api::<jackline_crds::velero::PodVolumeBackup>();
-    match api.delete(name, &DeleteParams::default()).await {
-        Ok(_) => {}
-        Err(kube::Error::Api(status)) if status.code == 404 => {}
-        Err(error) => tracing::warn!(%error, name, "PodVolumeBackup is left behind"),
+pub(super) async fn forget(job: &Job<'_>, name: &str) {
+    let api = job.context.api::<PodVolumeBackup>();
+    let forget = async {
+        newest(job.context, job.backup, job.token).await?;
+        match api.get_opt(name).await? {
+            Some(volume) => remove(&api, &volume, job.token).await,
+            None => Ok(()),
+        }
+    };
+    if let Err(error) = forget.await {
+        tracing::warn!(%error, name, "PodVolumeBackup is left behind");
     }
 }
