@@ -108,6 +108,25 @@ impl Place {
         }
     }
 
+    async fn assert_unlocked(&self, when: &str) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while self.count("locks/").await > 0 {
+            assert!(Instant::now() < deadline, "{when}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    async fn assert_sound(&self, when: &str) {
+        let never = CancellationToken::new();
+        let sound = CheckOptions {
+            read_data: ReadData::Everything,
+            no_lock: true,
+        };
+        let report = self.repository.check(sound, &NoProgress, &never).await;
+        let report = report.unwrap();
+        assert!(report.is_ok(), "{when}: {report:?}");
+    }
+
     async fn count(&self, prefix: &str) -> usize {
         let listed: Vec<_> = self.memory.list(prefix).try_collect().await.unwrap();
         listed.len()
@@ -142,21 +161,12 @@ async fn cancelled_at(operation: Operation, moment: Duration, source: &Path) -> 
         Err(error) => panic!("{operation:?} at {moment:?}: {error}"),
     }
     place.store.on(|_| Fate::Pass);
+    let when = format!("{operation:?} at {moment:?}");
     // The lock goes beside the caller.
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while place.count("locks/").await > 0 {
-        assert!(Instant::now() < deadline, "{operation:?} at {moment:?}");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    assert_eq!(place.count("snapshots/").await, snapshots, "{operation:?}");
+    place.assert_unlocked(&when).await;
+    assert_eq!(place.count("snapshots/").await, snapshots, "{when}");
+    place.assert_sound(&when).await;
     let never = CancellationToken::new();
-    let sound = CheckOptions {
-        read_data: ReadData::Everything,
-        no_lock: true,
-    };
-    let report = place.repository.check(sound, &NoProgress, &never).await;
-    let report = report.unwrap();
-    assert!(report.is_ok(), "{operation:?} at {moment:?}: {report:?}");
     place.run(operation, &never).await.unwrap();
     true
 }
@@ -184,6 +194,31 @@ async fn cancelled_at_any_moment_it_ends_within_a_second_and_leaves_nothing_wron
             .count()
             .await;
         assert!(in_time > 12, "{operation:?}: {in_time}");
+    }
+}
+
+/// What takes no token is dropped: a forget that waits for its lock, takes it, or deletes.
+#[tokio::test(flavor = "multi_thread")]
+async fn dropped_at_any_moment_a_forget_gives_its_lock_back() {
+    let dir = scratch();
+    let source = dir.path().join("source");
+    fs::create_dir(&source).unwrap();
+    for moment in [5, 100, 400, 800, 1100, 1500, 1900].map(Duration::from_millis) {
+        let place = Place::new(&source).await;
+        place.store.on(|request| match request.split(' ').next() {
+            Some("put" | "delete") => Fate::Delay(Duration::from_millis(600)),
+            _ => Fate::Delay(Duration::from_millis(40)),
+        });
+        let ids = [place.snapshot];
+        let forgotten = tokio::time::timeout(moment, place.repository.forget(&ids)).await;
+        assert!(forgotten.is_err(), "{moment:?}: {forgotten:?}");
+        place.store.on(|_| Fate::Pass);
+        let when = format!("dropped after {moment:?}");
+        // A lock that was being written may come to sight yet.
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        place.assert_unlocked(&when).await;
+        place.assert_sound(&when).await;
+        place.repository.forget(&ids).await.unwrap();
     }
 }
 
