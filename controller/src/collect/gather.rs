@@ -220,12 +220,7 @@ struct Namespaces {
 fn namespaces(page: &Page, filter: &Filter, log: &BackupLog) -> Namespaces {
     let all: BTreeSet<&str> = page.items.iter().map(|item| &*item.name).collect();
     let names = filter.namespaces();
-    for missing in names
-        .listed()
-        .unwrap_or_default()
-        .iter()
-        .filter(|name| !all.contains(name.as_str()))
-    {
+    for missing in names.listed().filter(|name| !all.contains(name)) {
         if names.includes(missing) {
             log.error(
                 "Namespace is not found, is being deleted, or is excluded by its label",
