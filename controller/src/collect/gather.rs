@@ -419,6 +419,8 @@ impl Gatherer<'_> {
                 ];
                 match result {
                     Ok(Some(page)) => collection.add(page),
+                    // Kinds of Kubernetes itself and of aggregated servers have none.
+                    Ok(None) if wanted.resource == DEFINITIONS => {}
                     Ok(None) => self.log.warning(
                         "Additional item was not found in Kubernetes API, can't back it up",
                         &fields,
@@ -491,7 +493,8 @@ impl Gatherer<'_> {
         }
     }
 
-    /// Stored custom resources need their definitions. Nothing waits for those, so no object names them.
+    /// Stored custom resources need their definitions. Nothing waits for those, so no object names them. Which kinds have one, only the
+    /// API server knows: anybody may serve groups below `k8s.io`.
     fn definitions(&self, collection: &mut Collection) {
         if !self.request.filter.adds_definitions() {
             return;
@@ -504,13 +507,8 @@ impl Gatherer<'_> {
         let custom = used
             .into_iter()
             .filter_map(|index| self.resources.get(index))
-            .filter(|resource| {
-                // Groups without a dot, and those of Kubernetes itself, have no definitions; asking would only bring 404.
-                resource.group.contains('.') && !resource.group.ends_with(".k8s.io")
-                    || resource.group.ends_with(".x-k8s.io")
-                    || resource.group == "snapshot.storage.k8s.io"
-                    || resource.group == "gateway.networking.k8s.io"
-            });
+            // The group of a definition has a dot.
+            .filter(|resource| resource.group.contains('.'));
         let needs: Vec<ObjectRef> = custom
             .map(|resource| ObjectRef {
                 resource: DEFINITIONS.to_owned(),
