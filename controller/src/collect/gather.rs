@@ -28,12 +28,13 @@ use crate::backup::log::BackupLog;
 
 /// Lists that run at once. Each holds a connection and a few chunks of memory.
 const PARALLEL: usize = 12;
+const CLAIMS: &str = "persistentvolumeclaims";
 const VOLUMES: &str = "persistentvolumes";
 const NAMESPACES: &str = "namespaces";
 const DEFINITIONS: &str = "customresourcedefinitions.apiextensions.k8s.io";
 const BINDINGS: &str = "clusterrolebindings.rbac.authorization.k8s.io";
 /// Kinds that are listed first, because volumes wait for them.
-const VOLUME_KINDS: [&str; 3] = ["pods", "persistentvolumeclaims", VOLUMES];
+const VOLUME_KINDS: [&str; 3] = ["pods", CLAIMS, VOLUMES];
 
 /// What to gather.
 #[derive(Debug)]
@@ -88,12 +89,15 @@ fn keep(sink: &mut Sink, mut object: Value) -> io::Result<()> {
         (Some(namespace), Some(included)) => !included.contains(namespace),
         _ => false,
     };
-    let left_out = outside || object::skip(&object).is_some();
-    // What a claim is bound to matters even where the volume itself is not stored.
-    if !left_out || sink.name == VOLUMES {
-        sink.page.facts.learn(&sink.name, &object);
+    if outside {
+        return Ok(());
     }
-    if left_out {
+    let left_out = object::skip(&object);
+    // A pod's claim matters even where it is not stored itself, and so does what a claim is bound to.
+    if left_out.is_none() || [CLAIMS, VOLUMES].contains(&sink.name.as_str()) {
+        sink.page.facts.learn(&sink.name, &object, left_out);
+    }
+    if left_out.is_some() {
         return Ok(());
     }
     if sink.name == NAMESPACES {
@@ -572,4 +576,56 @@ fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use jackline_policy::backup::object::Skip;
+    use serde_json::json;
+
+    use super::*;
+
+    /// Keeps one claim that is bound to `disk`, as a list of `shop` brings it.
+    fn kept(metadata: Value) -> Page {
+        let directory = tempfile::tempdir().unwrap();
+        let mut sink = Sink {
+            page: Page::default(),
+            flushed: 0,
+            spool: Arc::new(Spool::new(directory.path()).unwrap()),
+            resource: 0,
+            kind: "PersistentVolumeClaim".to_owned(),
+            api_version: "v1".to_owned(),
+            name: CLAIMS.to_owned(),
+            namespaces: Some(Arc::new(["shop".to_owned()].into())),
+        };
+        let spec = json!({"volumeName": "disk"});
+        let claim = json!({"metadata": metadata, "spec": spec, "status": {"phase": "Bound"}});
+        keep(&mut sink, claim).unwrap();
+        sink.page
+    }
+
+    #[test]
+    fn a_claim_that_is_left_out_is_known_and_needs_nothing() {
+        let label = json!({"velero.io/exclude-from-backup": "true"});
+        let table = [
+            (json!({"namespace": "shop", "name": "c"}), Some(None)),
+            (
+                json!({"namespace": "shop", "name": "c", "labels": label}),
+                Some(Some(Skip::Excluded)),
+            ),
+            (
+                json!({"namespace": "shop", "name": "c", "deletionTimestamp": "2026-01-01T00:00:00Z"}),
+                Some(Some(Skip::Terminating)),
+            ),
+            (json!({"namespace": "elsewhere", "name": "c"}), None),
+        ];
+        for (metadata, expected) in table {
+            let page = kept(metadata.clone());
+            let known = page.facts.claims.values().next();
+            assert_eq!(known.map(|claim| claim.left_out), expected, "{metadata}");
+            let stored = expected == Some(None);
+            assert_eq!(!page.items.is_empty(), stored, "{metadata}");
+            assert_eq!(!page.facts.needs.is_empty(), stored, "{metadata}");
+        }
+    }
 }
