@@ -6,7 +6,7 @@ use jackline_crds::{GoDuration, names::annotation};
 use jackline_policy::{
     backup::{
         hook::{self, Hook, When},
-        object::{self, Binding, ObjectRef},
+        object::{self, Binding, ObjectRef, Skip},
         volume_policy::Volume,
         volumes::{ClaimFacts, PodVolumes},
     },
@@ -91,8 +91,8 @@ pub struct Facts {
 }
 
 impl Facts {
-    /// Takes note of an object.
-    pub(super) fn learn(&mut self, resource: &str, object: &Value) {
+    /// Takes note of an object. One that is left out needs nothing.
+    pub(super) fn learn(&mut self, resource: &str, object: &Value, left_out: Option<Skip>) {
         let text = |pointer: &str| {
             object
                 .pointer(pointer)
@@ -119,6 +119,7 @@ impl Facts {
                     labels: labels_of(object),
                     bound: None,
                     ancestor: Some(text(&pointer)).filter(|uid| !uid.is_empty()),
+                    left_out,
                 };
                 self.claims.insert((namespace.clone(), name.clone()), facts);
             }
@@ -138,6 +139,9 @@ impl Facts {
                 self.bindings.extend(Binding::of(object));
             }
             _ => {}
+        }
+        if left_out.is_some() {
+            return;
         }
         let needs = object::needs(resource, object);
         if !needs.is_empty() {

@@ -28,12 +28,13 @@ use crate::backup::log::BackupLog;
 
 /// Lists that run at once. Each holds a connection and a few chunks of memory.
 const PARALLEL: usize = 12;
+const CLAIMS: &str = "persistentvolumeclaims";
 const VOLUMES: &str = "persistentvolumes";
 const NAMESPACES: &str = "namespaces";
 const DEFINITIONS: &str = "customresourcedefinitions.apiextensions.k8s.io";
 const BINDINGS: &str = "clusterrolebindings.rbac.authorization.k8s.io";
 /// Kinds that are listed first, because volumes wait for them.
-const VOLUME_KINDS: [&str; 3] = ["pods", "persistentvolumeclaims", VOLUMES];
+const VOLUME_KINDS: [&str; 3] = ["pods", CLAIMS, VOLUMES];
 
 /// What to gather.
 #[derive(Debug)]
@@ -88,12 +89,15 @@ fn keep(sink: &mut Sink, mut object: Value) -> io::Result<()> {
         (Some(namespace), Some(included)) => !included.contains(namespace),
         _ => false,
     };
-    let left_out = outside || object::skip(&object).is_some();
-    // What a claim is bound to matters even where the volume itself is not stored.
-    if !left_out || sink.name == VOLUMES {
-        sink.page.facts.learn(&sink.name, &object);
+    if outside {
+        return Ok(());
     }
-    if left_out {
+    let left_out = object::skip(&object);
+    // A pod's claim matters even where it is not stored itself, and so does what a claim is bound to.
+    if left_out.is_none() || [CLAIMS, VOLUMES].contains(&sink.name.as_str()) {
+        sink.page.facts.learn(&sink.name, &object, left_out);
+    }
+    if left_out.is_some() {
         return Ok(());
     }
     if sink.name == NAMESPACES {
@@ -220,12 +224,7 @@ struct Namespaces {
 fn namespaces(page: &Page, filter: &Filter, log: &BackupLog) -> Namespaces {
     let all: BTreeSet<&str> = page.items.iter().map(|item| &*item.name).collect();
     let names = filter.namespaces();
-    for missing in names
-        .listed()
-        .unwrap_or_default()
-        .iter()
-        .filter(|name| !all.contains(name.as_str()))
-    {
+    for missing in names.listed().filter(|name| !all.contains(name)) {
         if names.includes(missing) {
             log.error(
                 "Namespace is not found, is being deleted, or is excluded by its label",
@@ -424,6 +423,8 @@ impl Gatherer<'_> {
                 ];
                 match result {
                     Ok(Some(page)) => collection.add(page),
+                    // Kinds of Kubernetes itself and of aggregated servers have none.
+                    Ok(None) if wanted.resource == DEFINITIONS => {}
                     Ok(None) => self.log.warning(
                         "Additional item was not found in Kubernetes API, can't back it up",
                         &fields,
@@ -496,7 +497,8 @@ impl Gatherer<'_> {
         }
     }
 
-    /// Stored custom resources need their definitions. Nothing waits for those, so no object names them.
+    /// Stored custom resources need their definitions. Nothing waits for those, so no object names them. Which kinds have one, only the
+    /// API server knows: anybody may serve groups below `k8s.io`.
     fn definitions(&self, collection: &mut Collection) {
         if !self.request.filter.adds_definitions() {
             return;
@@ -509,13 +511,8 @@ impl Gatherer<'_> {
         let custom = used
             .into_iter()
             .filter_map(|index| self.resources.get(index))
-            .filter(|resource| {
-                // Groups without a dot, and those of Kubernetes itself, have no definitions; asking would only bring 404.
-                resource.group.contains('.') && !resource.group.ends_with(".k8s.io")
-                    || resource.group.ends_with(".x-k8s.io")
-                    || resource.group == "snapshot.storage.k8s.io"
-                    || resource.group == "gateway.networking.k8s.io"
-            });
+            // The group of a definition has a dot.
+            .filter(|resource| resource.group.contains('.'));
         let needs: Vec<ObjectRef> = custom
             .map(|resource| ObjectRef {
                 resource: DEFINITIONS.to_owned(),
@@ -579,4 +576,56 @@ fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use jackline_policy::backup::object::Skip;
+    use serde_json::json;
+
+    use super::*;
+
+    /// Keeps one claim that is bound to `disk`, as a list of `shop` brings it.
+    fn kept(metadata: Value) -> Page {
+        let directory = tempfile::tempdir().unwrap();
+        let mut sink = Sink {
+            page: Page::default(),
+            flushed: 0,
+            spool: Arc::new(Spool::new(directory.path()).unwrap()),
+            resource: 0,
+            kind: "PersistentVolumeClaim".to_owned(),
+            api_version: "v1".to_owned(),
+            name: CLAIMS.to_owned(),
+            namespaces: Some(Arc::new(["shop".to_owned()].into())),
+        };
+        let spec = json!({"volumeName": "disk"});
+        let claim = json!({"metadata": metadata, "spec": spec, "status": {"phase": "Bound"}});
+        keep(&mut sink, claim).unwrap();
+        sink.page
+    }
+
+    #[test]
+    fn a_claim_that_is_left_out_is_known_and_needs_nothing() {
+        let label = json!({"velero.io/exclude-from-backup": "true"});
+        let table = [
+            (json!({"namespace": "shop", "name": "c"}), Some(None)),
+            (
+                json!({"namespace": "shop", "name": "c", "labels": label}),
+                Some(Some(Skip::Excluded)),
+            ),
+            (
+                json!({"namespace": "shop", "name": "c", "deletionTimestamp": "2026-01-01T00:00:00Z"}),
+                Some(Some(Skip::Terminating)),
+            ),
+            (json!({"namespace": "elsewhere", "name": "c"}), None),
+        ];
+        for (metadata, expected) in table {
+            let page = kept(metadata.clone());
+            let known = page.facts.claims.values().next();
+            assert_eq!(known.map(|claim| claim.left_out), expected, "{metadata}");
+            let stored = expected == Some(None);
+            assert_eq!(!page.items.is_empty(), stored, "{metadata}");
+            assert_eq!(!page.facts.needs.is_empty(), stored, "{metadata}");
+        }
+    }
 }

@@ -111,3 +111,148 @@ pub fn resource_list(collection: &Collection, stored: &[usize]) -> BTreeMap<Stri
     list.values_mut().for_each(|names| names.sort());
     list
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use jackline_policy::backup::{Catalogue, Resource};
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::collect::spool::{Page, Spool};
+
+    fn resource(plural: &str, kind: &str, short: &str, namespaced: bool) -> Resource {
+        Resource {
+            version: "v1".to_owned(),
+            plural: plural.to_owned(),
+            short_names: vec![short.to_owned()],
+            kind: kind.to_owned(),
+            namespaced,
+            ..Resource::default()
+        }
+    }
+
+    /// Pods `a` to `c` of `shop`, of which `b` has a claim with a volume, and one `a` elsewhere; ConfigMaps `x` and `y`.
+    fn collection() -> Collection {
+        let catalogue = Catalogue::new(vec![
+            resource("configmaps", "ConfigMap", "cm", true),
+            resource(
+                "persistentvolumeclaims",
+                "PersistentVolumeClaim",
+                "pvc",
+                true,
+            ),
+            resource("persistentvolumes", "PersistentVolume", "pv", false),
+            resource("pods", "Pod", "po", true),
+        ]);
+        let kinds = catalogue.resources().to_vec();
+        let directory = tempfile::tempdir().unwrap();
+        let spool = Spool::new(directory.path()).unwrap();
+        let mut collection = Collection::new(catalogue, spool.reader().unwrap());
+        let claim = json!([{"name": "data", "persistentVolumeClaim": {"claimName": "data"}}]);
+        let bound =
+            |name: &str| json!({"spec": {"volumeName": name}, "status": {"phase": "Bound"}});
+        let objects: [(&str, &str, &str, Value); 8] = [
+            ("pods", "shop", "a", json!({})),
+            ("pods", "shop", "b", json!({"spec": {"volumes": claim}})),
+            ("pods", "shop", "c", json!({})),
+            ("pods", "zoo", "a", json!({})),
+            ("persistentvolumeclaims", "shop", "data", bound("disk")),
+            ("persistentvolumes", "", "disk", json!({})),
+            ("configmaps", "shop", "x", json!({})),
+            ("configmaps", "shop", "y", json!({})),
+        ];
+        for (kind, namespace, name, mut object) in objects {
+            object["metadata"] = json!({"name": name, "namespace": namespace});
+            let mut page = Page::default();
+            let index = kinds.iter().position(|known| known.plural == kind);
+            let namespace = Some(namespace).filter(|namespace| !namespace.is_empty());
+            page.facts.learn(kind, &object, None);
+            let place = namespace.map(Arc::from);
+            page.push(&spool, index.unwrap(), place, name, b"{}", &mut 0)
+                .unwrap();
+            collection.add(page);
+        }
+        collection
+    }
+
+    #[test]
+    fn what_is_named_goes_first_and_after_what_it_needs() {
+        let collection = collection();
+        let pod = |namespace: &str, name: &str| ObjectRef {
+            resource: "pods".to_owned(),
+            namespace: Some(namespace.to_owned()),
+            name: name.to_owned(),
+        };
+        let table: [(&[(&str, &str)], &[ObjectRef], &str, &[&str]); 7] = [
+            (
+                &[],
+                &[],
+                "shop/a disk shop/data shop/b shop/c zoo/a shop/x shop/y",
+                &[],
+            ),
+            (
+                &[("pods", "shop/c, shop/b")],
+                &[],
+                "shop/c disk shop/data shop/b shop/a zoo/a shop/x shop/y",
+                &[],
+            ),
+            // What a kind is called is up to the user, and each kind has an order of its own.
+            (
+                &[("po", "zoo/a,shop/c"), ("ConfigMap", "shop/y")],
+                &[],
+                "zoo/a shop/c shop/a disk shop/data shop/b shop/y shop/x",
+                &[],
+            ),
+            // Volumes come with the pods that need them, whatever is said of volumes.
+            (
+                &[("pv", "disk"), ("pvc", "shop/data")],
+                &[],
+                "shop/a disk shop/data shop/b shop/c zoo/a shop/x shop/y",
+                &[],
+            ),
+            (
+                &[("pods", "shop/nobody,a,shop/c"), ("unicorns", "u")],
+                &[],
+                "shop/c shop/a disk shop/data shop/b zoo/a shop/x shop/y",
+                &["pods shop/nobody", "pods a", "unicorns u"],
+            ),
+            // Named twice is stored once.
+            (
+                &[("pods", "shop/c,shop/a,shop/c")],
+                &[],
+                "shop/c shop/a disk shop/data shop/b zoo/a shop/x shop/y",
+                &[],
+            ),
+            // A pod whose hook forbids it is not stored although it is named; its claim is.
+            (
+                &[("pods", "shop/b,shop/c")],
+                &[pod("shop", "b")],
+                "shop/c shop/a zoo/a disk shop/data shop/x shop/y",
+                &[],
+            ),
+        ];
+        for (first, forbidden, expected, missing) in table {
+            let first: BTreeMap<String, String> = first
+                .iter()
+                .map(|(kind, names)| ((*kind).to_owned(), (*names).to_owned()))
+                .collect();
+            let left_out = forbidden
+                .iter()
+                .map(|pod| collection.find(pod).unwrap())
+                .collect();
+            let (order, unknown) = order(&collection, &first, &left_out);
+            let names: Vec<String> = order
+                .iter()
+                .map(|&index| &collection.items()[index])
+                .map(|item| match &item.namespace {
+                    Some(namespace) => format!("{namespace}/{}", item.name),
+                    None => item.name.to_string(),
+                })
+                .collect();
+            assert_eq!(names.join(" "), expected, "{first:?}");
+            assert_eq!(unknown, missing, "{first:?}");
+        }
+    }
+}

@@ -76,11 +76,12 @@ impl Names {
         self.everything && !self.nothing && self.exclude.is_empty()
     }
 
-    /// The include list, when it is a list of plain names; `None` when it has to be compared with what there is.
-    pub fn listed(&self) -> Option<&[String]> {
-        let plain = |name: &String| !name.contains(['*', '?', '[']);
-        (!self.everything && self.include.patterns().iter().all(plain))
-            .then(|| self.include.patterns())
+    /// The plain names of the include list; its globs have to be compared with what there is.
+    pub fn listed(&self) -> impl Iterator<Item = &str> {
+        let patterns = self.include.patterns().iter();
+        patterns
+            .map(String::as_str)
+            .filter(|name| !name.contains(['*', '?', '[']))
     }
 
     /// Whether a name is in the include list as it is written.
@@ -150,6 +151,21 @@ mod tests {
         for (include, exclude, name, expected) in table {
             let names = Names::new(&list(include), &list(exclude), Star::IncludeOnly).unwrap();
             assert_eq!(names.includes(name), expected, "{include}|{exclude}|{name}");
+        }
+    }
+
+    #[test]
+    fn plain_names_are_known_beside_globs() {
+        let table = [
+            ("", ""),
+            ("*", ""),
+            ("a b", "a b"),
+            ("team-* gone", "gone"),
+            ("tea? [ab] team-*", ""),
+        ];
+        for (include, expected) in table {
+            let names = Names::new(&list(include), &[], Star::IncludeOnly).unwrap();
+            assert_eq!(names.listed().collect::<Vec<_>>(), list(expected));
         }
     }
 

@@ -10,11 +10,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value;
 
 use super::{
-    object::claims_of_pod,
+    object::{Skip, claims_of_pod},
     volume_policy::{Action, Source, Volume, VolumePolicies},
 };
 use crate::{facts::VolumeType, labels::Labels};
-use why::{left_out, not_running, unusable};
+use why::{left_out, not_running, not_stored, unusable};
 
 /// Keys of a volume that are no source.
 const NAME: &str = "name";
@@ -142,6 +142,8 @@ pub struct ClaimFacts {
     pub bound: Option<Volume>,
     /// The claim that its data came from, when a restore made it.
     pub ancestor: Option<String>,
+    /// Why the claim itself is not stored, if it is not.
+    pub left_out: Option<Skip>,
 }
 
 impl ClaimFacts {
@@ -510,15 +512,18 @@ impl Selector<'_> {
             return;
         };
         let name = spokesman.map_or(claim, |(_, volume)| volume);
-        let left = match self.unread(namespace, Some(claim), source) {
-            Some(volume) => Some((
-                Level::Error,
-                format!(
-                    "volume policies cannot tell what to do with persistent volume claim {namespace}/{claim}: its volume {volume} was not found"
-                ),
-            )),
-            None => decided.and_then(|decided| left_out(name, decided)),
+        let unread = || {
+            let volume = self.unread(namespace, Some(claim), source)?;
+            let message = format!(
+                "volume policies cannot tell what to do with persistent volume claim {namespace}/{claim}: its volume {volume} was not found"
+            );
+            Some((Level::Error, message))
         };
+        let left = facts
+            .left_out
+            .map(|why| not_stored(namespace, claim, why))
+            .or_else(unread)
+            .or_else(|| decided.and_then(|decided| left_out(name, decided)));
         let problem = match (carrier, spokesman) {
             _ if left.is_some() => left,
             (Some(_), _) if facts.is_on_host_path() => Some((

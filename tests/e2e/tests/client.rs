@@ -5,13 +5,15 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use jackline_crds::names::label;
 use jackline_crds::velero::{
     Backup, BackupStorageLocation, DownloadPhase, DownloadRequest, Restore, Schedule,
 };
 use jackline_e2e::{Env, Velero, until, wait_for, wait_gone};
+use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::Api;
-use kube::api::{Patch, PatchParams, PostParams};
+use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use serde_json::json;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -61,6 +63,7 @@ async fn everything(env: &Env, velero: &Velero) -> Result<()> {
     backups(env, velero).await?;
     restores(env, velero).await?;
     schedules(env, velero).await?;
+    pausing(env, velero).await?;
     deletions(env, velero).await
 }
 
@@ -258,6 +261,8 @@ async fn restores(env: &Env, velero: &Velero) -> Result<()> {
         Ok((env.ready_pods("shop-again", "app=db").await?.len() == 1).then_some(()))
     })
     .await?;
+    let services = env.api_in::<Service>("shop-again");
+    ensure!(services.get_opt("nginx").await?.is_none());
     velero.run("restore delete back --confirm")?;
     wait_gone(&env.api::<Restore>(), "back", MINUTE).await
 }
@@ -285,23 +290,70 @@ async fn schedules(env: &Env, velero: &Velero) -> Result<()> {
     velero.says("schedule get nightly", &["@daily", "true"])?;
     velero.run("schedule unpause nightly")?;
     ensure!(!schedules.get("nightly").await?.spec.paused);
-    let said = velero.run("backup create two --from-schedule nightly --wait")?;
+    for name in ["two", "three"] {
+        let said = velero.run(&format!(
+            "backup create {name} --from-schedule nightly --wait"
+        ))?;
+        ensure!(
+            said.contains("Backup completed with status: Completed"),
+            "{said}"
+        );
+    }
+    // Younger than what the schedule has made, and none of its own.
+    velero.run(&format!(
+        "backup create four --include-namespaces {SHOP} --wait"
+    ))?;
+    let said = velero.run(
+        "restore create newest --from-schedule nightly --existing-resource-policy=update --wait",
+    )?;
     ensure!(
-        said.contains("Backup completed with status: Completed"),
+        said.contains("Restore completed with status: Completed"),
         "{said}"
     );
-    let said = velero
-        .run("restore create --from-schedule nightly --existing-resource-policy=update --wait")?;
-    ensure!(said.contains("Restore completed with status"), "{said}");
+    velero.says("restore get newest", &["newest three Completed"])?;
     velero.run("schedule delete nightly --confirm")?;
     wait_gone(&schedules, "nightly", MINUTE).await
 }
 
+async fn pausing(env: &Env, velero: &Velero) -> Result<()> {
+    let often = "@every 3s";
+    let flags = ["--include-namespaces", SHOP, "--schedule", often];
+    velero.call(&[&["schedule", "create", "often"], &flags[..]].concat())?;
+    let backups = env.api::<Backup>();
+    let of_it = ListParams::default().labels(&format!("{}=often", label::SCHEDULE_NAME));
+    let more_than = async |count: usize| {
+        until("there is another backup", MINUTE, async || {
+            let made = backups.list(&of_it).await?.items.len();
+            Ok((made > count).then_some(made))
+        })
+        .await
+    };
+    more_than(0).await?;
+    velero.run("schedule pause often")?;
+    // One that was about to be made when the word came.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let made = backups.list(&of_it).await?.items.len();
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let now = backups.list(&of_it).await?.items.len();
+    ensure!(now == made, "{now} backups, {made} when it was paused");
+    velero.run("schedule unpause often")?;
+    more_than(made).await?;
+    velero.run("schedule delete often --confirm")?;
+    wait_gone(&env.api::<Schedule>(), "often", MINUTE).await
+}
+
 async fn deletions(env: &Env, velero: &Velero) -> Result<()> {
+    velero.run("backup delete one two --confirm")?;
     for name in ["one", "two"] {
-        velero.run(&format!("backup delete {name} --confirm"))?;
         wait_gone(&env.api::<Backup>(), name, MINUTE).await?;
     }
+    ensure!(env.api::<Backup>().get_opt("three").await?.is_some());
+    velero.run("backup delete --all --confirm")?;
+    until("no backup is left", MINUTE, async || {
+        let left = env.api::<Backup>().list(&ListParams::default()).await?;
+        Ok(left.items.is_empty().then_some(()))
+    })
+    .await?;
     let left = env.cluster.s3().list("velero", "backups/").await?;
     ensure!(left.is_empty(), "{left:?}");
     velero.says("backup get", &[])?;

@@ -208,15 +208,40 @@ impl Test {
         Ok(())
     }
 
+    /// Of a kind that nobody watches, until the two objects are deleted: the API server has them wait for a place, and there is none.
+    fn hold_lists(&self) -> Result<()> {
+        let version = "flowcontrol.apiserver.k8s.io/v1";
+        let level = json!({"apiVersion": version, "kind": "PriorityLevelConfiguration", "metadata": {"name": HELD},
+            "spec": {"type": "Limited", "limited": {
+                "nominalConcurrencyShares": 0, "lendablePercent": 0, "borrowingLimitPercent": 0,
+                "limitResponse": {"type": "Queue", "queuing": {"queues": 1, "handSize": 1, "queueLengthLimit": 50}}}}});
+        let accounts = format!("system:serviceaccounts:{NAMESPACE}");
+        let lists = json!({"verbs": ["list"], "apiGroups": [""], "resources": ["limitranges"], "namespaces": ["*"]});
+        let schema = json!({"apiVersion": version, "kind": "FlowSchema", "metadata": {"name": HELD},
+            "spec": {"priorityLevelConfiguration": {"name": HELD}, "matchingPrecedence": 2, "rules": [
+                {"subjects": [{"kind": "Group", "group": {"name": accounts}}], "resourceRules": [lists]}]}});
+        let cluster = &self.env.cluster;
+        cluster.apply(&level.to_string())?;
+        cluster.apply(&schema.to_string())?;
+        let obeyed = ["wait", "--for=condition=Dangling=False", "--timeout=30s"];
+        cluster.kubectl(obeyed.into_iter().chain(["flowschema", HELD]))?;
+        Ok(())
+    }
+
     async fn killed_while_collecting(&self) -> Result<()> {
-        let file = Self::file("collecting");
-        // It is looked for before anything is collected.
-        let hold = self.proxy.hold_one(&["GET", &file], When::Before);
+        let cluster = &self.env.cluster;
+        self.hold_lists()?;
         self.back_up("collecting", &["shop"]).await?;
-        hold.arrived().await;
-        let leader = self.leader().await?;
-        drop(hold);
-        self.signal(&leader, Signal::KILL).await?;
+        until("a list waits", MINUTE, async || {
+            let metrics = cluster.kubectl(["get", "--raw", "/metrics"])?;
+            let waiting = "apiserver_flowcontrol_current_inqueue_requests{";
+            let mut levels = metrics.lines().filter(|line| line.starts_with(waiting));
+            let waits = |line: &str| line.contains("\"held\"") && !line.ends_with(" 0");
+            Ok(levels.any(waits).then_some(()))
+        })
+        .await?;
+        self.kill_leader().await?;
+        cluster.kubectl(["delete", "flowschema,prioritylevelconfiguration", HELD])?;
         self.complete("collecting").await?;
         self.thawed().await?;
         let told = self.told()?;

@@ -300,9 +300,8 @@ async fn objects(env: &Env, bucket: &str) -> Result<Vec<(String, u64)>> {
 }
 
 async fn existing_repositories_keep_their_key(env: &Env) -> Result<()> {
-    let bucket = fixture::directory().join("bucket");
     env.cluster.s3().make_bucket("old").await?;
-    env.cluster.s3().upload_tree("old", &bucket).await?;
+    fixture::upload(env, "old").await?;
     let before = objects(env, "old").await?;
     ensure!(!before.is_empty());
     apply(

@@ -10,7 +10,7 @@ use jackline_crds::velero::{
     Backup, BackupSpec, PodVolumeBackup, PodVolumePhase, PodVolumeRestore, Restore, RestorePhase,
     RestoreSpec,
 };
-use jackline_e2e::{BUCKET, Env, Tree, fixture, until, wait_for};
+use jackline_e2e::{BUCKET, Env, Tree, Velero, fixture, until, wait_for, wait_gone};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::core::v1::{Namespace, PersistentVolumeClaim, Pod, Service};
 use k8s_openapi::api::rbac::v1::ClusterRoleBinding;
@@ -31,6 +31,7 @@ async fn what_velero_wrote_comes_back() -> Result<()> {
     hostile_tarballs_are_refused(&env).await?;
     damage_is_named(&env).await?;
     deleted_restores_take_their_files_along(&env).await?;
+    a_backup_of_velero_is_deleted(&env).await?;
     env.cluster.down()
 }
 
@@ -573,7 +574,7 @@ async fn deleted_restores_take_their_files_along(env: &Env) -> Result<()> {
             .is_empty()
     );
     restores.delete("then", &DeleteParams::default()).await?;
-    jackline_e2e::wait_gone(&restores, "then", MINUTE).await?;
+    wait_gone(&restores, "then", MINUTE).await?;
     ensure!(
         env.cluster
             .s3()
@@ -589,4 +590,52 @@ async fn deleted_restores_take_their_files_along(env: &Env) -> Result<()> {
             .is_empty()
     );
     Ok(())
+}
+
+/// By Velero's client, as everything that Velero users do: it goes with its snapshots, and nothing else does.
+async fn a_backup_of_velero_is_deleted(env: &Env) -> Result<()> {
+    let velero = Velero::new(env).await?;
+    velero.says(
+        "backup describe first --details",
+        &[
+            "Name: first",
+            "Phase: Completed",
+            "Namespaces: Included: nginx-example, shop",
+            "apps/v1/StatefulSet: - shop/db",
+            "Pod Volume Backups - restic:",
+            "shop/db-0: cache",
+        ],
+    )?;
+    let log = velero.run("backup logs first")?;
+    ensure!(log.contains("Backed up a total of 49 items"), "{log}");
+    let mut before = BTreeMap::new();
+    for namespace in ["nginx-example", "shop"] {
+        before.insert(namespace, snapshots(env, namespace).await?);
+    }
+    velero.run("backup delete first --confirm")?;
+    wait_gone(&env.api::<Backup>(), "first", MINUTE).await?;
+    let left = env.cluster.s3().list(BUCKET, "backups/first/").await?;
+    ensure!(left.is_empty(), "{left:?}");
+    for (namespace, mut expected) in before {
+        let of_it = expected.remove("first").unwrap_or_default();
+        ensure!(of_it > 0, "{namespace}: {expected:?}");
+        ensure!(expected.contains_key("second") && expected.contains_key("third"));
+        ensure!(snapshots(env, namespace).await? == expected, "{namespace}");
+        env.restic(namespace).await?.check()?;
+    }
+    Ok(())
+}
+
+/// How many snapshots a repository has of each backup.
+async fn snapshots(env: &Env, namespace: &str) -> Result<BTreeMap<String, usize>> {
+    let mut counts = BTreeMap::new();
+    for snapshot in env.restic(namespace).await?.snapshots()? {
+        let tags = snapshot["tags"].as_array().context("tags")?;
+        let mut tags = tags.iter().filter_map(Value::as_str);
+        let backup = tags.find_map(|tag| tag.strip_prefix("backup="));
+        *counts
+            .entry(backup.context("a backup")?.to_owned())
+            .or_default() += 1;
+    }
+    Ok(counts)
 }

@@ -40,6 +40,11 @@ fn claim(_: &str, name: &str) -> Option<ClaimFacts> {
         volume: Some(format!("pv-{name}")),
         bound: (name != "unread").then(|| bound(name)),
         ancestor: None,
+        left_out: match name {
+            "excluded" => Some(Skip::Excluded),
+            "dying" => Some(Skip::Terminating),
+            _ => None,
+        },
     })
 }
 
@@ -186,6 +191,34 @@ fn volumes_that_cannot_be_moved_are_told() {
             .1
             .contains("never backed up")
     );
+}
+
+#[test]
+fn claims_that_are_not_stored_themselves_are_not_read() {
+    let table = [
+        (
+            "excluded",
+            Level::Info,
+            "Skip persistent volume claim shop/excluded: excluded by its label",
+        ),
+        (
+            "dying",
+            Level::Warning,
+            "Skip persistent volume claim shop/dying: it is being deleted",
+        ),
+    ];
+    let kept = policies(json!([policy("fs-backup", json!({}))]));
+    for (claim, level, message) in table {
+        let volume = format!("d={claim}");
+        let pods = [pod("a", "Running", Some("d,e"), &[&volume, "e"])];
+        for mode in [Mode::OptIn, Mode::OptOut] {
+            for policies in [&VolumePolicies::default(), &kept] {
+                let (volumes, notes) = run_under(&pods, &mode, policies);
+                assert_eq!(volumes, taken(&[("a", "e")]), "{claim}");
+                assert_eq!(notes, [(level, message.to_owned())]);
+            }
+        }
+    }
 }
 
 #[test]

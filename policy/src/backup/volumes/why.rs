@@ -1,6 +1,19 @@
 //! Why a volume is not read.
 
-use super::{super::volume_policy::Action, Level, PodVolume, PodVolumes};
+use super::{
+    super::{object::Skip, volume_policy::Action},
+    Level, PodVolume, PodVolumes,
+};
+
+/// Why a claim is not read that is not stored: there would be nothing to restore its data into.
+pub(super) fn not_stored(namespace: &str, claim: &str, why: Skip) -> (Level, String) {
+    let (level, why) = match why {
+        Skip::Excluded => (Level::Info, "excluded by its label"),
+        Skip::Terminating => (Level::Warning, "it is being deleted"),
+    };
+    let message = format!("Skip persistent volume claim {namespace}/{claim}: {why}");
+    (level, message)
+}
 
 /// Why a volume is not read that the policies decided about, unless they want it.
 pub(super) fn left_out(volume: &str, (at, action): (usize, Action)) -> Option<(Level, String)> {
