@@ -101,7 +101,8 @@ impl Plan {
         policies: &VolumePolicies,
         claims_stored: bool,
     ) -> Self {
-        let pods: Vec<PodVolumes> = facts.pods.iter().map(|pod| pod.volumes.clone()).collect();
+        let facts_of: Vec<PodFacts> = facts.pods.values().cloned().collect();
+        let pods: Vec<PodVolumes> = facts_of.iter().map(|pod| pod.volumes.clone()).collect();
         let agents: BTreeSet<String> = agents::nodes(&context.stores.agents);
         let selection = select(
             &pods,
@@ -124,7 +125,7 @@ impl Plan {
             chosen.entry(volume.pod).or_default().push((volume, claim));
         }
         Self {
-            pods: facts.pods.clone(),
+            pods: facts_of,
             chosen,
             notes: selection.notes,
         }
