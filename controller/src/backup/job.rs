@@ -33,14 +33,14 @@ use kube::{
     ResourceExt,
     api::{Patch, PatchParams},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
 use super::{
     files,
     holds::Holds,
     log::BackupLog,
-    now, prepare,
+    now, outcome, prepare,
     upload::{self, Existing, UploadError},
     volumes::{self, Plan, Volumes},
 };
@@ -393,8 +393,12 @@ impl Job<'_> {
                 .as_ref()
                 .is_some_and(|status| status.snapshot_id.is_some())
         });
-        let metadata = json!({"annotations": {(VOLUME_COUNT): with_snapshot.count().to_string()}});
+        let mut metadata =
+            json!({"annotations": {(VOLUME_COUNT): with_snapshot.count().to_string()}});
         let mut backup = self.backup.clone();
+        for key in outcome::forget(&mut backup, &volumes.hooked) {
+            metadata["annotations"][key] = Value::Null;
+        }
         backup.annotations_mut().insert(
             VOLUME_COUNT.to_owned(),
             metadata["annotations"][VOLUME_COUNT]
