@@ -9,6 +9,7 @@ mod hooks;
 mod job;
 pub mod log;
 mod metrics;
+mod outcome;
 mod owed;
 mod prepare;
 mod upload;

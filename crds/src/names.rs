@@ -102,6 +102,8 @@ pub mod annotation {
     pub const ORIGINAL_PV_NAME: &str = "velero.io/original-pv-name";
     /// On a pod: the commands that a backup has to run in it after its volumes were read; JSON. It is there while they are owed.
     pub const POST_HOOKS: &str = super::label::POST_HOOKS;
+    /// Prefix, on a Backup in progress: UID of a pod to what became of its hooks; JSON.
+    pub const HOOKS_PREFIX: &str = "hooks.jackline.dev/";
     /// On a restored pod: UID of the restore whose commands have begun to run in it.
     pub const RESTORE_HOOKS: &str = "jackline.dev/restore-hooks";
     /// On a restored pod that waits for data which will not come: why. Its `restore-wait` reads it and ends.

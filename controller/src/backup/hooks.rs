@@ -8,11 +8,11 @@ use jackline_policy::backup::{
     names::Names,
 };
 
-use super::{log::BackupLog, prepare};
+use super::{log::BackupLog, outcome::Outcome, prepare};
 use crate::{
     collect::PodFacts,
     context::Context,
-    exec::{ExecError, HookCount, exec},
+    exec::{ExecError, exec},
 };
 
 /// The hooks of a pod.
@@ -95,39 +95,24 @@ fn of_spec(hook: &BackupResourceHook, pod: &PodFacts) -> Hook {
     }
 }
 
-/// What hooks have led to.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Outcome {
-    /// A required one failed: the pod is not to be backed up.
-    pub(super) forbidden: bool,
-    /// One of them did its work, or may have.
-    pub(super) effect: bool,
-}
-
-/// Runs hooks one after another.
+/// Runs hooks one after another. What they have led to may still be undone by others: it is not over.
 pub(super) async fn run(
     context: &Context,
     pod: &PodFacts,
     hooks: &[Hook],
-    count: &HookCount,
     log: &BackupLog,
 ) -> Outcome {
     let volumes = &pod.volumes;
     let mut outcome = Outcome::default();
-    let fields = [
-        ("resource", "pods"),
-        ("namespace", volumes.namespace.as_str()),
-        ("name", volumes.name.as_str()),
-    ];
     for hook in hooks {
-        count.add(1, 0);
+        outcome.attempted += 1;
         let command = hook.command.join(" ");
         log.info(
             &format!(
                 "running exec hook in container {}: {command}",
                 hook.container
             ),
-            &fields,
+            &fields(pod),
         );
         let target = (volumes.namespace.as_str(), volumes.name.as_str());
         let result = exec(
@@ -140,10 +125,9 @@ pub(super) async fn run(
         let result = result.await;
         outcome.effect |= !matches!(result, Err(ExecError::Failed(_)));
         if let Err(why) = result {
-            count.add(0, 1);
             let why = why.to_string();
-            let fields = [fields[0], fields[1], fields[2], ("error", why.as_str())];
-            log.error("Error executing hook", &fields);
+            failed(pod, &why, log);
+            outcome.errors.push(why);
             outcome.forbidden |= hook.required;
             if hook.required {
                 break;
@@ -151,4 +135,36 @@ pub(super) async fn run(
         }
     }
     outcome
+}
+
+/// Hooks that cannot run have failed.
+pub(super) fn not_run(pod: &PodFacts, hooks: &[Hook], why: &str, log: &BackupLog) -> Outcome {
+    let why = format!("not run: the pod cannot be marked as one whose post hooks are owed: {why}");
+    for _ in hooks {
+        failed(pod, &why, log);
+    }
+    Outcome {
+        attempted: i32::try_from(hooks.len()).unwrap_or(i32::MAX),
+        errors: vec![why; hooks.len()],
+        forbidden: hooks.iter().any(|hook| hook.required),
+        effect: false,
+        over: true,
+    }
+}
+
+/// Says that a hook has failed.
+pub(super) fn failed(pod: &PodFacts, why: &str, log: &BackupLog) {
+    let [resource, namespace, name] = fields(pod);
+    log.error(
+        "Error executing hook",
+        &[resource, namespace, name, ("error", why)],
+    );
+}
+
+fn fields(pod: &PodFacts) -> [(&str, &str); 3] {
+    [
+        ("resource", "pods"),
+        ("namespace", &pod.volumes.namespace),
+        ("name", &pod.volumes.name),
+    ]
 }

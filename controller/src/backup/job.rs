@@ -27,8 +27,7 @@ use jackline_storage::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
-use parking_lot::Mutex;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
 use super::{
@@ -36,7 +35,7 @@ use super::{
     holds::Holds,
     is_begun,
     log::BackupLog,
-    newest, now, prepare,
+    newest, now, outcome, prepare,
     upload::{self, Existing, UploadError},
     volumes::{self, Plan, Volumes},
 };
@@ -391,6 +390,7 @@ impl Job<'_> {
         backup
             .annotations_mut()
             .insert(annotation::POD_VOLUME_BACKUPS.to_owned(), with_snapshot);
+        let over = outcome::forget(&mut backup, &volumes.hooked);
 
         let small = files::build(&archive.collection, &archive.stored, &volumes, &results);
         let small = small.map_err(spool)?;
@@ -415,7 +415,7 @@ impl Job<'_> {
             let why = "another wrote this backup into the bucket at the same time";
             return Err(JobError::Again(Failure::transient("AlreadyStored", why)));
         }
-        let backup = self.publish(&backup).await?;
+        let backup = self.publish(&backup, &over).await?;
         Ok(Done {
             backup,
             volumes: volumes.completed(),
@@ -446,20 +446,23 @@ impl Job<'_> {
             let put = store.put(&key, json).await;
             put.map_err(|error| refused(error.into()))?;
         }
-        let backup = self.publish(&stored).await?;
+        let backup = self.publish(&stored, &[]).await?;
         Ok(Done {
             backup,
             ..Done::default()
         })
     }
 
-    /// Writes onto the object how the backup in the bucket has ended.
-    async fn publish(&self, stored: &Backup) -> Result<Backup, Failure> {
+    /// Writes onto the object how the backup in the bucket has ended, and takes the annotations off that are over.
+    async fn publish(&self, stored: &Backup, over: &[String]) -> Result<Backup, Failure> {
         let count = stored.annotations().get(annotation::POD_VOLUME_BACKUPS);
-        let metadata = match count {
+        let mut metadata = match count {
             Some(count) => json!({"annotations": {(annotation::POD_VOLUME_BACKUPS): count}}),
             None => json!({}),
         };
+        for key in over {
+            metadata["annotations"][key] = Value::Null;
+        }
         let status = |_: &Backup| stored.status.clone().unwrap_or_default();
         end(self.context, self.backup, status, metadata, self.token).await
     }

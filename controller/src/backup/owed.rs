@@ -23,7 +23,10 @@ use kube::{
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::holds::Holds;
+use super::{
+    holds::Holds,
+    outcome::{self, Outcome},
+};
 use crate::{
     collect::PodFacts,
     context::Context,
@@ -32,8 +35,8 @@ use crate::{
 
 /// Value of the label.
 const OWED: &str = "owed";
-/// How soon a pod that is still read is looked at again.
-const AGAIN: Duration = Duration::from_secs(2);
+/// How soon a pod that is still read, or marked, is looked at again.
+pub(super) const AGAIN: Duration = Duration::from_secs(2);
 /// How often a command is tried that cannot be begun.
 const TRIES: u32 = 3;
 /// Commands that run at once.
@@ -69,6 +72,11 @@ impl Debt {
                 .collect(),
         }
     }
+
+    /// Whether it is owed for this backup, and that goes on.
+    fn is_of(&self, backup: &Backup) -> bool {
+        backup.uid().as_ref() == Some(&self.uid) && backup.phase() == BackupPhase::InProgress
+    }
 }
 
 /// What a pod's annotation says; anybody may have written it.
@@ -76,16 +84,27 @@ fn debt(pod: &Pod) -> Option<Debt> {
     serde_json::from_str(pod.annotations().get(annotation::POST_HOOKS)?).ok()
 }
 
+/// Whether it is marked is what its label says: who pays finds it by that.
 fn is_marked(pod: &Pod) -> bool {
     pod.labels().contains_key(label::POST_HOOKS)
-        || pod.annotations().contains_key(annotation::POST_HOOKS)
 }
 
 fn pods(context: &Context, namespace: &str) -> Api<Pod> {
     Api::namespaced(context.clients.call.clone(), namespace)
 }
 
-/// Marks a pod. Waits while it is marked for another backup.
+/// What became of an attempt to mark a pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mark {
+    /// Its hooks may run.
+    Done,
+    /// It is marked for another backup. Who waits must not hold the pod meanwhile: whoever pays what is owed needs it.
+    Busy,
+    /// There is no such pod any more.
+    Gone,
+}
+
+/// Marks a pod as one to which `post` is owed, if that is anything.
 ///
 /// # Errors
 /// Why the pod is not marked: its hooks must not run.
@@ -95,19 +114,21 @@ pub(super) async fn mark(
     pod: &PodFacts,
     backup: &Backup,
     post: &[Hook],
-) -> Result<(), String> {
+) -> Result<Mark, String> {
     let (namespace, name, uid) = (&pod.volumes.namespace, &pod.volumes.name, &pod.volumes.uid);
     let api = pods(context, namespace);
     let debt =
         serde_json::to_string(&Debt::new(backup, post)).map_err(|error| error.to_string())?;
     loop {
-        let now = api.get(name).await.map_err(|error| error.to_string())?;
-        if now.uid().as_ref() != Some(uid) {
-            return Err("the pod has been replaced by another of the same name".to_owned());
+        let now = api.get_opt(name).await.map_err(|error| error.to_string())?;
+        let Some(now) = now.filter(|now| now.uid().as_ref() == Some(uid)) else {
+            return Ok(Mark::Gone);
+        };
+        if post.is_empty() {
+            return Ok(Mark::Done);
         }
         if is_marked(&now) {
-            tokio::time::sleep(AGAIN).await;
-            continue;
+            return Ok(Mark::Busy);
         }
         token.check().map_err(|error| error.to_string())?;
         let patch = json!({"metadata": {
@@ -117,8 +138,9 @@ pub(super) async fn mark(
             "annotations": {(annotation::POST_HOOKS): debt},
         }});
         match patch_pod(&api, name, patch).await {
-            Ok(()) => return Ok(()),
-            Err(kube::Error::Api(status)) if status.is_conflict() => {}
+            Ok(()) => return Ok(Mark::Done),
+            // It has changed, or gone.
+            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {}
             Err(error) => return Err(error.to_string()),
         }
     }
@@ -155,6 +177,37 @@ pub(super) async fn clear(
             Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {}
             result => return Ok(result?),
         }
+    }
+}
+
+/// Whether the pod is still there.
+pub(super) async fn is_there(context: &Context, pod: &PodFacts) -> Result<bool, kube::Error> {
+    let volumes = &pod.volumes;
+    let now = pods(context, &volumes.namespace)
+        .get_opt(&volumes.name)
+        .await?;
+    Ok(now.is_some_and(|now| now.uid().as_ref() == Some(&volumes.uid)))
+}
+
+/// Waits until nothing is owed to a pod for a backup.
+pub(super) async fn paid(context: &Context, pod: &PodFacts, backup: &Backup) {
+    let volumes = &pod.volumes;
+    loop {
+        match pods(context, &volumes.namespace)
+            .get_opt(&volumes.name)
+            .await
+        {
+            Ok(now) => {
+                let same = |now: &Pod| now.uid().as_ref() == Some(&volumes.uid);
+                let marked = now.filter(|now| same(now) && is_marked(now));
+                let debt = marked.as_ref().and_then(debt);
+                if debt.is_none_or(|debt| Some(debt.uid) != backup.uid()) {
+                    return;
+                }
+            }
+            Err(error) => tracing::debug!(%error, pod = volumes.name, "a pod cannot be looked at"),
+        }
+        tokio::time::sleep(AGAIN).await;
     }
 }
 
@@ -217,8 +270,13 @@ async fn pass(
             return Ok(Next::After(AGAIN));
         }
         token.check()?;
-        let result = pay(context, target, debt).await;
-        tell(context, &pod, debt, result);
+        let outcome = pay(context, target, debt).await;
+        tell(context, &pod, debt, &outcome);
+        token.check()?;
+        // That nothing stays frozen comes first.
+        if let Err(error) = keep(context, debt, &uid, outcome).await {
+            tracing::warn!(%error, backup = debt.backup, "it is not known to the backup how its post hooks ended");
+        }
     }
     let backup = debt.as_ref().map(|debt| debt.uid.as_str());
     clear(context, token, target, &uid, backup).await?;
@@ -228,9 +286,7 @@ async fn pass(
 /// Whether volumes of the pod are still being read for a backup that goes on.
 fn is_read(context: &Context, debt: &Debt, pod: &str) -> bool {
     let backup = context.stores.backups.get(&context.key(&debt.backup));
-    let goes_on = backup.is_some_and(|backup| {
-        backup.uid().as_ref() == Some(&debt.uid) && backup.phase() == BackupPhase::InProgress
-    });
+    let goes_on = backup.is_some_and(|backup| debt.is_of(&backup));
     let volumes = &context.stores.pod_volume_backups;
     let reads = volumes.find(|volume| {
         volume.labels().get(label::BACKUP_UID) == Some(&debt.uid)
@@ -240,8 +296,11 @@ fn is_read(context: &Context, debt: &Debt, pod: &str) -> bool {
     goes_on && reads.is_some()
 }
 
-async fn pay(context: &Context, target: (&str, &str), debt: &Debt) -> Result<(), String> {
-    let mut errors = Vec::new();
+async fn pay(context: &Context, target: (&str, &str), debt: &Debt) -> Outcome {
+    let mut outcome = Outcome {
+        over: true,
+        ..Outcome::default()
+    };
     for hook in &debt.hooks {
         let mut tries = 1;
         let result = loop {
@@ -254,29 +313,47 @@ async fn pay(context: &Context, target: (&str, &str), debt: &Debt) -> Result<(),
                 result => break result,
             }
         };
+        outcome.attempted += 1;
         if let Err(why) = result {
-            errors.push(format!("container {}: {why}", hook.container));
+            let why = format!("container {}: {why}", hook.container);
+            outcome.errors.push(why);
         }
     }
-    match errors.is_empty() {
-        true => Ok(()),
-        false => Err(errors.join("; ")),
-    }
+    outcome
 }
 
-fn tell(context: &Context, pod: &Pod, debt: &Debt, result: Result<(), String>) {
+/// A backup that goes on is told how its hooks ended; where it did not even get as far as its volumes, it begins again.
+async fn keep(
+    context: &Context,
+    debt: &Debt,
+    pod: &str,
+    outcome: Outcome,
+) -> Result<(), kube::Error> {
+    let backup = context.api::<Backup>().get_opt(&debt.backup).await?;
+    if let Some(backup) = backup.filter(|backup| debt.is_of(backup))
+        && let Some(mut whole) = outcome::of(&backup, pod)
+    {
+        whole.add(outcome);
+        outcome::keep(context, &backup, pod, &whole).await?;
+    }
+    Ok(())
+}
+
+fn tell(context: &Context, pod: &Pod, debt: &Debt, outcome: &Outcome) {
     let whose = format!(
         "the post hooks of backup {}, which was interrupted",
         debt.backup
     );
-    let (kind, note) = match result {
-        Ok(()) => (EventKind::Normal, format!("ran {whose}")),
-        Err(why) => (
+    let (kind, note) = if outcome.errors.is_empty() {
+        (EventKind::Normal, format!("ran {whose}"))
+    } else {
+        let why = outcome.errors.join("; ");
+        (
             EventKind::Warning,
             format!(
                 "ran {whose}: {why}. Look whether the workload is still as its pre hook left it"
             ),
-        ),
+        )
     };
     tracing::info!(namespace = pod.namespace(), pod = pod.name_any(), "{note}");
     context.events.publish(Event {
@@ -305,15 +382,16 @@ mod tests {
         };
         let owed = Debt::new(&backup, &[hook]);
         let mut pod = Pod::default();
-        assert!(!is_marked(&pod));
         let text = serde_json::to_string(&owed).unwrap();
         pod.annotations_mut()
             .insert(annotation::POST_HOOKS.to_owned(), text);
-        assert!(is_marked(&pod));
         assert_eq!(debt(&pod), Some(owed));
+        assert!(!is_marked(&pod), "nobody would find it");
+        pod.labels_mut()
+            .insert(label::POST_HOOKS.to_owned(), OWED.to_owned());
+        assert!(is_marked(&pod));
         pod.annotations_mut()
             .insert(annotation::POST_HOOKS.to_owned(), "{".to_owned());
-        assert!(is_marked(&pod));
         assert_eq!(debt(&pod), None);
     }
 }

@@ -21,7 +21,7 @@ use futures::{
 };
 use jackline_crds::{
     names::{annotation, label},
-    velero::{Backup, BackupRepository, HookStatus, PodVolumeBackup, PodVolumePhase},
+    velero::{Backup, BackupPhase, BackupRepository, HookStatus, PodVolumeBackup, PodVolumePhase},
 };
 use jackline_policy::backup::{
     absence::{self, Agent},
@@ -30,6 +30,7 @@ use jackline_policy::backup::{
     volumes::{ClaimFacts, Level, Mode, Note, PodVolumes, Selected, Wanted, select},
 };
 use kube::ResourceExt;
+use parking_lot::Mutex;
 use tokio::{
     sync::{Semaphore, mpsc, oneshot},
     time::Instant,
@@ -40,16 +41,17 @@ use super::{
     hooks::{self, PodHooks},
     job::{Job, JobError, timeout},
     log::BackupLog,
-    owed,
+    outcome::{self, Outcome},
+    owed::{self, Mark},
 };
 use crate::{
     agents,
     collect::{Facts, PodFacts},
     context::Context,
-    exec::HookCount,
     repository,
     stall::{self, Stall},
 };
+use successor::Successor;
 
 /// Requests about volumes that are under way at once.
 const PARALLEL: usize = 16;
@@ -101,7 +103,8 @@ impl Plan {
         policies: &VolumePolicies,
         claims_stored: bool,
     ) -> Self {
-        let pods: Vec<PodVolumes> = facts.pods.iter().map(|pod| pod.volumes.clone()).collect();
+        let facts_of: Vec<PodFacts> = facts.pods.values().cloned().collect();
+        let pods: Vec<PodVolumes> = facts_of.iter().map(|pod| pod.volumes.clone()).collect();
         let agents: BTreeSet<String> = agents::nodes(&context.stores.agents);
         let selection = select(
             &pods,
@@ -124,7 +127,7 @@ impl Plan {
             chosen.entry(volume.pod).or_default().push((volume, claim));
         }
         Self {
-            pods: facts.pods.clone(),
+            pods: facts_of,
             chosen,
             notes: selection.notes,
         }
@@ -140,6 +143,8 @@ pub(super) struct Volumes {
     pub(super) skipped: Vec<Note>,
     /// How many hooks ran.
     pub(super) hooks: HookStatus,
+    /// UIDs of the pods that they ran in.
+    pub(super) hooked: Vec<String>,
 }
 
 impl Volumes {
@@ -165,7 +170,10 @@ struct Work<'a> {
     /// When the time that the user has set is over.
     deadline: Option<Instant>,
     late: AtomicBool,
-    hooks: HookCount,
+    /// Objects of other backups that were being read when this began, by the UID of the claim: nobody may hold it for them yet.
+    foreign: HashMap<String, Vec<String>>,
+    /// What became of hooks, by the UID of the pod.
+    outcomes: Mutex<BTreeMap<String, Outcome>>,
 }
 
 /// Does everything about the volumes. `leave_out` is told the pods whose hooks forbid to store them.
@@ -215,7 +223,8 @@ pub(super) async fn run(
         requests: Semaphore::new(PARALLEL),
         deadline: deadline(job),
         late: AtomicBool::new(false),
-        hooks: HookCount::default(),
+        foreign: foreign(job.context, &uid),
+        outcomes: Mutex::default(),
     };
     let (verdict, mut verdicts) = mpsc::unbounded_channel();
     let mut ways = FuturesUnordered::new();
@@ -244,11 +253,17 @@ pub(super) async fn run(
     let all = async { while ways.next().await.is_some() {} };
     tokio::join!(tell, all);
     drop(ways);
-    let hooks = work.hooks.status();
+    let outcomes = work.outcomes.into_inner();
+    let mut hooks = HookStatus::default();
+    for outcome in outcomes.values() {
+        hooks.hooks_attempted += outcome.attempted;
+        hooks.hooks_failed += i32::try_from(outcome.errors.len()).unwrap_or(i32::MAX);
+    }
     Ok(Volumes {
         objects: of_backup(job.context, &uid),
         skipped: plan.notes,
         hooks,
+        hooked: outcomes.into_keys().collect(),
     })
 }
 
@@ -269,6 +284,26 @@ pub(super) fn of_backup(context: &Context, uid: &str) -> Vec<Arc<PodVolumeBackup
             volume.name_any(),
         )
     });
+    found
+}
+
+/// The objects of other backups that go on and have not read their claims to the end, by the UID of the claim.
+fn foreign(context: &Context, uid: &str) -> HashMap<String, Vec<String>> {
+    let going = context.stores.backups.filter(|backup| {
+        backup.phase() == BackupPhase::InProgress && backup.uid().is_some_and(|it| it != uid)
+    });
+    let going: BTreeSet<String> = going.iter().filter_map(|backup| backup.uid()).collect();
+    let read = context.stores.pod_volume_backups.filter(|volume| {
+        let owner = volume.labels().get(label::BACKUP_UID);
+        !volume.phase().is_terminal() && owner.is_some_and(|owner| going.contains(owner))
+    });
+    let mut found: HashMap<String, Vec<String>> = HashMap::new();
+    for volume in read {
+        if let Some(claim) = volume.labels().get(label::PVC_UID) {
+            let names = found.entry(claim.clone()).or_default();
+            names.push(volume.name_any());
+        }
+    }
     found
 }
 
@@ -338,76 +373,91 @@ impl Work<'_> {
             .iter()
             .partition(|(selected, _)| self.known(pod, selected).is_some());
         let resumed = fresh.is_empty() && !begun.is_empty();
+        let kept = outcome::of(self.job.backup, &volumes.uid);
+        let over = kept
+            .as_ref()
+            .filter(|kept| kept.over && (resumed || kept.forbidden || chosen.is_empty()));
         let fresh = async {
-            if resumed {
+            if let Some(kept) = over {
+                tell(kept.forbidden);
+                self.recall(pod, kept.clone());
+            } else if resumed {
                 tell(false);
             } else if hooks.is_empty() {
-                self.all(pod, &fresh, true).await;
+                self.all(pod, &fresh).await;
             } else {
-                self.hooked(pod, &hooks, &fresh, tell).await;
+                self.hooked(pod, &hooks, &fresh, !begun.is_empty(), tell)
+                    .await;
             }
         };
-        tokio::join!(self.all(pod, &begun, true), fresh);
+        tokio::join!(self.all(pod, &begun), fresh);
+        if resumed && over.is_none() && (kept.is_some() || !hooks.is_empty()) {
+            tokio::select! {
+                () = owed::paid(self.job.context, pod, self.job.backup) => {}
+                () = at(self.deadline) => {}
+            }
+            self.recall_now(pod).await;
+        }
     }
 
-    /// Hooks, volumes, hooks. `tell` learns whether the pod must not be stored, before the volumes are waited for.
+    /// Hooks, volumes, hooks. `begun`: the pod's hooks have run for other volumes of it. `tell` learns whether the pod must not be stored,
+    /// before the volumes are waited for.
     async fn hooked(
         &self,
         pod: &PodFacts,
         hooks: &PodHooks,
         chosen: &[&(Selected, Option<ClaimFacts>)],
+        begun: bool,
         tell: impl FnOnce(bool),
     ) {
-        let (context, count, log) = (self.job.context, &self.hooks, self.log);
-        let frozen = !hooks.pre.is_empty() && !hooks.post.is_empty();
-        let begin = async {
-            let held = self.hold(pod, chosen).await;
-            if frozen {
-                owed::mark(context, self.job.token, pod, self.job.backup, &hooks.post).await?;
-            }
-            self.job.token.check().map_err(|error| error.to_string())?;
-            Ok::<_, String>(held)
-        };
-        let begun = tokio::select! {
-            begun = begin => begun,
+        let (context, log) = (self.job.context, self.log);
+        let alone = tokio::select! {
+            held = self.alone(pod, hooks, chosen) => held,
             () = at(self.deadline) => Err("its pod is in use by another backup".to_owned()),
         };
-        let _held = match begun {
-            Ok(held) => held,
+        if begun {
+            self.recall_now(pod).await;
+        }
+        let held = match alone {
+            Ok(Some(held)) => held,
+            // Another pod may carry its claims.
+            Ok(None) => {
+                tell(false);
+                self.all(pod, chosen).await;
+                return;
+            }
             Err(why) => {
-                let number = i32::try_from(hooks.pre.len()).unwrap_or(i32::MAX);
-                count.add(number, number);
-                let fields = [
-                    ("resource", "pods"),
-                    ("namespace", pod.volumes.namespace.as_str()),
-                    ("name", pod.volumes.name.as_str()),
-                    ("error", why.as_str()),
-                ];
-                log.error(
-                    "Hooks are not run: the pod cannot be marked as one whose post hooks are owed",
-                    &fields,
-                );
-                let forbidden = hooks.pre.iter().any(|hook| hook.required);
+                let outcome = hooks::not_run(pod, &hooks.pre, &why, log);
+                let forbidden = outcome.forbidden;
+                self.keep(pod, outcome).await;
                 tell(forbidden);
                 if !forbidden {
-                    self.all(pod, chosen, true).await;
+                    self.all(pod, chosen).await;
                 }
                 return;
             }
         };
-        let before = hooks::run(context, pod, &hooks.pre, count, log).await;
-        tell(before.forbidden);
-        if !before.forbidden {
-            self.all(pod, chosen, false).await;
-        }
-        if frozen && self.job.token.check().is_err() {
+        let mut before = hooks::run(context, pod, &hooks.pre, log).await;
+        let forbidden = before.forbidden;
+        let undo = !hooks.post.is_empty() && (!forbidden || before.effect);
+        before.over = !undo;
+        self.keep(pod, before).await;
+        tell(forbidden);
+        let gone = match forbidden {
+            true => Vec::new(),
+            false => self.each(pod, chosen).await,
+        };
+        if !hooks.post.is_empty() && self.job.token.check().is_err() {
             // Whoever leads now finds the mark.
             return;
         }
-        if !before.forbidden || before.effect {
-            hooks::run(context, pod, &hooks.post, count, log).await;
+        // A pod that has gone is not frozen.
+        if undo && (gone.is_empty() || owed::is_there(context, pod).await.unwrap_or(true)) {
+            let mut after = hooks::run(context, pod, &hooks.post, log).await;
+            after.over = true;
+            self.keep(pod, after).await;
         }
-        if frozen {
+        if !hooks.post.is_empty() {
             let target = (pod.volumes.namespace.as_str(), pod.volumes.name.as_str());
             let (token, uid) = (self.job.token, &pod.volumes.uid);
             if let Err(error) = owed::clear(context, token, target, uid, Some(&self.uid)).await {
@@ -415,27 +465,117 @@ impl Work<'_> {
                 tracing::warn!(%error, pod = ?target, "the mark of owed post hooks stays");
             }
         }
+        drop(held);
+        let after = gone.into_iter().map(|gone| self.succeed(pod, gone));
+        futures::future::join_all(after).await;
     }
 
-    /// A pod and its claims for this backup alone. Claims in the order of their UIDs: nobody waits in a circle.
+    /// The pod and its claims for this backup alone, and the pod marked where post hooks will be owed; `None` where the pod has gone.
+    /// Nothing is held while the pod is marked for another backup.
+    async fn alone(
+        &self,
+        pod: &PodFacts,
+        hooks: &PodHooks,
+        chosen: &[&(Selected, Option<ClaimFacts>)],
+    ) -> Result<Option<Vec<Held>>, String> {
+        let Job { context, token, .. } = self.job;
+        loop {
+            let held = self.hold(pod, chosen).await;
+            match owed::mark(context, token, pod, self.job.backup, &hooks.post).await? {
+                Mark::Done => {
+                    token.check().map_err(|error| error.to_string())?;
+                    return Ok(Some(held));
+                }
+                Mark::Gone => return Ok(None),
+                Mark::Busy => drop(held),
+            }
+            tokio::time::sleep(owed::AGAIN).await;
+        }
+    }
+
+    /// A pod and its claims for this backup alone. Claims in the order of their UIDs, and then the pod: nobody waits in a circle, and what
+    /// is owed to the pod can be paid while a claim is waited for.
     async fn hold(&self, pod: &PodFacts, chosen: &[&(Selected, Option<ClaimFacts>)]) -> Vec<Held> {
-        let mut held = vec![self.job.holds.hold(&pod.volumes.uid).await];
         let claims: BTreeSet<&str> = chosen
             .iter()
             .filter_map(|(_, claim)| Some(claim.as_ref()?.uid.as_str()))
             .collect();
+        let mut held = Vec::new();
         for uid in claims {
-            held.push(self.job.holds.hold(uid).await);
+            held.push(self.claim(uid).await);
+        }
+        held.push(self.job.holds.hold(&pod.volumes.uid).await);
+        held
+    }
+
+    /// A claim for this backup alone, when what others had begun before a restart has been read.
+    async fn claim(&self, uid: &str) -> Held {
+        let held = self.job.holds.hold(uid).await;
+        for name in self.foreign.get(uid).into_iter().flatten() {
+            let key = self.job.context.key(&**name);
+            if self
+                .job
+                .context
+                .stores
+                .pod_volume_backups
+                .get(&key)
+                .is_some()
+            {
+                // Its own backup says how it ended.
+                let _ = self.ended(name).await;
+            }
         }
         held
     }
 
-    /// Moves volumes of a pod at once; `hold`: each claim has to be taken first.
-    async fn all(&self, pod: &PodFacts, chosen: &[&(Selected, Option<ClaimFacts>)], hold: bool) {
-        let moves: Vec<BoxFuture<'_, ()>> = chosen
-            .iter()
-            .map(|(selected, claim)| self.volume(pod, selected, claim.as_ref(), hold).boxed())
-            .collect();
+    /// Takes note of what became of hooks of a pod, also for a pass that begins anew.
+    async fn keep(&self, pod: &PodFacts, later: Outcome) {
+        let uid = &pod.volumes.uid;
+        let whole = {
+            let mut outcomes = self.outcomes.lock();
+            let whole = outcomes.entry(uid.clone()).or_default();
+            whole.add(later);
+            whole.clone()
+        };
+        let job = self.job;
+        if let Err(error) = outcome::keep(job.context, job.backup, uid, &whole).await {
+            tracing::warn!(%error, pod = pod.volumes.name, "what became of its hooks is not kept");
+        }
+    }
+
+    /// Takes note of what an earlier pass found.
+    fn recall(&self, pod: &PodFacts, kept: Outcome) {
+        for why in &kept.errors {
+            hooks::failed(pod, why, self.log);
+        }
+        self.outcomes.lock().insert(pod.volumes.uid.clone(), kept);
+    }
+
+    /// The same, with what others have found since.
+    async fn recall_now(&self, pod: &PodFacts) {
+        let (job, uid) = (self.job, &pod.volumes.uid);
+        let kept = match outcome::now(job.context, job.backup, uid).await {
+            Ok(kept) => kept,
+            Err(error) => {
+                tracing::warn!(%error, "a Backup cannot be looked at");
+                outcome::of(job.backup, uid)
+            }
+        };
+        if let Some(kept) = kept {
+            self.recall(pod, kept);
+        }
+    }
+
+    /// Moves volumes of a pod at once; each claim is taken first, and one whose pod has gone is read through another.
+    async fn all(&self, pod: &PodFacts, chosen: &[&(Selected, Option<ClaimFacts>)]) {
+        let moves = chosen.iter().map(|(selected, claim)| {
+            let one = async move {
+                if let Some(gone) = self.volume(pod, selected, claim.as_ref(), true).await {
+                    self.succeed(pod, gone).await;
+                }
+            };
+            one.boxed()
+        });
         futures::future::join_all(moves).await;
     }
 
@@ -447,46 +587,90 @@ impl Work<'_> {
         })
     }
 
-    /// Moves one volume, and says what went wrong.
-    async fn volume(
+    /// Moves one volume, and says what went wrong; gives it back where its pod may have gone. `hold`: its claim has to be taken first.
+    async fn volume<'a>(
         &self,
         pod: &PodFacts,
-        selected: &Selected,
-        claim: Option<&ClaimFacts>,
+        selected: &'a Selected,
+        claim: Option<&'a ClaimFacts>,
         hold: bool,
-    ) {
-        let fields = [
-            ("resource", "pods"),
-            ("namespace", pod.volumes.namespace.as_str()),
-            ("name", pod.volumes.name.as_str()),
-            ("volume", selected.volume.as_str()),
-        ];
-        let mut result = self.moved(pod, selected, claim, hold).await;
-        if let (Err(Problem::NeverBegan { name, why }), Some(claim_name)) =
-            (&result, &selected.claim)
-            && let Some((next, selected)) = successor::of(self.job.context, pod, claim_name).await
-        {
-            let name_of = &next.volumes.name;
-            let message =
-                format!("{why}; claim {claim_name} is read through pod {name_of} instead");
-            self.log.warning(&message, &fields);
-            successor::forget(self.job, name).await;
-            result = self.moved(&next, &selected, claim, hold).await;
-        }
-        if let Err(why) = result {
-            match why {
-                Problem::Failed(why) | Problem::NeverBegan { why, .. } => self
-                    .log
-                    .error(&format!("pod volume backup failed: {why}"), &fields),
-                Problem::NotBegun(why) => self.log.error(&why, &fields),
-                Problem::Late if self.late.swap(true, Ordering::Relaxed) => {
-                    self.log.info("not completed in time", &fields);
-                }
-                Problem::Late => {
-                    self.log.error(LATE, &fields);
-                }
+    ) -> Option<Gone<'a>> {
+        let fields = fields(pod, selected);
+        match self.moved(pod, selected, claim, hold).await {
+            Ok(()) => {}
+            Err(Problem::NeverBegan { name, why }) => {
+                return Some(Gone {
+                    selected,
+                    claim,
+                    name,
+                    why,
+                });
             }
+            Err(Problem::Failed(why)) => self.log.error(&failed(&why), &fields),
+            Err(Problem::NotBegun(why)) => self.log.error(&why, &fields),
+            Err(Problem::Late) if self.late.swap(true, Ordering::Relaxed) => {
+                self.log.info("not completed in time", &fields);
+            }
+            Err(Problem::Late) => self.log.error(LATE, &fields),
         }
+        None
+    }
+
+    /// A volume that was not begun is read through another pod that mounts its claim, with that pod's hooks.
+    fn succeed<'a>(&'a self, pod: &'a PodFacts, gone: Gone<'a>) -> BoxFuture<'a, ()> {
+        let next = async move {
+            let Gone {
+                selected,
+                claim,
+                name,
+                why,
+            } = gone;
+            let fields = fields(pod, selected);
+            let context = self.job.context;
+            match successor::of(context, pod, selected.claim.as_deref()).await {
+                Successor::Pod(next, volume) => {
+                    let through = &next.volumes.name;
+                    let claim_name = selected.claim.as_deref().unwrap_or_default();
+                    let message =
+                        format!("{why}; claim {claim_name} is read through pod {through} instead");
+                    self.log.warning(&message, &fields);
+                    successor::forget(self.job, &name).await;
+                    let chosen = (volume, claim.cloned());
+                    let hooks = hooks::of(&next, self.job.backup.spec.hooks.as_ref());
+                    if hooks.is_empty() {
+                        self.all(&next, &[&chosen]).await;
+                    } else {
+                        self.hooked(&next, &hooks, &[&chosen], false, |_| ()).await;
+                    }
+                }
+                Successor::Nobody => {
+                    let nobody = match &selected.claim {
+                        Some(claim) => format!(", and no other mounts claim {claim}"),
+                        None => String::new(),
+                    };
+                    let message = format!(
+                        "{why}: the pod has gone before volume {} was begun{nobody}; it is not in this backup",
+                        selected.volume
+                    );
+                    self.log.warning(&message, &fields);
+                }
+                Successor::Unknown => self.log.error(&failed(&why), &fields),
+            }
+        };
+        next.boxed()
+    }
+
+    /// Moves volumes of a pod at once, whose claims are held; gives those whose pod may have gone.
+    async fn each<'a>(
+        &self,
+        pod: &PodFacts,
+        chosen: &[&'a (Selected, Option<ClaimFacts>)],
+    ) -> Vec<Gone<'a>> {
+        let moves = chosen
+            .iter()
+            .map(|(selected, claim)| self.volume(pod, selected, claim.as_ref(), false).boxed());
+        let gone = futures::future::join_all(moves).await;
+        gone.into_iter().flatten().collect()
     }
 
     async fn moved(
@@ -500,7 +684,7 @@ impl Work<'_> {
         let _held = match (claim, known) {
             (Some(claim), Some(_)) => self.job.holds.try_hold(&claim.uid),
             (Some(claim), None) if hold => tokio::select! {
-                held = self.job.holds.hold(&claim.uid) => Some(held),
+                held = self.claim(&claim.uid) => Some(held),
                 () = at(self.deadline) => return Err(Problem::Late),
             },
             _ => None,
@@ -532,10 +716,9 @@ impl Work<'_> {
                 let volume = self.job.context.stores.pod_volume_backups.get(&self.job.context.key(&*name));
                 let status = volume.and_then(|volume| volume.status.clone());
                 let began = status.is_none_or(|status| status.start_timestamp.is_some());
-                // A pod with hooks would have to be frozen first.
-                match hold && !began {
-                    true => Problem::NeverBegan { name, why },
-                    false => Problem::Failed(why),
+                match began {
+                    true => Problem::Failed(why),
+                    false => Problem::NeverBegan { name, why },
                 }
             }),
             () = at(self.deadline) => {
@@ -617,13 +800,35 @@ impl Work<'_> {
     }
 }
 
+fn fields<'a>(pod: &'a PodFacts, selected: &'a Selected) -> [(&'a str, &'a str); 4] {
+    [
+        ("resource", "pods"),
+        ("namespace", &pod.volumes.namespace),
+        ("name", &pod.volumes.name),
+        ("volume", &selected.volume),
+    ]
+}
+
+fn failed(why: &str) -> String {
+    format!("pod volume backup failed: {why}")
+}
+
+/// A volume that was not begun.
+struct Gone<'a> {
+    selected: &'a Selected,
+    claim: Option<&'a ClaimFacts>,
+    /// Its PodVolumeBackup.
+    name: String,
+    why: String,
+}
+
 /// Why a volume is not moved.
 enum Problem {
     /// There is no PodVolumeBackup.
     NotBegun(String),
     /// The agent failed.
     Failed(String),
-    /// The agent did not even begin: the pod had gone.
+    /// The agent did not even begin: the pod may have gone.
     NeverBegan { name: String, why: String },
     /// Time is over.
     Late,

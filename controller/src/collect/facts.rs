@@ -76,8 +76,8 @@ pub struct VolumeFacts {
 /// What was learnt from objects in passing.
 #[derive(Debug, Default)]
 pub struct Facts {
-    /// Pods with volumes or hooks, in no order.
-    pub pods: Vec<PodFacts>,
+    /// Pods by UID: a pod that several selectors match is collected more than once.
+    pub pods: HashMap<String, PodFacts>,
     /// Claims by namespace and name.
     pub claims: HashMap<(String, String), ClaimFacts>,
     /// Volumes by name.
@@ -103,10 +103,8 @@ impl Facts {
         let (namespace, name) = (text("/metadata/namespace"), text("/metadata/name"));
         match resource {
             "pods" => {
-                let pod = PodFacts::of(object);
-                if !pod.volumes.volumes.is_empty() || pod.pre.is_some() || pod.post.is_some() {
-                    self.pods.push(pod);
-                }
+                self.pods
+                    .insert(text("/metadata/uid"), PodFacts::of(object));
             }
             "persistentvolumeclaims" => {
                 let pointer = format!(
@@ -178,5 +176,21 @@ impl Facts {
             .and_then(|volume| self.volumes.get(volume));
         facts.bound = volume.map(|volume| volume.volume.clone());
         Some(facts)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_pod_that_is_collected_twice_is_one() {
+        let pod = json!({"metadata": {"namespace": "shop", "name": "db", "uid": "u"}, "spec": {"containers": [{"name": "db"}]}});
+        let (mut facts, mut other) = (Facts::default(), Facts::default());
+        facts.learn("pods", &pod);
+        other.learn("pods", &pod);
+        facts.merge(other);
+        assert_eq!(facts.pods.len(), 1);
     }
 }

@@ -226,7 +226,7 @@ impl Run<'_> {
         match obstacle {
             Some(why) => {
                 self.token.check()?;
-            give_up(self.context, &volume, &why).await?;
+                give_up(self.context, &volume, &why).await?;
                 Ok(Progress::Lost(format!(
                     "pod volume restore failed: {what}: {why}"
                 )))

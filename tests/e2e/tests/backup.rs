@@ -3,18 +3,21 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use jackline_crds::names::label;
 use jackline_crds::velero::{
     Backup, BackupPhase, BackupSpec, PodVolumeBackup, PodVolumePhase, Restore, RestoreSpec,
 };
 use jackline_e2e::{BUCKET, Env, NAMESPACE, Tree, until, wait_for, wait_gone};
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::api::{DeleteParams, PostParams};
 use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
+use tempfile::NamedTempFile;
 
 const MINUTE: Duration = Duration::from_secs(60);
 const WORKLOADS: &str = include_str!("../demo/workloads.yaml");
@@ -29,6 +32,7 @@ async fn backups_are_complete_and_survive_kills() -> Result<()> {
     what_cannot_be_is_refused(&env).await?;
     complete_and_in_velero_s_layout(&env).await?;
     hooks_run_around_the_volumes(&env).await?;
+    what_hooks_lead_to(&env).await?;
     a_name_is_taken_for_ever(&env).await?;
     the_leader_dies_in_the_middle(&env).await?;
     the_other_replica_takes_over(&env).await?;
@@ -224,6 +228,98 @@ async fn hooks_run_around_the_volumes(env: &Env) -> Result<()> {
     ensure!(fs::read_to_string(data.join("hook"))?.trim() == "thawed");
     annotate(env, "db-0", "pre.hook.backup.velero.io/command-")?;
     annotate(env, "db-0", "post.hook.backup.velero.io/command-")
+}
+
+/// Pods whose hooks fail in every way, pods whose hooks are the Backup's, and one of those that two selectors match.
+async fn what_hooks_lead_to(env: &Env) -> Result<()> {
+    let pod = |name: &str, role: &str, hook: Value, volume: bool| {
+        let mut annotations = hook;
+        annotations["backup.velero.io/backup-volumes"] = json!(if volume { "data" } else { "" });
+        let mounts = match volume {
+            true => json!([{"name": "data", "mountPath": "/data"}]),
+            false => json!([]),
+        };
+        let volumes = match volume {
+            true => json!([{"name": "data", "emptyDir": {}}]),
+            false => json!([]),
+        };
+        json!({"apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": name, "namespace": "hooks", "labels": {"suite": "hooks", "hooks": role}, "annotations": annotations},
+            "spec": {"terminationGracePeriodSeconds": 0, "automountServiceAccountToken": false, "volumes": volumes,
+                "containers": [{"name": "main", "image": "docker.io/local/busybox:1", "imagePullPolicy": "Never",
+                    "command": ["sleep", "100000"], "volumeMounts": mounts}]}})
+    };
+    let pre = |command: &str, on_error: &str| {
+        json!({"pre.hook.backup.velero.io/command": command, "pre.hook.backup.velero.io/on-error": on_error,
+            "pre.hook.backup.velero.io/timeout": "2s"})
+    };
+    let none = || json!({});
+    for object in [
+        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "hooks"}}),
+        pod("forbids", "own", pre("false", "Fail"), true),
+        pod("goes-on", "own", pre("false", "Continue"), true),
+        pod("late", "own", pre(r#"["sleep", "60"]"#, "Continue"), true),
+        pod("chosen", "spec", none(), true),
+        pod("bare", "spec", none(), false),
+    ] {
+        env.cluster.apply(&object.to_string())?;
+    }
+    until("the pods run", 2 * MINUTE, async || {
+        let ready = env.ready_pods("hooks", "suite=hooks").await?;
+        Ok((ready.len() == 5).then_some(()))
+    })
+    .await?;
+    let command =
+        |file: &str| json!([{"exec": {"command": ["sh", "-c", format!("echo >> {file}")]}}]);
+    let spec = json!({"includedNamespaces": ["hooks"],
+        "orLabelSelectors": [{"matchLabels": {"suite": "hooks"}}, {"matchLabels": {"hooks": "spec"}}],
+        "hooks": {"resources": [{"name": "some", "includedNamespaces": ["hooks"],
+            "labelSelector": {"matchLabels": {"hooks": "spec"}}, "pre": command("/before"), "post": command("/after")}]}});
+    create(env, "outcomes", spec).await?;
+    let backup = env.backup_ended("outcomes", 2 * MINUTE).await?;
+    let status = backup.status.clone().unwrap_or_default();
+    let hooks = status.hook_status.clone().unwrap_or_default();
+    ensure!(
+        status.phase == Some(BackupPhase::PartiallyFailed) && status.errors == 3,
+        "{status:?}"
+    );
+    ensure!(
+        (hooks.hooks_attempted, hooks.hooks_failed) == (7, 3),
+        "{hooks:?}"
+    );
+    for pod in ["chosen", "bare"] {
+        let lines = ["wc", "-l", "/before", "/after"];
+        let lines = env.cluster.exec("hooks", pod, &lines)?;
+        ensure!(lines.contains("2 total"), "once each: {lines}");
+    }
+    let mut read = Vec::new();
+    for volume in env.volumes_of("outcomes").await? {
+        ensure!(volume.phase() == PodVolumePhase::Completed, "{volume:?}");
+        read.push(volume.spec.pod.name.unwrap_or_default());
+    }
+    read.sort();
+    ensure!(read == ["chosen", "goes-on", "late"], "{read:?}");
+    let key = "backups/outcomes/outcomes.tar.gz";
+    let tarball = NamedTempFile::new()?;
+    fs::write(tarball.path(), env.cluster.s3().get(BUCKET, key).await?)?;
+    let listed = Command::new("tar")
+        .arg("-tzf")
+        .arg(tarball.path())
+        .output()?;
+    let listed = String::from_utf8(listed.stdout)?;
+    let mut stored: Vec<&str> = listed
+        .lines()
+        .filter_map(|line| line.strip_prefix("resources/pods/namespaces/hooks/"))
+        .collect();
+    stored.sort_unstable();
+    ensure!(
+        stored == ["bare.json", "chosen.json", "goes-on.json", "late.json"],
+        "{listed}"
+    );
+    for pod in env.api_in::<Pod>("hooks").list(&Default::default()).await? {
+        ensure!(!pod.labels().contains_key(label::POST_HOOKS), "{pod:?}");
+    }
+    Ok(())
 }
 
 /// A Backup whose name another one has used fails, and the other one's files stay as they are.

@@ -3,15 +3,16 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use jackline_crds::names::{CONTROLLER, label};
+use jackline_crds::names::{CONTROLLER, annotation, label};
 use jackline_crds::velero::{
     Backup, BackupPhase, BackupSpec, BackupStorageLocation, LocationPhase, PodVolumePhase,
     PodVolumeRestore, Restore, RestorePhase, RestoreSpec, TypedLocalObjectReference,
 };
 use jackline_e2e::deploy::Settings;
 use jackline_e2e::{BUCKET, Env, NAMESPACE, until, wait_for, wait_gone};
-use jackline_faults::{Proxy, When};
+use jackline_faults::{Hold, Proxy, When};
 use jackline_test_cluster::Options;
+use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod};
 use kube::api::{DeleteParams, EvictParams, ListParams, Patch, PatchParams, PostParams};
@@ -39,6 +40,9 @@ async fn what_a_leader_leaves_behind_is_finished() -> Result<()> {
     test.killed_between_the_hooks().await?;
     test.deleted_between_the_hooks().await?;
     test.deleted_while_it_runs().await?;
+    test.killed_while_another_waits().await?;
+    test.deleted_while_another_waits().await?;
+    test.killed_after_hooks_failed().await?;
     test.without_its_rules_when_it_is_taken_up().await?;
     test.killed_before_the_backup_is_committed().await?;
     test.killed_before_its_end_is_known().await?;
@@ -47,7 +51,10 @@ async fn what_a_leader_leaves_behind_is_finished() -> Result<()> {
     test.killed_in_a_restore().await?;
     test.the_last_steps_of_a_velero_are_taken().await?;
     test.a_volume_that_stands_still_fails_alone().await?;
-    test.a_pod_is_replaced_before_its_volume_is_begun().await?;
+    test.a_pod_is_replaced_before_its_volume_is_begun("replaced")
+        .await?;
+    test.a_pod_with_hooks_is_replaced().await?;
+    test.a_pod_has_gone_before_its_volume_is_begun().await?;
     test.a_waiting_pod_is_evicted().await?;
     test.env.cluster.down()
 }
@@ -82,6 +89,7 @@ impl Test {
             ("shop", "app=db"),
             ("slow", "app=slow"),
             ("moving", "app=web"),
+            ("lone", "app=lone"),
         ] {
             until("the pods run", 2 * MINUTE, async || {
                 Ok((env.ready_pods(namespace, app).await?.len() == 1).then_some(()))
@@ -119,9 +127,7 @@ impl Test {
     /// The pod that leads.
     async fn leader(&self) -> Result<String> {
         until("somebody leads", MINUTE, async || {
-            let leases: Api<Lease> = self.env.api();
-            let lease = leases.get(CONTROLLER).await?;
-            let holder = lease.spec.and_then(|spec| spec.holder_identity);
+            let holder = self.holder().await?;
             let pods = self.env.api::<Pod>().list(&Default::default()).await?;
             let names = pods.iter().map(ResourceExt::name_any);
             Ok(holder.and_then(|holder| {
@@ -131,6 +137,12 @@ impl Test {
             }))
         })
         .await
+    }
+
+    async fn holder(&self) -> Result<Option<String>> {
+        let leases: Api<Lease> = self.env.api();
+        let spec = leases.get(CONTROLLER).await?.spec;
+        Ok(spec.and_then(|spec| spec.holder_identity))
     }
 
     async fn signal(&self, pod: &str, signal: Signal) -> Result<()> {
@@ -340,6 +352,106 @@ impl Test {
         self.complete("dropped").await?;
         self.thawed().await?;
         self.told().map(drop)
+    }
+
+    /// A backup reads the frozen database, as long as it is held, and another waits for the database.
+    async fn one_reads_and_one_waits(&self, one: &str, other: &str) -> Result<Hold> {
+        self.in_db("dd if=/dev/urandom of=/data/blob bs=1M count=4 2> /dev/null")?;
+        let hold = self
+            .proxy
+            .hold(&["PUT", "/restic/shop/data/"], When::Before);
+        self.back_up(one, &["shop"]).await?;
+        hold.arrived().await;
+        self.frozen().await?;
+        self.back_up(other, &["shop"]).await?;
+        let begun = |backup: &Backup| backup.phase() == BackupPhase::InProgress;
+        wait_for(&self.env.api::<Backup>(), other, MINUTE, begun).await?;
+        // It has collected what there is, and come to the hooks.
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        Ok(hold)
+    }
+
+    /// Whoever leads next has both: the one whose volume is read, and the one that must not get the database before it is thawed.
+    async fn killed_while_another_waits(&self) -> Result<()> {
+        let hold = self.one_reads_and_one_waits("reads", "waits").await?;
+        let before = self.holder().await?;
+        self.kill_leader().await?;
+        until("another leads", MINUTE, async || {
+            Ok((self.holder().await? != before).then_some(()))
+        })
+        .await?;
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        ensure!(self.in_db("ls /state")?.contains("frozen"));
+        drop(hold);
+        self.complete("reads").await?;
+        self.complete("waits").await?;
+        self.thawed().await?;
+        let told = self.told()?;
+        ensure!(told == ["pre", "post", "pre", "post"], "{told:?}");
+        Ok(())
+    }
+
+    async fn deleted_while_another_waits(&self) -> Result<()> {
+        let hold = self.one_reads_and_one_waits("goes", "stays").await?;
+        let backups = self.env.api::<Backup>();
+        backups.delete("goes", &DeleteParams::default()).await?;
+        wait_gone(&backups, "goes", MINUTE).await?;
+        until("the owed hook has run", MINUTE, async || {
+            let said = self.in_db("cat /state/log")?;
+            Ok(said.contains("post").then_some(()))
+        })
+        .await?;
+        drop(hold);
+        self.complete("stays").await?;
+        self.thawed().await?;
+        let told = self.told()?;
+        ensure!(told == ["pre", "post", "pre", "post"], "{told:?}");
+        Ok(())
+    }
+
+    /// What failed before the leader went, and what its successor paid, is in the end of the backup.
+    async fn killed_after_hooks_failed(&self) -> Result<()> {
+        let pods = self.env.api_in::<Pod>("shop");
+        let before = pods.get("db").await?.metadata.annotations;
+        let change = |annotations| json!({"metadata": {"annotations": annotations}});
+        let failing = json!({
+            "pre.hook.backup.velero.io/command": r#"["sh", "-c", "echo pre >> /state/log; touch /state/frozen; exit 1"]"#,
+            "pre.hook.backup.velero.io/on-error": "Continue",
+            "post.hook.backup.velero.io/command": r#"["sh", "-c", "echo post >> /state/log; rm -f /state/frozen; exit 1"]"#});
+        let params = PatchParams::default();
+        pods.patch("db", &params, &Patch::Merge(change(failing)))
+            .await?;
+        self.in_db("dd if=/dev/urandom of=/data/blob bs=1M count=4 2> /dev/null")?;
+        let hold = self
+            .proxy
+            .hold(&["PUT", "/restic/shop/data/"], When::Before);
+        self.back_up("failing", &["shop"]).await?;
+        hold.arrived().await;
+        self.kill_leader().await?;
+        drop(hold);
+        let ended = self.env.backup_ended("failing", 2 * MINUTE).await?;
+        let status = ended.status.clone().unwrap_or_default();
+        let hooks = status.hook_status.clone().unwrap_or_default();
+        ensure!(
+            status.phase == Some(BackupPhase::PartiallyFailed)
+                && status.errors == 2
+                && (hooks.hooks_attempted, hooks.hooks_failed) == (2, 2),
+            "{status:?}"
+        );
+        let volumes = self.env.volumes_of("failing").await?;
+        ensure!(volumes.len() == 1 && volumes[0].phase() == PodVolumePhase::Completed);
+        for backup in [ended, self.stored("failing").await?] {
+            let about = |key: &String| key.starts_with(annotation::HOOKS_PREFIX);
+            let annotations = backup.annotations();
+            ensure!(!annotations.keys().any(about), "{annotations:?}");
+        }
+        self.thawed().await?;
+        let told = self.told()?;
+        // A post hook that failed is owed until it has been tried a few times.
+        ensure!(told == ["pre", "post", "post", "post"], "{told:?}");
+        pods.patch("db", &params, &Patch::Merge(change(json!(before))))
+            .await?;
+        Ok(())
     }
 
     /// What the backup was accepted under is not known any more: it fails and says so, the database is thawed, and the snapshot that its
@@ -616,32 +728,83 @@ impl Test {
     }
 
     /// The pod that took its place carries the claim.
-    async fn a_pod_is_replaced_before_its_volume_is_begun(&self) -> Result<()> {
+    async fn a_pod_is_replaced_before_its_volume_is_begun(&self, name: &str) -> Result<()> {
         let ready = async || self.env.ready_pods("moving", "app=web").await;
         let first = ready().await?.pop().context("a pod")?;
         let agent = self.agent().await?;
         kill_process(agent, Signal::STOP)?;
-        self.back_up("replaced", &["moving"]).await?;
+        self.back_up(name, &["moving"]).await?;
         until("the volume is to be read", MINUTE, async || {
-            Ok(self.env.volumes_of("replaced").await?.pop())
+            Ok(self.env.volumes_of(name).await?.pop())
         })
         .await?;
         let pods = self.env.api_in::<Pod>("moving");
         pods.delete(&first, &DeleteParams::default()).await?;
         wait_gone(&pods, &first, MINUTE).await?;
         kill_process(agent, Signal::CONT)?;
-        self.complete("replaced").await?;
-        let volume = self
-            .env
-            .volumes_of("replaced")
-            .await?
-            .pop()
-            .context("one")?;
+        self.complete(name).await?;
+        let volume = self.env.volumes_of(name).await?.pop().context("one")?;
         let carrier = volume.spec.pod.name.clone().unwrap_or_default();
         ensure!(carrier != first && ready().await?.contains(&carrier));
-        let backup = self.env.api::<Backup>().get("replaced").await?;
+        let backup = self.env.api::<Backup>().get(name).await?;
         let warnings = backup.status.map(|status| status.warnings);
         ensure!(warnings == Some(1), "{warnings:?}");
+        Ok(())
+    }
+
+    /// It is frozen in its turn. The pod that has gone needs no thawing.
+    async fn a_pod_with_hooks_is_replaced(&self) -> Result<()> {
+        let hooks = json!({"spec": {"template": {"metadata": {"annotations": {
+            "pre.hook.backup.velero.io/command": r#"["touch", "/data/frozen"]"#,
+            "pre.hook.backup.velero.io/on-error": "Fail",
+            "post.hook.backup.velero.io/command": r#"["rm", "/data/frozen"]"#}}}}});
+        let deployments = self.env.api_in::<Deployment>("moving");
+        let params = PatchParams::default();
+        deployments
+            .patch("web", &params, &Patch::Merge(hooks))
+            .await?;
+        let cluster = &self.env.cluster;
+        cluster.kubectl(["-n", "moving", "rollout", "status", "deployment/web"])?;
+        until("one pod runs", MINUTE, async || {
+            let pods = self.env.api_in::<Pod>("moving");
+            let pods = pods.list(&ListParams::default()).await?;
+            Ok((pods.items.len() == 1).then_some(()))
+        })
+        .await?;
+        self.a_pod_is_replaced_before_its_volume_is_begun("replaced-hooks")
+            .await?;
+        let status = self.env.api::<Backup>().get("replaced-hooks").await?.status;
+        let hooks = status.and_then(|status| status.hook_status);
+        let hooks = hooks.unwrap_or_default();
+        ensure!(
+            (hooks.hooks_attempted, hooks.hooks_failed) == (3, 0),
+            "{hooks:?}"
+        );
+        let pods = self.env.ready_pods("moving", "app=web").await?;
+        let data = cluster.exec("moving", pods.first().context("a pod")?, &["ls", "/data"])?;
+        ensure!(!data.contains("frozen"), "{data}");
+        Ok(())
+    }
+
+    /// Nobody else mounts its claim: a warning that says so.
+    async fn a_pod_has_gone_before_its_volume_is_begun(&self) -> Result<()> {
+        let agent = self.agent().await?;
+        kill_process(agent, Signal::STOP)?;
+        self.back_up("gone", &["lone"]).await?;
+        until("the volume is to be read", MINUTE, async || {
+            Ok(self.env.volumes_of("gone").await?.pop())
+        })
+        .await?;
+        let pods = self.env.api_in::<Pod>("lone");
+        pods.delete("lone", &DeleteParams::default()).await?;
+        wait_gone(&pods, "lone", MINUTE).await?;
+        kill_process(agent, Signal::CONT)?;
+        let backup = self.env.backup_completed("gone", 2 * MINUTE).await?;
+        let warnings = backup.status.map(|status| status.warnings);
+        ensure!(warnings == Some(1), "{warnings:?}");
+        let key = format!("{HELD}/backups/gone/gone-results.gz");
+        let results = self.env.packed(&key).await?.to_string();
+        ensure!(results.contains("no other mounts claim data"), "{results}");
         Ok(())
     }
 

@@ -21,21 +21,26 @@ use crate::{agents, collect::PodFacts, context::Context, remove::remove};
 const PATIENCE: Duration = Duration::from_secs(20);
 const TICK: Duration = Duration::from_secs(2);
 
-/// Another pod that mounts the claim, and the claim's volume in it.
-pub(super) async fn of(
-    context: &Context,
-    gone: &PodFacts,
-    claim: &str,
-) -> Option<(PodFacts, Selected)> {
+/// Who it is.
+pub(super) enum Successor {
+    /// Another pod that mounts the claim, and the claim's volume in it.
+    Pod(Box<PodFacts>, Selected),
+    /// The pod has gone, and no other mounts the claim.
+    Nobody,
+    /// The pod is still there, or another mounts the claim and cannot carry it.
+    Unknown,
+}
+
+/// Waits for a successor. A volume without a claim went with its pod.
+pub(super) async fn of(context: &Context, gone: &PodFacts, claim: Option<&str>) -> Successor {
     let began = tokio::time::Instant::now();
     loop {
-        match look(context, gone, claim).await {
-            Ok(Some(found)) => return Some(found),
-            Ok(None) => {}
-            Err(error) => tracing::warn!(%error, claim, "pods that mount a claim cannot be listed"),
-        }
-        if began.elapsed() > PATIENCE {
-            return None;
+        let found = look(context, gone, claim).await.unwrap_or_else(|error| {
+            tracing::warn!(%error, claim, "pods that mount a claim cannot be listed");
+            Successor::Unknown
+        });
+        if matches!(found, Successor::Pod(..)) || claim.is_none() || began.elapsed() > PATIENCE {
+            return found;
         }
         tokio::time::sleep(TICK).await;
     }
@@ -44,8 +49,8 @@ pub(super) async fn of(
 async fn look(
     context: &Context,
     gone: &PodFacts,
-    claim: &str,
-) -> Result<Option<(PodFacts, Selected)>, kube::Error> {
+    claim: Option<&str>,
+) -> Result<Successor, kube::Error> {
     let kind = ApiResource::erase::<Pod>(&());
     let namespace = &gone.volumes.namespace;
     let pods: Api<DynamicObject> =
@@ -53,21 +58,22 @@ async fn look(
     let pods = pods.list(&ListParams::default()).await?.items;
     let agents = agents::nodes(&context.stores.agents);
     let mut found = Vec::new();
+    let mut there = false;
     for pod in pods {
         if pod.metadata.deletion_timestamp.is_some() {
             continue;
         }
+        there |= pod.metadata.uid.as_ref() == Some(&gone.volumes.uid);
         let created = pod.metadata.creation_timestamp.clone();
         let job = pod
             .owner_references()
             .iter()
             .any(|owner| owner.kind == "Job");
         let facts = PodFacts::of(&serde_json::to_value(&pod).unwrap_or_default());
-        let volume = facts
-            .volumes
-            .volumes
-            .iter()
-            .find(|volume| volume.claim.as_deref() == Some(claim) && volume.mounted);
+        let volume =
+            facts.volumes.volumes.iter().find(|volume| {
+                claim.is_some() && volume.claim.as_deref() == claim && volume.mounted
+            });
         if let Some(name) = volume.map(|volume| volume.name.clone()) {
             found.push((facts, name, created, job));
         }
@@ -90,19 +96,21 @@ async fn look(
             job: *job,
         })
         .collect();
-    let Some(at) =
-        elect(&candidates).filter(|&at| candidates.get(at).is_some_and(|one| !one.refused))
-    else {
-        return Ok(None);
-    };
-    Ok(found.into_iter().nth(at).map(|(pod, volume, _, _)| {
-        let selected = Selected {
-            pod: 0,
-            volume,
-            claim: Some(claim.to_owned()),
-        };
-        (pod, selected)
-    }))
+    let elected =
+        elect(&candidates).filter(|&at| candidates.get(at).is_some_and(|one| !one.refused));
+    let nobody = !there && found.is_empty();
+    Ok(match elected.and_then(|at| found.into_iter().nth(at)) {
+        Some((pod, volume, _, _)) => {
+            let selected = Selected {
+                pod: 0,
+                volume,
+                claim: claim.map(str::to_owned),
+            };
+            Successor::Pod(Box::new(pod), selected)
+        }
+        None if nobody => Successor::Nobody,
+        None => Successor::Unknown,
+    })
 }
 
 /// Takes away the object of a volume that was never begun: nothing is in the bucket for it.
