@@ -315,6 +315,7 @@ impl Restore<'_> {
             image,
             command: RESTORE_WAIT_PROGRAM,
             restore: &self.uid,
+            over: annotation::RESTORE_OVER,
             volumes: &BTreeMap::from([("data".to_owned(), 1)]),
         };
         wait::add(&mut pod, waiter);

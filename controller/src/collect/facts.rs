@@ -188,8 +188,8 @@ mod tests {
     fn a_pod_that_is_collected_twice_is_one() {
         let pod = json!({"metadata": {"namespace": "shop", "name": "db", "uid": "u"}, "spec": {"containers": [{"name": "db"}]}});
         let (mut facts, mut other) = (Facts::default(), Facts::default());
-        facts.learn("pods", &pod);
-        other.learn("pods", &pod);
+        facts.learn("pods", &pod, None);
+        other.learn("pods", &pod, None);
         facts.merge(other);
         assert_eq!(facts.pods.len(), 1);
     }

@@ -7,6 +7,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use jackline_storage::memory::MemoryStore;
 
 use super::*;
+use crate::lock::{self, Mode};
 use crate::options::{KeyCost, OpenOptions, Password};
 use crate::pack::BlobKind;
 use crate::packer::Packer;

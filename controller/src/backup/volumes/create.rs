@@ -22,7 +22,7 @@ use kube::{
 use serde_json::{Value, json};
 
 use super::super::{job::Job, newest, now};
-use crate::{collect::PodFacts, context::Context, named};
+use crate::{collect::PodFacts, named};
 
 /// Makes the object, or finds the one that was made before. Gives its name.
 pub(super) async fn create(
