@@ -477,12 +477,14 @@ fn on_a_terminal_a_bar_shows_how_far_it_is() {
         success(place.command("script").args(script).output().unwrap())
     };
     let people = shown("");
+    // How far it comes before it is looked at is the machine's.
+    let bar = ['░', '█'];
     assert!(
-        people.contains("backup  █") && people.contains("MiB"),
+        people.contains("backup  ") && people.contains(bar),
         "{people}"
     );
     let programs = shown("--json");
-    assert!(!programs.contains('█'), "{programs}");
+    assert!(!programs.contains(bar), "{programs}");
     let piped = place.jackline(&["backup", "."]).output().unwrap();
     assert!(!String::from_utf8_lossy(&piped.stderr).contains('█'));
 }

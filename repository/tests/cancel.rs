@@ -234,12 +234,14 @@ async fn a_slow_store_gets_every_index_file_once() {
     let faulty = Faulty::new(support::store(&repo));
     let repository = Repository::init(faulty.clone(), &options()).await.unwrap();
     faulty.on(|request| match request.starts_with("put index/") {
-        true => Fate::Delay(Duration::from_millis(700)),
+        true => Fate::Delay(Duration::from_millis(1500)),
         false => Fate::Pass,
     });
     let request = BackupRequest::contents(&source, "h");
     let never = CancellationToken::new();
     let made = repository.backup(request, &NoProgress, &never).await;
     assert_eq!(made.unwrap().files_new, 50_100);
-    assert_eq!(faulty.asked("put index/").len(), 2);
+    // One, or two where the first pack was stored before the last was full.
+    let written = faulty.asked("put index/").len();
+    assert!((1..=2).contains(&written), "{written}");
 }
