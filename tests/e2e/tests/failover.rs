@@ -640,7 +640,7 @@ impl Test {
             .proxy
             .hold(&["GET", "/restic/shop/data/"], When::Before);
         let spec = RestoreSpec {
-            backup_name: Some("stopped".to_owned()),
+            backup_name: Some("slept".to_owned()),
             ..RestoreSpec::default()
         };
         let restores = self.env.api::<Restore>();
