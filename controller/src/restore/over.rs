@@ -126,7 +126,8 @@ mod tests {
             "metadata": {"name": "a", "namespace": "n", "uid": "a"},
             "spec": {
                 "initContainers": [{"name": "restore-wait", "args": ["r"],
-                    "volumeMounts": [{"name": "v"}, {"name": "e"}, {"name": "jackline-restore-over"}]}],
+                    "volumeMounts": [{"name": "v", "mountPath": "/restores/v"}, {"name": "e", "mountPath": "/restores/e"},
+                        {"name": "jackline-restore-over", "mountPath": "/restore-over"}, {"name": "token", "mountPath": "/var/run/x"}]}],
                 "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}, {"name": "e", "emptyDir": {}}]}
         }))
         .unwrap();

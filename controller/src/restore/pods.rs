@@ -63,9 +63,13 @@ pub struct InitContainer {
 
 /// A volume in a container.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Mount {
     /// The volume's name.
     pub name: String,
+    /// Where it is.
+    #[serde(default)]
+    pub mount_path: String,
 }
 
 /// A volume.
@@ -169,8 +173,9 @@ impl RestoredPod {
             .waiter()
             .into_iter()
             .flat_map(|waiter| &waiter.volume_mounts);
-        let names = mounts.map(|mount| mount.name.as_str());
-        names.filter(|name| *name != wait::OVER)
+        // The API server adds mounts of its own.
+        let awaited = mounts.filter(|mount| mount.mount_path.starts_with(wait::ROOT));
+        awaited.map(|mount| mount.name.as_str())
     }
 
     fn waiter(&self) -> Option<&InitContainer> {

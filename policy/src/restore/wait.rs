@@ -11,6 +11,8 @@ pub const NAME: &str = "restore-wait";
 const OLD_NAMES: &[&str] = &[NAME, "restic-wait"];
 /// The volume through which it learns that there is nothing more to wait for.
 pub const OVER: &str = "jackline-restore-over";
+/// Where the waiter finds the volumes that it waits for.
+pub const ROOT: &str = "/restores/";
 
 /// How the container is made.
 #[derive(Debug, Clone, Copy)]
@@ -62,7 +64,7 @@ pub fn add(pod: &mut Value, waiter: Waiter<'_>) {
     let mut mounts: Vec<Value> = waiter
         .volumes
         .keys()
-        .map(|volume| json!({"name": volume, "mountPath": format!("/restores/{volume}")}))
+        .map(|volume| json!({"name": volume, "mountPath": format!("{ROOT}{volume}")}))
         .collect();
     mounts.push(json!({"name": OVER, "mountPath": "/restore-over", "readOnly": true}));
     let counts: Vec<String> = waiter

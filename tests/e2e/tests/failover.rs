@@ -757,7 +757,7 @@ impl Test {
         let hooks = json!({"spec": {"template": {"metadata": {"annotations": {
             "pre.hook.backup.velero.io/command": r#"["touch", "/data/frozen"]"#,
             "pre.hook.backup.velero.io/on-error": "Fail",
-            "post.hook.backup.velero.io/command": r#"["rm", "/data/frozen"]"#}}}}});
+            "post.hook.backup.velero.io/command": r#"["rm", "-f", "/data/frozen"]"#}}}}});
         let deployments = self.env.api_in::<Deployment>("moving");
         let params = PatchParams::default();
         deployments
