@@ -38,7 +38,7 @@ pub(crate) struct Chunker {
 /// What the processor can do beyond the four lanes.
 enum Wide {
     #[cfg(target_arch = "x86_64")]
-    Avx2(Avx2),
+    Avx2(Box<Avx2>),
     #[cfg(target_arch = "x86_64")]
     Avx512(Avx512),
 }
@@ -47,7 +47,7 @@ impl Wide {
     #[cfg(target_arch = "x86_64")]
     fn new(polynomial: Polynomial) -> Option<Self> {
         let best = Avx512::new(polynomial).map(Self::Avx512);
-        best.or_else(|| Avx2::new(polynomial).map(Self::Avx2))
+        best.or_else(|| Some(Self::Avx2(Box::new(Avx2::new(polynomial)?))))
     }
 
     #[cfg(not(target_arch = "x86_64"))]
@@ -279,7 +279,7 @@ mod tests {
             let mut kinds = vec![Self::with(None)];
             #[cfg(target_arch = "x86_64")]
             {
-                let avx2 = Avx2::new(polynomial()).map(Wide::Avx2);
+                let avx2 = Avx2::new(polynomial()).map(Box::new).map(Wide::Avx2);
                 let avx512 = Avx512::new(polynomial()).map(Wide::Avx512);
                 let wide = [avx2, avx512].into_iter().flatten();
                 kinds.extend(wide.map(|wide| Self::with(Some(wide))));

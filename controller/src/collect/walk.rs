@@ -185,7 +185,13 @@ mod tests {
             namespace: Some(namespace.to_owned()),
             name: name.to_owned(),
         };
-        let table: [(&[(&str, &str)], &[ObjectRef], &str, &[&str]); 7] = [
+        type Row<'a> = (
+            &'a [(&'a str, &'a str)],
+            &'a [ObjectRef],
+            &'a str,
+            &'a [&'a str],
+        );
+        let table: [Row<'_>; 7] = [
             (
                 &[],
                 &[],
