@@ -25,6 +25,38 @@ const MASK: u64 = (1 << 20) - 1;
 const PIECE: usize = 256 << 10;
 const LANES: usize = 4;
 
+/// The first candidate of each of some streams, which lie one behind the other in the data.
+struct Hits<const STREAMS: usize> {
+    first: [usize; STREAMS],
+    /// The streams that have one.
+    seen: u64,
+}
+
+impl<const STREAMS: usize> Hits<STREAMS> {
+    fn new() -> Self {
+        Self {
+            first: [usize::MAX; STREAMS],
+            seen: 0,
+        }
+    }
+
+    /// Adds what was found in some streams at once; `place` is where. Returns what nothing can be before any more.
+    fn add(&mut self, found: u64, place: impl Fn(usize) -> usize) -> Option<usize> {
+        let mut new = found & !self.seen;
+        self.seen |= new;
+        while new != 0 {
+            let stream = new.trailing_zeros() as usize;
+            self.first[stream] = place(stream);
+            new &= new - 1;
+        }
+        (self.seen & 1 != 0).then(|| self.first[0])
+    }
+
+    fn smallest(&self) -> Option<usize> {
+        (self.seen != 0).then(|| self.first[self.seen.trailing_zeros() as usize])
+    }
+}
+
 /// The look-up tables of one repository's polynomial.
 pub(crate) struct Chunker {
     /// The fingerprint of a byte that has moved to the far end of the window.

@@ -6,7 +6,7 @@
 
 use std::arch::x86_64::*;
 
-use super::WINDOW;
+use super::{Hits, WINDOW};
 use crate::polynomial::Polynomial;
 
 /// Streams searched beside each other.
@@ -79,30 +79,22 @@ impl Avx2 {
         for row in old {
             planes = self.step(planes, zero, row);
         }
-        // The first hit of each stream, and which streams had one.
-        let (mut hits, mut seen) = ([usize::MAX; STREAMS], 0_u32);
+        let mut hits = Hits::<STREAMS>::new();
         for start in (0..lane).step_by(BLOCK) {
             let new = rows(&data[from + start..], lane);
             for at in 0..BLOCK {
                 planes = self.step(planes, old[at], new[at]);
-                let mut found = self.candidates(&planes) & !seen;
-                if found == 0 {
-                    continue;
-                }
-                seen |= found;
-                while found != 0 {
-                    let stream = found.trailing_zeros() as usize;
-                    hits[stream] = from + stream * lane + start + at + 1;
-                    found &= found - 1;
-                }
-                // Nothing can be before the first stream's first hit.
-                if seen & 1 != 0 {
-                    return Some(hits[0]);
+                let found = self.candidates(&planes);
+                let place = |stream: usize| from + stream * lane + start + at + 1;
+                if found != 0
+                    && let Some(hit) = hits.add(found.into(), place)
+                {
+                    return Some(hit);
                 }
             }
             old = new;
         }
-        (seen != 0).then(|| hits[seen.trailing_zeros() as usize])
+        hits.smallest()
     }
 
     /// Moves all windows on by one byte.

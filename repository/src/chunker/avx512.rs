@@ -6,7 +6,7 @@
 
 use std::arch::x86_64::*;
 
-use super::WINDOW;
+use super::{Hits, WINDOW};
 use crate::polynomial::Polynomial;
 
 /// Streams searched beside each other.
@@ -68,8 +68,7 @@ impl Avx512 {
         for row in old {
             planes = self.step(planes, zero[0], row);
         }
-        // The first hit of each stream, and which streams had one.
-        let (mut hits, mut seen) = ([usize::MAX; STREAMS], 0_u64);
+        let mut hits = Hits::<STREAMS>::new();
         for start in (0..lane).step_by(BLOCK) {
             let new = rows(&data[from + start..], lane);
             for at in 0..BLOCK {
@@ -77,21 +76,17 @@ impl Avx512 {
                 // Bits 0 to 19 of the fingerprint lie in the first three planes.
                 let last = _mm512_and_si512(planes[2], _mm512_set1_epi8(0x7f));
                 let bits = _mm512_or_si512(_mm512_or_si512(planes[0], planes[1]), last);
-                let mut found = _mm512_testn_epi8_mask(bits, bits) & !seen;
-                seen |= found;
-                while found != 0 {
-                    let stream = found.trailing_zeros() as usize;
-                    hits[stream] = from + stream * lane + start + at + 1;
-                    found &= found - 1;
-                }
-                // Nothing can be before the first stream's first hit.
-                if seen & 1 != 0 {
-                    return Some(hits[0]);
+                let found = _mm512_testn_epi8_mask(bits, bits);
+                let place = |stream: usize| from + stream * lane + start + at + 1;
+                if found != 0
+                    && let Some(hit) = hits.add(found, place)
+                {
+                    return Some(hit);
                 }
             }
             old = new;
         }
-        (seen != 0).then(|| hits[seen.trailing_zeros() as usize])
+        hits.smallest()
     }
 
     /// Moves all windows on by one byte.
