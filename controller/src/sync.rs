@@ -33,7 +33,7 @@ use crate::{context::Context, location};
 
 mod read;
 
-pub use read::{METADATA, ReadFileError, read_json, read_object};
+pub use read::{METADATA, ReadFileError, read_list, read_object};
 
 /// How often a bucket is listed when its location does not say.
 const PERIOD: Duration = Duration::from_secs(60);
@@ -394,8 +394,7 @@ pub async fn stored_pod_volumes(
     backup: &str,
 ) -> Result<Option<Vec<PodVolumeBackup>>, ReadFileError> {
     let key = backup_object(backup, BackupFile::PodVolumeBackups);
-    let volumes: Option<Option<Vec<PodVolumeBackup>>> = read_json(store, &key).await?;
-    Ok(volumes.map(Option::unwrap_or_default))
+    read_list(store, &key).await
 }
 
 async fn volumes(

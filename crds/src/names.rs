@@ -98,8 +98,6 @@ pub mod annotation {
     pub const POD_VOLUME_TIMEOUT: &str = "velero.io/pod-volume-timeout";
     /// On any object: whether its status is restored.
     pub const RESTORE_STATUS: &str = "velero.io/restore-status";
-    /// On a restored volume: its name in the backup.
-    pub const ORIGINAL_PV_NAME: &str = "velero.io/original-pv-name";
     /// On a pod: the commands that a backup has to run in it after its volumes were read; JSON. It is there while they are owed.
     pub const POST_HOOKS: &str = super::label::POST_HOOKS;
     /// Prefix, on a Backup in progress: UID of a pod to what became of its hooks; JSON.
@@ -108,8 +106,6 @@ pub mod annotation {
     pub const RESTORE_HOOKS: &str = "jackline.dev/restore-hooks";
     /// On a restored pod that waits for data which will not come: why. Its `restore-wait` reads it and ends.
     pub const RESTORE_OVER: &str = "jackline.dev/restore-over";
-    /// Prefix of what very old Velero versions wrote on pods: volume to snapshot id.
-    pub const SNAPSHOT_PREFIX: &str = "snapshot.velero.io/";
     /// On a claim, pod or namespace: `true` takes it out of the policies. Needs a reason.
     pub const EXEMPT: &str = "jackline.dev/exempt";
     /// On the same: why.

@@ -1,11 +1,19 @@
-//! The document about Velero names every field, annotation and label, and no other field.
+//! The document about Velero names every field, setting, annotation and label, and none that the code does not know.
 
 use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::Path;
 
+use jackline_crds::names::VELERO_GROUP;
 use jackline_crds::yaml::definitions;
+use serde_json::Value;
 
 const TABLE: &str = include_str!("../../docs/reference/velero-compatibility.md");
 const NAMES: &str = include_str!("../src/names.rs");
+const SETTINGS: &str = include_str!("../../storage/src/s3/config.rs");
+/// What tells types of Kubernetes, whose fields are not listed: selectors and references.
+const FOREIGN: [&str; 3] = ["matchLabels", "fieldPath", "apiGroup"];
 
 /// What stands in backquotes in the first cells of a section's rows.
 fn named(section: &str) -> BTreeSet<String> {
@@ -40,24 +48,54 @@ fn every_no_says_why() {
 
 #[test]
 fn every_field_is_spoken_of() {
-    let kinds = [
-        "Backup",
-        "Restore",
-        "Schedule",
-        "BackupStorageLocation",
-        "BackupRepository",
-    ];
-    for kind in kinds {
-        let definitions = definitions();
-        let crd = definitions
-            .iter()
-            .find(|crd| crd.spec.names.kind == kind)
-            .unwrap();
+    let mut kinds = 0;
+    for crd in definitions() {
+        if crd.spec.group != VELERO_GROUP {
+            continue;
+        }
+        kinds += 1;
+        let kind = &crd.spec.names.kind;
         let schema = serde_json::to_value(&crd.spec.versions[0].schema).unwrap();
-        let spec = &schema["openAPIV3Schema"]["properties"]["spec"]["properties"];
-        let known: BTreeSet<String> = spec.as_object().unwrap().keys().cloned().collect();
+        let schema = &schema["openAPIV3Schema"]["properties"];
+        let mut known = BTreeSet::new();
+        leaves(&schema["spec"], "", &mut known);
+        leaves(&schema["status"], "status.", &mut known);
         assert_eq!(named(section(&format!("### {kind}"))), known, "{kind}");
     }
+    assert_eq!(kinds, 14);
+}
+
+/// The paths of the fields below one that hold values.
+fn leaves(schema: &Value, path: &str, known: &mut BTreeSet<String>) {
+    for (name, field) in schema["properties"].as_object().into_iter().flatten() {
+        let mut inner = [field, &field["items"]].into_iter();
+        let inner = inner.rfind(|inner| inner["properties"].is_object());
+        let own = |inner: &&Value| {
+            FOREIGN
+                .iter()
+                .all(|name| inner["properties"][name].is_null())
+        };
+        match inner.filter(own) {
+            // A Schedule's template is a Backup's spec.
+            Some(inner) if name != "template" => leaves(inner, &format!("{path}{name}."), known),
+            _ => {
+                known.insert(format!("{path}{name}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn every_setting_of_a_location_is_spoken_of() {
+    let keys = SETTINGS.split("const KNOWN").nth(1).unwrap();
+    let keys = keys.split("];").next().unwrap();
+    let known: BTreeSet<String> = keys
+        .split('"')
+        .skip(1)
+        .step_by(2)
+        .map(str::to_owned)
+        .collect();
+    assert_eq!(named(section("## Settings of a location")), known);
 }
 
 #[test]
@@ -72,10 +110,47 @@ fn every_annotation_and_label_is_spoken_of() {
     let mut seen = 0;
     for key in keys {
         seen += 1;
-        let known = spoken
-            .iter()
-            .any(|name| key == name || (name.ends_with('/') && key.starts_with(name)));
-        assert!(known, "{key}");
+        assert!(spoken.iter().any(|name| name == key), "{key}");
     }
     assert!(seen > 15, "{seen}");
+}
+
+/// What is not refused is in the code: as a whole, or a prefix that takes keys beside a key.
+#[test]
+fn every_annotation_and_label_that_counts_is_known() -> io::Result<()> {
+    let mut code = String::new();
+    for room in ["controller", "crds", "node-agent", "policy"] {
+        let room = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(room);
+        append(&room.join("src"), &mut code)?;
+    }
+    let rows = section("## Annotations and labels").lines();
+    let rows = rows.filter(|row| row.starts_with("| `") && !row.contains("| no |"));
+    let mut seen = 0;
+    for name in rows.flat_map(named) {
+        seen += 1;
+        let (prefix, key) = name.split_once('/').unwrap();
+        let takes_keys = ["\"", "{"]
+            .iter()
+            .any(|end| code.contains(&format!("{prefix}/{end}")));
+        let whole = ["\"", ","]
+            .iter()
+            .any(|end| code.contains(&format!("\"{name}{end}")));
+        let known = whole || takes_keys && code.contains(&format!("\"{key}\""));
+        assert!(known, "{name}");
+    }
+    assert!(seen > 40, "{seen}");
+    Ok(())
+}
+
+/// All source below a directory.
+fn append(directory: &Path, code: &mut String) -> io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            append(&path, code)?;
+        } else {
+            code.push_str(&fs::read_to_string(&path)?);
+        }
+    }
+    Ok(())
 }

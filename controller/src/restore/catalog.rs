@@ -35,6 +35,16 @@ pub enum CatalogError {
         #[source]
         source: TarballError,
     },
+    /// Packed it is larger than it may be unpacked.
+    #[error("{key} has {size} bytes; at most {limit} are read")]
+    TooLarge {
+        /// The object in the bucket.
+        key: String,
+        /// Its size.
+        size: u64,
+        /// The limit.
+        limit: u64,
+    },
     /// Temporary files cannot be written.
     #[error("temporary files in {path} cannot be written")]
     Scratch {
@@ -54,7 +64,7 @@ impl CatalogError {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Storage(error) => error.is_retryable(),
-            Self::Tarball { .. } => false,
+            Self::Tarball { .. } | Self::TooLarge { .. } => false,
             Self::Scratch { .. } | Self::Interrupted => true,
         }
     }
@@ -90,6 +100,13 @@ impl Catalog {
         scratch: &Path,
     ) -> Result<Self, CatalogError> {
         let key = backup_object(backup, BackupFile::Contents);
+        let limit = Limits::default().total;
+        if let Some(meta) = store.head(&key).await?
+            && meta.size > limit
+        {
+            let size = meta.size;
+            return Err(CatalogError::TooLarge { key, size, limit });
+        }
         let failed = |source| CatalogError::Scratch {
             path: scratch.to_owned(),
             source,
@@ -195,7 +212,7 @@ mod tests {
     use std::io::Write;
 
     use flate2::{Compression, write::GzEncoder};
-    use jackline_storage::memory::MemoryStore;
+    use jackline_storage::{fs::LocalStore, memory::MemoryStore};
 
     use super::*;
 
@@ -260,6 +277,64 @@ mod tests {
         let error = fetch(&[pod, other, pod]).await.unwrap_err();
         let why = crate::location::chain(&error);
         assert!(why.contains("holds pods a twice"), "{why}");
+    }
+
+    #[tokio::test]
+    async fn a_tarball_without_end_is_not_fetched() {
+        let bucket = tempfile::tempdir().unwrap();
+        let directory = bucket.path().join("backups/b");
+        std::fs::create_dir_all(&directory).unwrap();
+        // It takes no room on the disk.
+        let file = File::create(directory.join("b.tar.gz")).unwrap();
+        file.set_len((16 << 30) + 1).unwrap();
+        let store = LocalStore::new(bucket.path());
+        let error = Catalog::fetch(&store, "b", bucket.path())
+            .await
+            .unwrap_err();
+        let why = "backups/b/b.tar.gz has 17179869185 bytes; at most 17179869184 are read";
+        assert_eq!(error.to_string(), why);
+        assert!(!error.is_retryable());
+    }
+
+    #[tokio::test]
+    async fn what_is_wrong_with_one_object_keeps_no_other() {
+        let good =
+            r#"{"metadata":{"name":"good","namespace":"n","annotations":{"größe":"世界 🧵"}}}"#;
+        let deep = format!(
+            r#"{{"metadata":{{"name":"deep","namespace":"n"}},"data":{}"#,
+            "[".repeat(100_000)
+        );
+        let path = |name: &str| format!("resources/configmaps/namespaces/n/{name}.json");
+        let objects = [
+            ("deep", deep.as_str(), "it is not JSON: recursion limit"),
+            ("list", "[1]", "its name or namespace"),
+            ("null", "null", "its name or namespace"),
+            ("cut", r#"{"metadata":"#, "it is not JSON"),
+            (
+                "number",
+                r#"{"metadata":{"name":7}}"#,
+                "its name or namespace",
+            ),
+            (
+                "cluster",
+                r#"{"metadata":{"name":"cluster"}}"#,
+                "its name or namespace",
+            ),
+        ];
+        let mut entries = vec![(path("good"), good)];
+        entries.extend(objects.map(|(name, content, _)| (path(name), content)));
+        let entries: Vec<_> = entries
+            .iter()
+            .map(|(path, content)| (path.as_str(), *content))
+            .collect();
+        let catalog = fetch(&entries).await.unwrap();
+        let items = catalog.items("configmaps");
+        let read = catalog.read(&items[0]).unwrap();
+        assert_eq!(read["metadata"]["annotations"]["größe"], "世界 🧵");
+        for (item, (name, _, why)) in items[1..].iter().zip(objects) {
+            let error = catalog.read(item).unwrap_err();
+            assert!(error.contains(why), "{name}: {error}");
+        }
     }
 
     #[tokio::test]

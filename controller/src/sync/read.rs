@@ -1,12 +1,15 @@
 //! Reads the small files that lie beside a tarball. Anybody may have written them: none takes more memory than its kind ever needs.
 
-use std::io::Read;
+use std::{fmt, io::Read, marker::PhantomData};
 
 use bytes::Bytes;
 use flate2::read::MultiGzDecoder;
 use jackline_runtime::Failure;
 use jackline_storage::ObjectStore;
-use serde::de::DeserializeOwned;
+use serde::{
+    Deserialize, Deserializer,
+    de::{DeserializeOwned, Error, SeqAccess, Visitor},
+};
 
 /// Longest `velero-backup.json`: the API server stores no object that is larger.
 pub const METADATA: u64 = 4 << 20;
@@ -14,6 +17,8 @@ pub const METADATA: u64 = 4 << 20;
 const PACKED: u64 = 64 << 20;
 /// Longest list.
 const UNPACKED: u64 = 128 << 20;
+/// Most entries of a list: the shortest would fill the memory many times over before the list is too long.
+const ENTRIES: usize = 50_000;
 
 /// Why a file could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -93,14 +98,14 @@ pub async fn read_object(
     }
 }
 
-/// The JSON of a gzip file; `None` where the file does not exist (older versions leave files out).
+/// The list in a gzip file of JSON; `None` where the file does not exist (older versions leave files out).
 ///
 /// # Errors
 /// When the file exists but cannot be read.
-pub async fn read_json<T: DeserializeOwned>(
+pub async fn read_list<T: DeserializeOwned>(
     store: &dyn ObjectStore,
     key: &str,
-) -> Result<Option<T>, ReadFileError> {
+) -> Result<Option<Vec<T>>, ReadFileError> {
     let Some(body) = read_object(store, key, PACKED).await? else {
         return Ok(None);
     };
@@ -119,10 +124,47 @@ pub async fn read_json<T: DeserializeOwned>(
         });
     }
     let parsed = serde_json::from_slice(&json);
-    parsed.map(Some).map_err(|source| ReadFileError::Json {
+    let Entries(list) = parsed.map_err(|source| ReadFileError::Json {
         key: key.to_owned(),
         source,
-    })
+    })?;
+    Ok(Some(list))
+}
+
+/// A list that is not too long; `null`, as Go writes an empty one, is empty.
+struct Entries<T>(Vec<T>);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Entries<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Counting<T>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Counting<T> {
+            type Value = Entries<T>;
+
+            fn expecting(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(to, "a list of at most {ENTRIES} entries")
+            }
+
+            fn visit_unit<E>(self) -> Result<Self::Value, E> {
+                Ok(Entries(Vec::new()))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+                let mut entries = Vec::new();
+                while let Some(entry) = list.next_element()? {
+                    if entries.len() == ENTRIES {
+                        return Err(A::Error::custom(format!(
+                            "it has more than {ENTRIES} entries"
+                        )));
+                    }
+                    entries.push(entry);
+                }
+                Ok(Entries(entries))
+            }
+        }
+
+        deserializer.deserialize_any(Counting(PhantomData))
+    }
 }
 
 #[cfg(test)]
@@ -130,6 +172,7 @@ mod tests {
     use std::io::Write;
 
     use flate2::{Compression, write::GzEncoder};
+    use jackline_crds::velero::PodVolumeBackup;
     use jackline_storage::memory::MemoryStore;
 
     use super::*;
@@ -153,14 +196,14 @@ mod tests {
             .unwrap();
 
         assert_eq!(
-            read_json::<Vec<u8>>(&store, "good").await.unwrap(),
+            read_list::<u8>(&store, "good").await.unwrap(),
             Some(vec![1, 2])
         );
         assert_eq!(
-            read_json::<Option<Vec<u8>>>(&store, "null").await.unwrap(),
-            Some(None)
+            read_list::<u8>(&store, "null").await.unwrap(),
+            Some(Vec::new())
         );
-        assert_eq!(read_json::<Vec<u8>>(&store, "absent").await.unwrap(), None);
+        assert_eq!(read_list::<u8>(&store, "absent").await.unwrap(), None);
         // A thousandth of what it unpacks to.
         store
             .put("bomb", gzip(&" ".repeat(UNPACKED as usize + 1)))
@@ -171,8 +214,45 @@ mod tests {
             ("text", "text is not what it should be"),
             ("cut", "cut cannot be decompressed"),
         ] {
-            let error = read_json::<Vec<u8>>(&store, key).await.unwrap_err();
+            let error = read_list::<u8>(&store, key).await.unwrap_err();
             assert_eq!(error.to_string(), want);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_swarm_of_entries_is_refused() {
+        let store = MemoryStore::new();
+        for (key, count) in [("full", ENTRIES), ("swarm", ENTRIES + 1)] {
+            let list = format!("[{}]", vec!["1"; count].join(","));
+            store.put(key, gzip(&list)).await.unwrap();
+        }
+        let full = read_list::<u8>(&store, "full").await.unwrap().unwrap();
+        assert_eq!(full.len(), ENTRIES);
+        let error = read_list::<u8>(&store, "swarm").await.unwrap_err();
+        assert!(error.is_damage());
+        let why = std::error::Error::source(&error).unwrap().to_string();
+        assert!(why.contains("more than 50000 entries"), "{why}");
+    }
+
+    #[tokio::test]
+    async fn entries_that_are_no_volumes_are_damage() {
+        let store = MemoryStore::new();
+        let deep = format!(r#"[{{"spec":{}"#, "[".repeat(100_000));
+        let cases = [
+            "{}",
+            "[7]",
+            r#"[{"metadata":{"name":"x"},"spec":{"node":1}}]"#,
+            &deep,
+        ];
+        for text in cases {
+            store.put("x", gzip(text)).await.unwrap();
+            let error = read_list::<PodVolumeBackup>(&store, "x").await.unwrap_err();
+            assert!(error.is_damage(), "{text:.60}");
+            assert_eq!(
+                error.to_string(),
+                "x is not what it should be",
+                "{text:.60}"
+            );
         }
     }
 

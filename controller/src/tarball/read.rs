@@ -17,7 +17,7 @@ use super::{CLUSTER, NAMESPACES, PREFERRED, RESOURCES, VERSION_PATH};
 pub struct Limits {
     /// Bytes of the whole archive, unpacked. Velero's own limit is 16 GiB.
     pub total: u64,
-    /// Bytes of one object. The API server takes a few MiB at most.
+    /// Bytes of one object. The API server takes 3 MiB at most; parsed, an object can take sixteen times its text.
     pub object: u64,
     /// Objects, each counted once.
     pub objects: usize,
@@ -29,7 +29,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             total: 16 << 30,
-            object: 64 << 20,
+            object: 16 << 20,
             objects: 500_000,
             kinds: 10_000,
         }

@@ -26,6 +26,9 @@ const KNOWN: [&str; 15] = [
     "checksumAlgorithm",
 ];
 
+/// An object has no more tags in S3.
+const TAGS: usize = 10;
+
 /// Whose credentials sign the requests.
 #[derive(Clone)]
 pub enum Credentials {
@@ -161,8 +164,8 @@ impl S3Config {
 
     /// Reads a location's settings as Velero's AWS plugin does: the same keys, defaults and refusals.
     ///
-    /// `credentialsFile` is accepted and not followed: whoever may write a location could otherwise
-    /// make the controller read any file. Customer-provided keys are refused, not ignored.
+    /// `credentialsFile` is not followed: whoever may write a location could otherwise make the
+    /// controller read any file. Customer-provided keys are refused, not ignored.
     pub fn from_velero(location: LocationConfig) -> Result<S3Config> {
         if let Some(key) = location
             .config
@@ -186,13 +189,21 @@ impl S3Config {
                 "must be \"1\" or \"4\"",
             ));
         }
+        if let (None, Some(file)) = (
+            &location.credentials_file,
+            location.setting("credentialsFile"),
+        ) && std::env::var("AWS_SHARED_CREDENTIALS_FILE").as_deref() != Ok(file)
+        {
+            let message = format!("{file:?} is not read; name a Secret with it in spec.credential");
+            return Err(Error::config("config.credentialsFile", message));
+        }
         // The SDK reads the shared files in any case; the value is only checked.
         boolean(&location, "enableSharedConfig")?;
         let owned = |name: &str| location.setting(name).map(str::to_owned);
         let encryption = Encryption {
             algorithm: algorithm(&location)?,
             kms_key: owned("kmsKeyId"),
-            tagging: owned("tagging"),
+            tagging: tagging(&location)?,
             checksum: checksum(&location)?,
         };
         let credentials = match &location.credentials_file {
@@ -339,6 +350,24 @@ fn algorithm(location: &LocationConfig) -> Result<Option<ServerSideEncryption>> 
     }
 }
 
+/// As S3 takes it, so that a mistake is found before the first backup.
+fn tagging(location: &LocationConfig) -> Result<Option<String>> {
+    let Some(text) = location.setting("tagging") else {
+        return Ok(None);
+    };
+    let tag = |tag: &str| {
+        let parts = tag.split_once('=');
+        parts.is_some_and(|(key, value)| !key.is_empty() && !value.contains('='))
+    };
+    if text.split('&').count() > TAGS || !text.split('&').all(tag) {
+        return Err(Error::config(
+            "config.tagging",
+            format!("{text:?}; expected up to {TAGS} tags, such as \"team=shop&tier=gold\""),
+        ));
+    }
+    Ok(Some(text.to_owned()))
+}
+
 fn checksum(location: &LocationConfig) -> Result<Option<ChecksumAlgorithm>> {
     match location.config.get("checksumAlgorithm").map(String::as_str) {
         None | Some("CRC32") => Ok(Some(ChecksumAlgorithm::Crc32)),
@@ -414,6 +443,9 @@ mod tests {
             refusal(&[("serverSideEncryption", "x")]).starts_with("config.serverSideEncryption")
         );
         assert!(refusal(&[("customerKeyEncryptionFile", "/k")]).contains("not supported"));
+        assert!(refusal(&[("tagging", "team")]).starts_with("config.tagging: \"team\""));
+        assert!(refusal(&[("tagging", "a=b=c")]).starts_with("config.tagging: "));
+        assert!(refusal(&[("tagging", &["a=b"; 11].join("&"))]).starts_with("config.tagging: "));
         let canary = refusal(&[("s3Url", "http://user:canary@host")]);
         assert!(!canary.contains("canary"), "{canary}");
         let mut wrong = location(&[]);
@@ -431,6 +463,23 @@ mod tests {
                 .to_string()
                 .starts_with("prefix: ")
         );
+    }
+
+    #[test]
+    fn a_file_of_credentials_is_refused_where_no_secret_takes_its_place() {
+        let file = [("credentialsFile", "/etc/passwd")];
+        assert!(refusal(&file).starts_with("config.credentialsFile: \"/etc/passwd\" is not read"));
+        let mut with_secret = location(&file);
+        with_secret.credentials_file = Some("[default]".into());
+        assert!(S3Config::from_velero(with_secret).is_ok());
+    }
+
+    #[test]
+    fn tags_are_taken_one_or_many() {
+        for tags in ["team=shop", "team=shop&tier=", "a=1&b=2&c=3"] {
+            let config = S3Config::from_velero(location(&[("tagging", tags)])).unwrap();
+            assert_eq!(config.encryption.tagging.as_deref(), Some(tags));
+        }
     }
 
     #[test]

@@ -1,6 +1,5 @@
 //! Velero's client, unmodified, does everything against Jackline that users do with it.
 
-use std::collections::BTreeSet;
 use std::process::Command;
 use std::time::Duration;
 
@@ -8,44 +7,58 @@ use anyhow::{Context, Result, ensure};
 use jackline_crds::names::label;
 use jackline_crds::velero::{
     Backup, BackupStorageLocation, DownloadPhase, DownloadRequest, Restore, Schedule,
+    VolumeSnapshotLocation,
 };
-use jackline_e2e::{Env, Velero, until, wait_for, wait_gone};
-use k8s_openapi::api::core::v1::Service;
+use jackline_e2e::{Env, Velero, guide, until, wait_for, wait_gone};
+use k8s_openapi::api::core::v1::{Namespace, Service};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::Api;
-use kube::api::{ListParams, Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::{Api, ResourceExt};
 use serde_json::json;
 
 const MINUTE: Duration = Duration::from_secs(60);
 const WORKLOADS: &str = include_str!("../demo/workloads.yaml");
+const INSTALL: &str = include_str!("../../../docs/how-to/install.md");
 const SHOP: &str = "nginx-example";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn velero_s_client_finds_what_it_knows() -> Result<()> {
     let env = Env::up("client").await?;
     let velero = Velero::new(&env).await?;
-    every_flag_is_spoken_of(&velero)?;
     everything(&env, &velero).await?;
     downloads(&env).await?;
+    snapshot_locations(&env, &velero).await?;
+    plugins(&velero)?;
+    debug(&velero)?;
+    uninstall(&env, &velero).await?;
     env.cluster.down()
 }
 
-/// As Velero's chart left them: fields, phases and columns of later releases are not there.
+/// As Velero's charts left them: fields, phases and columns of later releases are not there.
 #[tokio::test(flavor = "multi_thread")]
-async fn it_does_so_on_the_definitions_of_velero_1_14() -> Result<()> {
-    let env = Env::up("client-1-14").await?;
-    let source = jackline_test_cluster::velero_source("v1.14.1")?.join("config/crd");
-    for version in ["v1/bases", "v2alpha1/bases"] {
-        let files = source.join(version);
-        env.cluster
-            .kubectl(["replace".as_ref(), "-f".as_ref(), files.as_os_str()])?;
-    }
+async fn it_does_so_on_the_definitions_of_velero_1_14_to_1_16() -> Result<()> {
+    let env = Env::up("client-definitions").await?;
     let velero = Velero::new(&env).await?;
-    everything(&env, &velero).await?;
     let crds: Api<CustomResourceDefinition> = Api::all(env.cluster.client());
-    let crd = crds.get("podvolumebackups.velero.io").await?;
-    let schema = serde_json::to_string(&crd.spec.versions)?;
-    ensure!(!schema.contains("incrementalBytes"), "{schema}");
+    for release in ["v1.14.1", "v1.15.2", "v1.16.2"] {
+        let source = jackline_test_cluster::velero_source(release)?.join("config/crd");
+        for version in ["v1/bases", "v2alpha1/bases"] {
+            let files = source.join(version);
+            env.cluster
+                .kubectl(["replace".as_ref(), "-f".as_ref(), files.as_os_str()])?;
+        }
+        everything(&env, &velero).await.context(release)?;
+        let crd = crds.get("podvolumebackups.velero.io").await?;
+        let schema = serde_json::to_string(&crd.spec.versions)?;
+        ensure!(!schema.contains("incrementalBytes"), "{schema}");
+        velero.run("restore delete --all --confirm")?;
+        let namespaces: Api<Namespace> = Api::all(env.cluster.client());
+        for name in [SHOP, "shop-again"] {
+            namespaces.delete(name, &DeleteParams::default()).await?;
+            wait_gone(&namespaces, name, 2 * MINUTE).await?;
+        }
+    }
+    removal(&env, &velero).await?;
     env.cluster.down()
 }
 
@@ -65,42 +78,6 @@ async fn everything(env: &Env, velero: &Velero) -> Result<()> {
     schedules(env, velero).await?;
     pausing(env, velero).await?;
     deletions(env, velero).await
-}
-
-/// The document names every flag that the client has, and no other.
-fn every_flag_is_spoken_of(velero: &Velero) -> Result<()> {
-    const TABLE: &str = include_str!("../../../docs/reference/velero-compatibility.md");
-    let flag = |word: &str| {
-        let word = word.trim_matches(|sign: char| !sign.is_ascii_alphanumeric() && sign != '-');
-        word.strip_prefix("--").map(str::to_owned)
-    };
-    let sections: Vec<_> = TABLE.split("\n### `velero ").skip(1).collect();
-    ensure!(sections.len() > 20, "{}", sections.len());
-    for section in sections {
-        let (command, text) = section.split_once("`\n").context("a heading")?;
-        let text = text.split("\n## ").next().unwrap_or_default();
-        let rows = text.lines().filter(|line| line.starts_with("| `--"));
-        let cells = rows.filter_map(|row| row.split('|').nth(1));
-        let named: BTreeSet<String> = cells
-            .flat_map(str::split_whitespace)
-            .filter_map(flag)
-            .collect();
-        let help = velero.run(&format!("{command} --help"))?;
-        let flags = help.split("\nFlags:\n").nth(1).context("flags")?;
-        let flags = flags.split("\nGlobal Flags:").next().unwrap_or_default();
-        let first = |line: &str| line.split_whitespace().take(2).find_map(flag);
-        let known: BTreeSet<String> = flags
-            .lines()
-            .filter(|line| line.trim_start().starts_with('-'))
-            .filter_map(first)
-            .filter(|flag| flag != "help")
-            .collect();
-        ensure!(
-            named == known,
-            "velero {command}: in the table {named:?}, in the client {known:?}"
-        );
-    }
-    Ok(())
 }
 
 async fn locations(env: &Env, velero: &Velero) -> Result<()> {
@@ -173,6 +150,7 @@ async fn backups(env: &Env, velero: &Velero) -> Result<()> {
             "23h default",
         ],
     )?;
+    velero.says("get backups one", &["one Completed 0 0"])?;
     velero.says(
         "backup get -l team=shop -o json",
         &["\"name\": \"one\"", "\"phase\": \"Completed\""],
@@ -195,7 +173,7 @@ async fn backups(env: &Env, velero: &Velero) -> Result<()> {
     let log = velero.run("backup logs one")?;
     ensure!(log.contains("Retrieved 3 items"), "{log}");
     ensure!(log.contains("Backed up a total of"), "{log}");
-    velero.run("backup download one")?;
+    velero.run("backup download one --force")?;
     let tarball = velero.home().join("one-data.tar.gz");
     let listed = Command::new("tar").arg("-tzf").arg(&tarball).output()?;
     let listed = String::from_utf8(listed.stdout)?;
@@ -291,6 +269,8 @@ async fn schedules(env: &Env, velero: &Velero) -> Result<()> {
     velero.run("schedule unpause nightly")?;
     ensure!(!schedules.get("nightly").await?.spec.paused);
     for name in ["two", "three"] {
+        // Which is newer, times tell in seconds.
+        tokio::time::sleep(Duration::from_secs(1)).await;
         let said = velero.run(&format!(
             "backup create {name} --from-schedule nightly --wait"
         ))?;
@@ -358,4 +338,102 @@ async fn deletions(env: &Env, velero: &Velero) -> Result<()> {
     ensure!(left.is_empty(), "{left:?}");
     velero.says("backup get", &[])?;
     Ok(())
+}
+
+/// They are kept, and nothing uses them.
+async fn snapshot_locations(env: &Env, velero: &Velero) -> Result<()> {
+    velero.run("snapshot-location create disks --provider aws --config region=eu-central-1")?;
+    velero.says("snapshot-location get", &["NAME PROVIDER", "disks aws"])?;
+    velero.run("snapshot-location set disks --credential cloud-credentials=cloud")?;
+    let kept = env.api::<VolumeSnapshotLocation>().get("disks").await?;
+    ensure!(
+        kept.spec
+            .credential
+            .is_some_and(|secret| secret.key == "cloud")
+    );
+    let said = velero.run(&format!(
+        "backup create last --include-namespaces {SHOP} --volume-snapshot-locations disks --wait"
+    ))?;
+    ensure!(
+        said.contains("Backup completed with status: Completed"),
+        "{said}"
+    );
+    Ok(())
+}
+
+fn plugins(velero: &Velero) -> Result<()> {
+    for command in [
+        "plugin add velero/velero-plugin-for-aws:v1.14.0 --confirm",
+        "plugin remove velero/velero-plugin-for-aws:v1.14.0",
+    ] {
+        let said = velero.run(command).err().context(command)?.to_string();
+        ensure!(said.contains("Velero deployment not found"), "{said}");
+    }
+    Ok(())
+}
+
+/// What people attach when they ask for help.
+fn debug(velero: &Velero) -> Result<()> {
+    velero.run("debug --backup last --output bundle.tar.gz")?;
+    let bundle = velero.home().join("bundle.tar.gz");
+    let listed = Command::new("tar").arg("-tzf").arg(&bundle).output()?;
+    let listed = String::from_utf8(listed.stdout)?;
+    for part in [
+        "jackline-controller-",
+        "node-agent-",
+        "backupstoragelocations",
+        "backup_describe_last.txt",
+        "backup_last.log",
+        "version.txt",
+    ] {
+        ensure!(listed.contains(part), "{part} is missing in\n{listed}");
+    }
+    Ok(())
+}
+
+/// Everything of Velero's goes, and what lies in the bucket does not.
+async fn uninstall(env: &Env, velero: &Velero) -> Result<()> {
+    velero.run("uninstall --force")?;
+    gone(env, "velero.io").await?;
+    let crds: Api<CustomResourceDefinition> = Api::all(env.cluster.client());
+    let policies = crds.get_opt("clusterbackuppolicies.jackline.dev").await?;
+    ensure!(policies.is_some());
+    let left = env.cluster.s3().list("velero", "backups/last/").await?;
+    ensure!(!left.is_empty());
+    Ok(())
+}
+
+/// As the guide says, everything goes but the backups.
+async fn removal(env: &Env, velero: &Velero) -> Result<()> {
+    let policy = json!({"apiVersion": "jackline.dev/v1alpha1", "kind": "ClusterBackupPolicy",
+        "metadata": {"name": "everything"}, "spec": {"deletionPolicy": "Delete"}});
+    env.cluster.apply(&policy.to_string())?;
+    for command in [
+        "backup create last --include-namespaces default --wait",
+        "restore create of-last --from-backup last --wait",
+    ] {
+        let said = velero.run(command)?;
+        ensure!(said.contains("completed with status: Completed"), "{said}");
+    }
+    let s3 = env.cluster.s3();
+    ensure!(!s3.list("velero", "restores/of-last/").await?.is_empty());
+    guide::follow(env, velero, INSTALL, "Remove")?;
+    gone(env, "velero.io").await?;
+    gone(env, "jackline.dev").await?;
+    ensure!(s3.list("velero", "restores/of-last/").await?.is_empty());
+    ensure!(!s3.list("velero", "backups/last/").await?.is_empty());
+    Ok(())
+}
+
+/// Waits until the namespace and the definitions of a group are gone.
+async fn gone(env: &Env, group: &str) -> Result<()> {
+    let namespaces: Api<Namespace> = Api::all(env.cluster.client());
+    wait_gone(&namespaces, "velero", MINUTE).await?;
+    let crds: Api<CustomResourceDefinition> = Api::all(env.cluster.client());
+    until("the definitions are gone", MINUTE, async || {
+        let left = crds.list_metadata(&ListParams::default()).await?.items;
+        let mut left = left.iter().map(ResourceExt::name_any);
+        Ok((!left.any(|name| name.ends_with(group))).then_some(()))
+    })
+    .await
 }

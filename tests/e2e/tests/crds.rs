@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use anyhow::{Context, Result};
+use jackline_crds::names::VELERO_GROUP;
 use jackline_crds::yaml::definitions;
 use jackline_test_cluster::{Cluster, Options};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
@@ -325,12 +326,97 @@ async fn every_kind_is_served_and_bad_policies_are_refused_by_name_of_the_field(
         );
     }
     velero_objects(&server.cluster)?;
+    let table = server.cluster.kubectl(["-n", "velero", "get", "backups"])?;
+    assert!(
+        table.contains("STATUS") && table.contains("Completed"),
+        "{table}"
+    );
+    velero_s_definitions(&server.cluster).await?;
     server.cluster.down()
+}
+
+/// What a release of Velero takes, its definitions and ours take: ours know every field of theirs, and want no more.
+async fn velero_s_definitions(cluster: &Cluster) -> Result<()> {
+    let crds: Api<CustomResourceDefinition> = Api::all(cluster.client());
+    let schema = |crd: &CustomResourceDefinition| -> Result<Value> {
+        let version = crd.spec.versions.first().context("a version")?;
+        Ok(serde_json::to_value(&version.schema)?["openAPIV3Schema"].take())
+    };
+    for release in ["v1.14.1", "v1.15.2", "v1.16.2", "v1.18.0"] {
+        let source = jackline_test_cluster::velero_source(release)?.join("config/crd");
+        for version in ["v1/bases", "v2alpha1/bases"] {
+            let files = source.join(version);
+            cluster.kubectl(["replace".as_ref(), "-f".as_ref(), files.as_os_str()])?;
+        }
+        let mut kinds = 0;
+        for ours in definitions() {
+            // Gone from Velero since 1.10.
+            let gone = ours.spec.names.kind == "ResticRepository";
+            if ours.spec.group != VELERO_GROUP || gone {
+                continue;
+            }
+            kinds += 1;
+            let name = ours.metadata.name.as_deref().context("a name")?;
+            let theirs = schema(&crds.get(name).await?)?;
+            let mut wrong = Vec::new();
+            for part in ["spec", "status"] {
+                let theirs = &theirs["properties"][part];
+                compare(
+                    theirs,
+                    &schema(&ours)?["properties"][part],
+                    part,
+                    &mut wrong,
+                );
+            }
+            assert!(wrong.is_empty(), "{release}, {name}: {wrong:#?}");
+        }
+        assert_eq!(kinds, 13, "{release}");
+        velero_objects(cluster)?;
+    }
+    Ok(())
+}
+
+/// Where our schema takes less than theirs.
+fn compare(theirs: &Value, ours: &Value, path: &str, wrong: &mut Vec<String>) {
+    for (name, field) in theirs["properties"].as_object().into_iter().flatten() {
+        let path = format!("{path}.{name}");
+        match ours["properties"].get(name) {
+            Some(known) => compare(field, known, &path, wrong),
+            None => wrong.push(format!("{path} is not known")),
+        }
+    }
+    for inner in ["items", "additionalProperties"] {
+        if theirs[inner].is_object() {
+            compare(&theirs[inner], &ours[inner], &format!("{path}[]"), wrong);
+        }
+    }
+    let list = |schema: &Value, key: &str| schema[key].as_array().cloned().unwrap_or_default();
+    for name in list(ours, "required") {
+        if !list(theirs, "required").contains(&name) {
+            wrong.push(format!("{path}.{name} is required"));
+        }
+    }
+    for value in list(theirs, "enum") {
+        if ours["enum"].is_array() && !list(ours, "enum").contains(&value) {
+            wrong.push(format!("{path} does not take {value}"));
+        }
+    }
+    if ours["enum"].is_array() && theirs["enum"].is_null() {
+        wrong.push(format!("{path} takes less than any value"));
+    }
+    if theirs["type"] != ours["type"] {
+        wrong.push(format!(
+            "{path} is {}, theirs {}",
+            ours["type"], theirs["type"]
+        ));
+    }
 }
 
 /// Velero's clients make objects with a status, and patch status on the object itself.
 fn velero_objects(cluster: &Cluster) -> Result<()> {
-    cluster.kubectl(["create", "namespace", "velero"])?;
+    let namespace =
+        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "velero"}});
+    cluster.apply(&namespace.to_string())?;
     let fixture = concat!(
         env!("CARGO_MANIFEST_DIR"),
         "/../fixtures/velero-1.14/bucket/backups/first/velero-backup.json"
@@ -357,10 +443,5 @@ fn velero_objects(cluster: &Cluster) -> Result<()> {
     assert_eq!(found["status"]["phase"], "Completed");
     assert_eq!(found["status"]["warnings"], 3);
     assert_eq!(found["status"]["progress"], backup["status"]["progress"]);
-    let table = cluster.kubectl(["-n", "velero", "get", "backups"])?;
-    assert!(
-        table.contains("STATUS") && table.contains("Completed"),
-        "{table}"
-    );
     Ok(())
 }

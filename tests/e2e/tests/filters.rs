@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use jackline_crds::velero::{Backup, BackupPhase, BackupStatus};
-use jackline_e2e::{Env, Velero, until};
+use jackline_e2e::{BUCKET, Env, Velero, until, wait_gone};
 use k8s_openapi::api::core::v1::{
     ConfigMap, Namespace, PersistentVolumeClaim, Service, ServiceAccount,
 };
-use kube::Api;
-use kube::api::DeleteParams;
+use kube::api::{DeleteParams, ListParams};
+use kube::{Api, ResourceExt};
 use serde_json::json;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -30,6 +30,8 @@ async fn filters_hold_what_they_say() -> Result<()> {
     names_beside_globs_are_missed(&env, &velero).await?;
     volumes_of_what_is_left_out(&env, &velero).await?;
     restores(&env, &velero).await?;
+    names_at_their_longest(&env, &velero).await?;
+    a_tarball_that_lies(&env, &velero).await?;
     env.cluster.down()
 }
 
@@ -309,5 +311,166 @@ async fn restores(env: &Env, velero: &Velero) -> Result<()> {
         let wanted = [expected[0] || expected[1], expected[2] || expected[3]];
         ensure!(made == wanted, "{flags}: {made:?}");
     }
+    Ok(())
+}
+
+/// Names at the limit of what Kubernetes and the bucket take, and text in many scripts, come back as they were.
+async fn names_at_their_longest(env: &Env, velero: &Velero) -> Result<()> {
+    const TEXT: &str = "größer als 世界 🧵 \u{202e}\t\"";
+    let name = |letter: &str, length: usize| letter.repeat(length);
+    let (namespace, volume) = (name("n", 63), name("v", 63));
+    // The kubelet makes one directory name of namespace, pod and UID.
+    let (map, pod) = (name("m", 253), name("p", 150));
+    // MinIO takes 255 bytes between two slashes, the longest suffix among them.
+    let (backup, restore) = (name("b", 200), name("r", 200));
+    let metadata = |name: &str| {
+        json!({"name": name, "namespace": namespace, "annotations": {"example.com/text": TEXT},
+               "labels": {"app": name.get(..63).unwrap_or(name)}})
+    };
+    let command =
+        "mkdir -p '/data/größe 世界' && echo kept > '/data/größe 世界/🧵' && exec sleep 100000";
+    let objects = [
+        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace, "annotations": {"example.com/text": TEXT}}}),
+        json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata(&map), "data": {"text": TEXT}}),
+        json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata(&pod), "spec": {
+            "terminationGracePeriodSeconds": 0,
+            "containers": [{"name": name("c", 63), "image": "docker.io/local/busybox:1", "imagePullPolicy": "Never",
+                            "command": ["sh", "-c", command], "volumeMounts": [{"name": volume, "mountPath": "/data"}]}],
+            "volumes": [{"name": volume, "emptyDir": {}}]}}),
+    ];
+    env.cluster
+        .apply(&json!({"apiVersion": "v1", "kind": "List", "items": objects}).to_string())?;
+    let label = format!("app={}", name("p", 63));
+    let running = async |what: &str| {
+        until(what, 2 * MINUTE, async || {
+            let pods = env.ready_pods(&namespace, &label).await?;
+            Ok((!pods.is_empty()).then_some(()))
+        })
+        .await
+    };
+    running("the pod runs").await?;
+    let flags = [
+        "--include-namespaces",
+        &namespace,
+        "--default-volumes-to-fs-backup",
+    ];
+    let status = back_up(env, velero, &backup, &flags).await?;
+    ensure!(status.phase == Some(BackupPhase::Completed), "{status:?}");
+
+    let namespaces: Api<Namespace> = Api::all(env.cluster.client());
+    namespaces
+        .delete(&namespace, &DeleteParams::default())
+        .await?;
+    wait_gone(&namespaces, &namespace, 2 * MINUTE).await?;
+    let said = velero.run(&format!(
+        "restore create {restore} --from-backup {backup} --wait"
+    ))?;
+    ensure!(
+        said.contains("Restore completed with status: Completed"),
+        "{said}"
+    );
+    running("the pod is back").await?;
+    let map = env.api_in::<ConfigMap>(&namespace).get(&map).await?;
+    ensure!(map.annotations()["example.com/text"] == TEXT, "{map:?}");
+    ensure!(map.data.is_some_and(|data| data["text"] == TEXT));
+    let made = namespaces.get(&namespace).await?;
+    ensure!(made.annotations()["example.com/text"] == TEXT, "{made:?}");
+    let files = env.volume_dir(&namespace, &pod, &volume).await?;
+    let file = std::fs::read_to_string(files.join("größe 世界/🧵"))?;
+    ensure!(file == "kept\n", "{file}");
+    velero.run(&format!("backup delete {backup} --confirm"))?;
+    wait_gone(&env.api::<Backup>(), &backup, MINUTE).await
+}
+
+/// A tarball whose objects are not what their paths say: what is true comes back, and all else is named.
+async fn a_tarball_that_lies(env: &Env, velero: &Velero) -> Result<()> {
+    let object = |kind: &str, name: &str| {
+        let mut object = json!({"apiVersion": "v1", "kind": kind, "metadata": {"name": name, "namespace": "liars"}});
+        if ["Namespace", "ClusterRole"].contains(&kind) {
+            object["metadata"] = json!({"name": name});
+        }
+        object.to_string()
+    };
+    let deep = format!("{{\"data\": {}", "[".repeat(100_000));
+    let entries = [
+        ("namespaces/cluster/liars", object("Namespace", "liars")),
+        (
+            "configmaps/namespaces/liars/true",
+            object("ConfigMap", "true"),
+        ),
+        (
+            "secrets/namespaces/liars/other-kind",
+            object("ConfigMap", "other-kind"),
+        ),
+        (
+            "configmaps/namespaces/liars/other-name",
+            object("ConfigMap", "another"),
+        ),
+        ("configmaps/namespaces/liars/deep", deep),
+        (
+            "configmaps/cluster/no-namespace",
+            object("Namespace", "no-namespace"),
+        ),
+        (
+            "clusterroles.rbac.authorization.k8s.io/namespaces/liars/in-one",
+            object("ConfigMap", "in-one"),
+        ),
+        (
+            "gizmos.example.com/namespaces/liars/unknown",
+            object("Gizmo", "unknown"),
+        ),
+    ];
+    let directory = tempfile::tempdir()?;
+    for (path, content) in &entries {
+        let file = directory.path().join(format!("resources/{path}.json"));
+        std::fs::create_dir_all(file.parent().context("a directory")?)?;
+        std::fs::write(file, content)?;
+    }
+    let tarball = directory.path().join("liar.tar.gz");
+    let made = Command::new("tar")
+        .arg("--create")
+        .arg("--gzip")
+        .arg("--file")
+        .arg(&tarball)
+        .arg("--directory")
+        .arg(directory.path())
+        .arg("resources")
+        .status()?;
+    ensure!(made.success());
+    let s3 = env.cluster.s3();
+    let original = s3.get(BUCKET, "backups/case-1/velero-backup.json").await?;
+    let mut backup: serde_json::Value = serde_json::from_slice(&original)?;
+    backup["metadata"]["name"] = json!("liar");
+    s3.put(BUCKET, "backups/liar/liar.tar.gz", std::fs::read(&tarball)?)
+        .await?;
+    let backup = serde_json::to_vec(&backup)?;
+    s3.put(BUCKET, "backups/liar/velero-backup.json", backup)
+        .await?;
+    until("the backup is in the cluster", 2 * MINUTE, async || {
+        Ok(env.api::<Backup>().get_opt("liar").await?.map(|_| ()))
+    })
+    .await?;
+
+    let said = velero.run("restore create of-liar --from-backup liar --wait")?;
+    ensure!(
+        said.contains("Restore completed with status: PartiallyFailed"),
+        "{said}"
+    );
+    let said = velero.run("restore describe of-liar")?;
+    for wrong in [
+        "other-kind was not restored: it is not of the kind that its path in the tarball says",
+        "other-name was not restored: its name or namespace is another than its path in the tarball says",
+        "deep was not restored: it is not JSON",
+        "no-namespace was not restored: it is not of the kind",
+        "in-one was not restored: it is not of the kind",
+        "gizmos.example.com",
+    ] {
+        ensure!(said.contains(wrong), "{wrong:?} is missing in\n{said}");
+    }
+    let maps = env.api_in::<ConfigMap>("liars");
+    let maps = maps.list_metadata(&ListParams::default()).await?.items;
+    let mut maps: Vec<String> = maps.iter().map(ResourceExt::name_any).collect();
+    maps.retain(|name| name != "kube-root-ca.crt");
+    ensure!(maps == ["true"], "{maps:?}");
     Ok(())
 }
