@@ -6,6 +6,7 @@ mod coverage;
 mod docs;
 mod doctor;
 mod exit;
+mod huge_pages;
 mod output;
 mod repository;
 mod restore;
@@ -19,6 +20,9 @@ use clap::Parser;
 
 use crate::args::{Cli, Command, Format, RestoreCommand};
 use crate::exit::Exit;
+
+#[global_allocator]
+static ALLOCATOR: huge_pages::HugePages = huge_pages::HugePages;
 
 /// How long the end waits for a slow store to take a lock back.
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -273,7 +273,7 @@ impl Backups {
         let mut request = BackupRequest::contents(found.path.clone(), SNAPSHOT_HOST);
         request.snapshot_paths = vec![path];
         request.tags = tags(object);
-        request.parent = parent;
+        request.parent = parent.into();
 
         let meter = Meter::default();
         let cancel = context.shutdown.child_token();

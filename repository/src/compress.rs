@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::io::Read;
+use std::thread::LocalKey;
 
 use zstd::bulk::{Compressor, Decompressor};
 use zstd::zstd_safe;
@@ -10,6 +11,8 @@ use crate::error::{Error, Result};
 
 /// What restic's default is close to.
 const LEVEL: i32 = 3;
+/// Enough to see whether there is anything to gain.
+const LOOK_LEVEL: i32 = 1;
 
 /// Data of at least this length is looked at before it is compressed.
 const LOOK_FROM: usize = 128 << 10;
@@ -19,18 +22,28 @@ const SAMPLE: usize = 4 << 10;
 
 thread_local! {
     static LOOK: RefCell<(Vec<u8>, Vec<u8>)> = const { RefCell::new((Vec::new(), Vec::new())) };
+    static LOOKER: RefCell<Option<Compressor<'static>>> = const { RefCell::new(None) };
     static PACK: RefCell<Option<Compressor<'static>>> = const { RefCell::new(None) };
     static UNPACK: RefCell<Option<Decompressor<'static>>> = const { RefCell::new(None) };
 }
 
 /// Appends the compressed `plain` to `out`.
 pub(crate) fn pack_into(out: &mut Vec<u8>, plain: &[u8]) -> Result<()> {
+    pack_with(&PACK, LEVEL, out, plain)
+}
+
+fn pack_with(
+    context: &'static LocalKey<RefCell<Option<Compressor<'static>>>>,
+    level: i32,
+    out: &mut Vec<u8>,
+    plain: &[u8],
+) -> Result<()> {
     let start = out.len();
     out.resize(start + zstd_safe::compress_bound(plain.len()), 0);
-    let packed = PACK.with_borrow_mut(|context| -> std::io::Result<usize> {
+    let packed = context.with_borrow_mut(|context| -> std::io::Result<usize> {
         let context = match context {
             Some(context) => context,
-            None => context.insert(Compressor::new(LEVEL)?),
+            None => context.insert(Compressor::new(level)?),
         };
         context.compress_to_buffer(plain, &mut out[start..])
     });
@@ -56,7 +69,7 @@ pub(crate) fn is_promising(plain: &[u8]) -> Result<bool> {
         for at in 0..SAMPLES {
             samples.extend_from_slice(&plain[at * step..at * step + SAMPLE]);
         }
-        pack_into(packed, samples)?;
+        pack_with(&LOOKER, LOOK_LEVEL, packed, samples)?;
         // One half-empty sample is enough of a promise.
         Ok(packed.len() < samples.len() - samples.len() / 64)
     })

@@ -162,8 +162,7 @@ impl Repository {
             let reason = "this may be the last key that opens: the key in use is gone";
             return Err(Error::Invalid(reason.into()));
         }
-        guard.confirm().await?;
-        lock::delete(&self.files, FileKind::Key, &id).await?;
+        lock::delete_all(&self.files, guard, FileKind::Key, &[id]).await?;
         Ok(id)
     }
 
@@ -181,9 +180,8 @@ impl Repository {
         if opened.await?.is_none() {
             return Err(Error::corrupt(name, "it does not open"));
         }
-        guard.confirm().await?;
         let old = std::mem::replace(&mut *self.key_in_use.lock(), new);
-        lock::delete(&self.files, FileKind::Key, &old).await?;
+        lock::delete_all(&self.files, guard, FileKind::Key, &[old]).await?;
         Ok(new)
     }
 }

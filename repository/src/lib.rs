@@ -68,7 +68,8 @@ pub use progress::{NoProgress, Progress};
 pub use repair::{IndexRepair, PacksRepair, RepairOptions, SnapshotRepair, SnapshotsRepair};
 pub use report::{
     BackupRequest, BackupSummary, CheckOptions, CheckReport, FileProblem, ForgetSummary, Only,
-    Overwrite, PruneOptions, PruneSummary, ReadData, RestoreOptions, RestoreSummary, Source,
+    Overwrite, Parent, PruneOptions, PruneSummary, ReadData, RestoreOptions, RestoreSummary,
+    Source,
 };
 pub use repository::Repository;
 pub use snapshot::{Snapshot, SnapshotInfo, SnapshotSummary};

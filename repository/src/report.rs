@@ -16,6 +16,24 @@ pub enum Source {
     Paths(Vec<PathBuf>),
 }
 
+/// The snapshot that a backup compares the source with: what did not change since is not read again.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Parent {
+    /// Read everything.
+    #[default]
+    None,
+    /// This one. One that does not exist any more is the same as none.
+    Snapshot(SnapshotId),
+    /// The newest one of the same host and paths, as restic chooses.
+    Newest,
+}
+
+impl From<Option<SnapshotId>> for Parent {
+    fn from(id: Option<SnapshotId>) -> Self {
+        id.map_or(Self::None, Self::Snapshot)
+    }
+}
+
 /// A backup to be made.
 #[derive(Debug, Clone)]
 pub struct BackupRequest {
@@ -27,9 +45,8 @@ pub struct BackupRequest {
     pub host: String,
     /// `tags` of the snapshot, in this order.
     pub tags: Vec<String>,
-    /// The snapshot to compare with: what did not change since is not read again. Looked for nowhere else;
-    /// one that does not exist any more is the same as none.
-    pub parent: Option<SnapshotId>,
+    /// The snapshot to compare with.
+    pub parent: Parent,
     /// `time` of the snapshot; `None` = now.
     pub time: Option<Timestamp>,
 }
@@ -51,7 +68,7 @@ impl BackupRequest {
             snapshot_paths: Vec::new(),
             host: host.into(),
             tags: Vec::new(),
-            parent: None,
+            parent: Parent::None,
             time: None,
         }
     }

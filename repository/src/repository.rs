@@ -1,5 +1,6 @@
 //! The repository handle: what a caller can do.
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -24,7 +25,7 @@ use crate::report::{
     PruneSummary, RestoreOptions, RestoreSummary,
 };
 use crate::snapshot::{Snapshot, SnapshotInfo};
-use crate::{backup, check, prune, restore};
+use crate::{adopt, backup, check, prune, restore};
 
 /// Snapshot files read at once.
 const CONCURRENCY: usize = 8;
@@ -240,18 +241,15 @@ impl Repository {
     }
 
     async fn forget_locked(&self, ids: &[SnapshotId], guard: &LockGuard) -> Result<ForgetSummary> {
-        let mut summary = ForgetSummary::default();
-        for id in ids {
-            let path = FileKind::Snapshot.path(id);
-            if self.files.store.head(&path).await?.is_none() {
-                summary.absent.push(*id);
-                continue;
-            }
-            guard.confirm().await?;
-            lock::delete(&self.files, FileKind::Snapshot, id).await?;
-            summary.removed.push(*id);
+        if guard.healed() {
+            // Nobody else learns that somebody died here: what they stored would be stored again.
+            adopt::index(&self.files, guard).await?;
         }
-        Ok(summary)
+        let listed = self.files.list(FileKind::Snapshot).await?;
+        let listed: HashSet<SnapshotId> = listed.into_iter().map(|(id, _)| id).collect();
+        let (removed, absent): (Vec<_>, Vec<_>) = ids.iter().partition(|id| listed.contains(id));
+        lock::delete_all(&self.files, guard, FileKind::Snapshot, &removed).await?;
+        Ok(ForgetSummary { removed, absent })
     }
 
     /// Gives back the space of what no snapshot uses: copies what is worth it beside running backups,

@@ -14,8 +14,8 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use jackline_repository::{
-    BackupRequest, CheckOptions, Id, NoProgress, OpenOptions, Password, ReadData, Repository,
-    RestoreOptions,
+    BackupRequest, CheckOptions, Id, NoProgress, OpenOptions, Parent, Password, ReadData,
+    Repository, RestoreOptions,
 };
 use serde_json::Value;
 use support::{Restic, scratch, store};
@@ -165,7 +165,7 @@ async fn a_backup_on_top_is_incremental() {
     fs::write(target.join("new"), b"one more line\n").unwrap();
 
     let mut request = BackupRequest::contents(&target, "velero");
-    request.parent = Some(last.id);
+    request.parent = Parent::Snapshot(last.id);
     request.tags = last.snapshot.tags.clone();
     let summary = repository
         .backup(request, &NoProgress, &cancel)

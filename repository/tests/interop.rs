@@ -10,7 +10,9 @@ mod support;
 
 use std::fs;
 
-use jackline_repository::{BackupRequest, Error, NoProgress, PruneOptions, Repository, Version};
+use jackline_repository::{
+    BackupRequest, Error, NoProgress, Parent, PruneOptions, Repository, Version,
+};
 use support::ours::{backup, backup_request, check, restore};
 use support::{Restic, assert_same_tree, init, noise, open, options, sample_tree, scratch, store};
 use tokio_util::sync::CancellationToken;
@@ -118,7 +120,7 @@ async fn unchanged_files_are_not_read() {
     assert!(first.bytes_read > 30_000_000);
 
     let mut request = BackupRequest::contents(&source, "velero");
-    request.parent = first.snapshot;
+    request.parent = first.snapshot.into();
     let second = backup_request(&repository, request.clone()).await;
     assert_eq!(
         (second.bytes_read, second.files_new, second.files_changed),
@@ -138,8 +140,10 @@ async fn unchanged_files_are_not_read() {
         .open(moved.join("large"))
         .unwrap();
     std::io::Write::write_all(&mut large, &noise(9, 100_000)).unwrap();
-    request.parent = third.snapshot;
-    let fourth = backup_request(&repository, request).await;
+    // First was made of other paths.
+    request.parent = Parent::Newest;
+    let fourth = backup_request(&repository, request.clone()).await;
+    assert_eq!(fourth.parent, third.snapshot);
     // Three names of one file.
     assert_eq!((fourth.files_changed, fourth.files_new), (3, 0));
     // At most what follows the last cut; where that lies depends on the repository's random polynomial.
@@ -148,6 +152,15 @@ async fn unchanged_files_are_not_read() {
     // restic takes ours as a parent too.
     let restic = Restic::new(&repo);
     let parent = fourth.snapshot.unwrap().to_hex();
+    let stored = repository.snapshot(&fourth.snapshot.unwrap()).await;
+    let stored = stored.unwrap();
+    let version = concat!("jackline ", env!("CARGO_PKG_VERSION"));
+    assert_eq!(stored.program_version, version);
+    assert_eq!(stored.parent, third.snapshot);
+    let summary = stored.summary.unwrap();
+    assert_eq!(summary.files_changed, 3);
+    assert_eq!(summary.data_added, fourth.bytes_added);
+    assert_eq!(summary.total_bytes_processed, fourth.bytes_processed);
     let json = restic.run_in(
         &moved,
         &[
@@ -164,6 +177,8 @@ async fn unchanged_files_are_not_read() {
         (&summary["files_new"], &summary["files_changed"]),
         (&0.into(), &0.into())
     );
+    request.host = "another".into();
+    assert_eq!(backup_request(&repository, request).await.parent, None);
     restic.check();
 }
 
@@ -297,7 +312,7 @@ async fn a_large_file_that_changed_is_cut_as_restic_cuts_it() {
         change(&mut data);
         fs::write(source.join("large"), &data).unwrap();
         let mut request = BackupRequest::contents(&source, "velero");
-        request.parent = parent;
+        request.parent = parent.into();
         let ours = backup_request(&repository, request).await;
         assert_eq!(ours.files_changed, u64::from(parent.is_some()), "{name}");
         assert_eq!(ours.warnings, vec![], "{name}");

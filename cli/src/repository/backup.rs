@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use jackline_repository::{BackupRequest, BackupSummary, Repository, SnapshotId};
+use jackline_repository::{BackupRequest, BackupSummary, Parent};
 use serde_json::{Value, json};
 
 use super::{Session, seconds};
@@ -27,9 +27,9 @@ pub(super) async fn run(session: &Session, args: BackupArgs) -> Result<ExitCode,
     let (request, shown) = request(&paths, &host)?;
     let repository = session.open().await?;
     let parent = match (parent, force) {
-        (_, true) => None,
-        (Some(parent), _) => Some(repository.resolve(&parent).await?),
-        (None, _) => newest(&repository, &host, &shown).await?,
+        (_, true) => Parent::None,
+        (Some(parent), _) => Parent::Snapshot(repository.resolve(&parent).await?),
+        (None, _) => Parent::Newest,
     };
     let tags = tag.into_iter().filter(|tag| !tag.is_empty()).collect();
     let request = BackupRequest {
@@ -99,26 +99,6 @@ fn clean(path: &Path) -> PathBuf {
         }
     }
     clean
-}
-
-/// The newest snapshot of the same host and paths, as restic chooses a parent.
-async fn newest(
-    repository: &Repository,
-    host: &str,
-    paths: &[String],
-) -> Result<Option<SnapshotId>, Exit> {
-    let sorted = |paths: &[String]| {
-        let mut paths = paths.to_vec();
-        paths.sort();
-        paths
-    };
-    let wanted = sorted(paths);
-    let all = repository.snapshots().await?.into_iter();
-    let same = all.filter(|info| info.snapshot.hostname == host);
-    let same = same.filter(|info| sorted(&info.snapshot.paths) == wanted);
-    Ok(same
-        .max_by_key(|info| info.snapshot.time)
-        .map(|info| info.id))
 }
 
 /// restic's field names, and ours beside them.

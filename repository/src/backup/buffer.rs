@@ -5,10 +5,10 @@ use std::os::fd::OwnedFd;
 use rustix::io::Errno;
 
 use super::Engine;
-use crate::chunker::{MAX, MIN};
+use crate::chunker::{MAX, MIN, PIECE};
 
 /// Bytes read at once: what was read is still in the cache when it is cut and hashed.
-pub(super) const READ: usize = 256 << 10;
+pub(super) const READ: usize = PIECE;
 
 /// Grows to what the files need: small ones little, and a chunk and some reads are enough for any.
 #[derive(Debug, Default)]

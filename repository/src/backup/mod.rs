@@ -7,7 +7,9 @@ mod large;
 mod source;
 mod walk;
 
+use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -30,7 +32,7 @@ use crate::lock::{self, Adding, LockGuard};
 use crate::names::Names;
 use crate::packer::Packer;
 use crate::progress::Progress;
-use crate::report::{BackupRequest, BackupSummary, FileProblem, Source};
+use crate::report::{BackupRequest, BackupSummary, FileProblem, Parent, Source};
 use crate::repository::Repository;
 use crate::snapshot::{Snapshot, SnapshotSummary};
 use crate::trail::Trail;
@@ -146,8 +148,12 @@ async fn locked(
     let begun = Instant::now();
     let start = request.time.unwrap_or_else(Timestamp::now);
     let files = &repository.files;
-    let index = Arc::new(adopt::index(files, guard).await?);
-    let parent = load_parent(repository, request.parent).await?;
+    let paths = shown_paths(&request)?;
+    let (index, parent) = tokio::try_join!(
+        adopt::index(files, guard),
+        find_parent(repository, &request, &paths)
+    )?;
+    let index = Arc::new(index);
 
     let counters = Arc::new(Counters::default());
     if let Some(before) = parent
@@ -198,7 +204,7 @@ async fn locked(
     summary.tree = Some(tree);
     summary.empty = empty;
     summary.parent = parent.as_ref().map(|(id, _)| *id);
-    let snapshot = snapshot(repository, request, start, tree, &summary)?;
+    let snapshot = snapshot(repository, request, paths, start, (tree, &summary));
     let json = serde_json::to_vec(&snapshot).map_err(|error| Error::Internal(error.to_string()))?;
     if cancel.is_cancelled() {
         return Err(Error::Cancelled);
@@ -210,21 +216,61 @@ async fn locked(
     Ok(summary)
 }
 
-/// The parent, if it still exists. Without one everything is read: slower, never wrong.
-async fn load_parent(
+/// The paths that the snapshot shows.
+fn shown_paths(request: &BackupRequest) -> Result<Vec<String>> {
+    if !request.snapshot_paths.is_empty() {
+        return Ok(request.snapshot_paths.clone());
+    }
+    let sources = match &request.source {
+        Source::Contents(path) => std::slice::from_ref(path),
+        Source::Paths(paths) => paths,
+    };
+    let absolute = |path: &PathBuf| {
+        std::path::absolute(path)
+            .map(|path| path.display().to_string())
+            .map_err(|error| Error::source(path, error))
+    };
+    sources.iter().map(absolute).collect()
+}
+
+/// The parent, if there is one. Without one everything is read: slower, never wrong.
+async fn find_parent(
     repository: &Repository,
-    id: Option<SnapshotId>,
+    request: &BackupRequest,
+    paths: &[String],
 ) -> Result<Option<(SnapshotId, Snapshot)>> {
-    let Some(id) = id else { return Ok(None) };
-    match repository.snapshot(&id).await {
-        Ok(snapshot) => Ok(Some((id, snapshot))),
+    let found = match request.parent {
+        Parent::None => Ok(None),
+        Parent::Snapshot(id) => repository
+            .snapshot(&id)
+            .await
+            .map(|found| Some((id, found))),
+        Parent::Newest => newest(repository, &request.host, paths).await,
+    };
+    match found {
         Err(Error::SnapshotNotFound { .. }) => Ok(None),
         Err(error @ Error::Corrupt { .. }) => {
             tracing::warn!(%error, "the parent cannot be used");
             Ok(None)
         }
-        Err(error) => Err(error),
+        found => found,
     }
+}
+
+/// The newest snapshot of this host and these paths, in whatever order they were given.
+async fn newest(
+    repository: &Repository,
+    host: &str,
+    paths: &[String],
+) -> Result<Option<(SnapshotId, Snapshot)>> {
+    let wanted: BTreeSet<&String> = paths.iter().collect();
+    let all = repository.snapshots().await?.into_iter();
+    let same = all.filter(|info| {
+        info.snapshot.hostname == host
+            && info.snapshot.paths.iter().collect::<BTreeSet<_>>() == wanted
+    });
+    let newest = same.max_by_key(|info| info.snapshot.time);
+    Ok(newest.map(|info| (info.id, info.snapshot)))
 }
 
 fn summary(engine: &Engine) -> BackupSummary {
@@ -256,32 +302,18 @@ fn summary(engine: &Engine) -> BackupSummary {
 fn snapshot(
     repository: &Repository,
     request: BackupRequest,
+    paths: Vec<String>,
     start: Timestamp,
-    tree: Id,
-    summary: &BackupSummary,
-) -> Result<Snapshot> {
+    (tree, summary): (Id, &BackupSummary),
+) -> Snapshot {
     let zone = TimeZone::system();
     let text = |when: Timestamp| {
         let mut out = Vec::new();
         time::write(&mut out, when, &zone);
         String::from_utf8_lossy(&out).into_owned()
     };
-    let paths = if request.snapshot_paths.is_empty() {
-        let sources = match request.source {
-            Source::Contents(path) => vec![path],
-            Source::Paths(paths) => paths,
-        };
-        let absolute = |path: std::path::PathBuf| {
-            std::path::absolute(&path)
-                .map(|path| path.display().to_string())
-                .map_err(|error| Error::source(&path, error))
-        };
-        sources.into_iter().map(absolute).collect::<Result<_>>()?
-    } else {
-        request.snapshot_paths
-    };
     let holder = &repository.options.holder;
-    Ok(Snapshot {
+    Snapshot {
         time: start,
         parent: summary.parent,
         tree,
@@ -312,5 +344,5 @@ fn snapshot(
                 + summary.files_unmodified,
             total_bytes_processed: summary.bytes_processed,
         }),
-    })
+    }
 }

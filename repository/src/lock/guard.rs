@@ -25,6 +25,8 @@ const REFRESH_RETRY: Duration = Duration::from_secs(10);
 pub(super) const EXPIRY: Duration = Duration::from_secs(180);
 /// No write takes longer, so that none takes effect long after the lock that it was made under.
 pub(crate) const WRITE_DEADLINE: Duration = Duration::from_secs(60);
+/// A lock that was seen so lately need not be looked for again: a request may take as long.
+const FRESH: Duration = Duration::from_millis(200);
 /// Who was cancelled waits no longer than this for the lock to go; it goes beside them.
 const PATIENCE: Duration = Duration::from_millis(200);
 
@@ -34,6 +36,13 @@ pub(super) static BESIDE: LazyLock<TaskTracker> = LazyLock::new(|| {
     tasks.close();
     tasks
 });
+
+/// A point in time by both clocks: one stands still while the machine sleeps, the other may be set.
+pub(super) type Moment = (Instant, SystemTime);
+
+pub(super) fn since((instant, wall): Moment) -> Duration {
+    instant.elapsed().max(wall.elapsed().unwrap_or_default())
+}
 
 /// Waits until this process holds no lock any more. An operation that was cancelled returns while its lock is still being
 /// given back: a process that ends without waiting for this leaves a lock that others have to heal.
@@ -53,8 +62,10 @@ pub(crate) struct LockGuard {
 struct State {
     files: Files,
     id: Mutex<Id>,
-    /// When the last refresh was begun that the store confirmed, by both clocks: one stands still while the machine sleeps.
-    refreshed: Mutex<(Instant, SystemTime)>,
+    /// When the last refresh was begun that the store confirmed.
+    refreshed: Mutex<Moment>,
+    /// When the second look saw it.
+    seen: Mutex<Option<Instant>>,
     /// Why it was not ours from the beginning.
     refused: Mutex<Option<Refusal>>,
     /// Cancelled when it is known whether anybody came at the same moment.
@@ -100,21 +111,22 @@ impl From<&Refusal> for Error {
 
 impl LockGuard {
     /// `begun`: when the lock file `id` was written. `healed`: whether shared locks of the dead were removed on the way.
-    /// `look`: the second look at the others, after which the lock is settled; `reading` tells it of
-    /// [`LockGuard::rely_on`].
+    /// `look`: the second look at the others, after which the lock is settled; it tells when it saw the own one. `reading`
+    /// tells it of [`LockGuard::rely_on`].
     pub(super) fn hold(
         files: Files,
         lock: StoredLock,
         id: Id,
-        begun: (Instant, SystemTime),
+        begun: Moment,
         healed: Arc<AtomicBool>,
-        look: impl Future<Output = Result<()>> + Send + 'static,
+        look: impl Future<Output = Result<Option<Instant>>> + Send + 'static,
         reading: oneshot::Sender<Vec<Id>>,
     ) -> Self {
         let state = Arc::new(State {
             files,
             id: Mutex::new(id),
             refreshed: Mutex::new(begun),
+            seen: Mutex::new(None),
             refused: Mutex::new(None),
             settled: CancellationToken::new(),
             reading: Mutex::new(Some(reading)),
@@ -142,7 +154,7 @@ impl LockGuard {
         self.healed.load(Ordering::Relaxed)
     }
 
-    /// Says which index files were read before the lock was settled: it cannot be settled without.
+    /// Says which index files were read before the lock was settled: where it took long to take, it cannot be settled without.
     pub(crate) fn rely_on(&self, index: Vec<Id>) {
         if let Some(reading) = self.state.reading.lock().take() {
             // Nobody listens any more where the lock was refused.
@@ -165,7 +177,10 @@ impl LockGuard {
     /// Looks at the lock file itself. Call before each write that makes others rely on something.
     pub(crate) async fn confirm(&self) -> Result<()> {
         self.state.settled().await?;
-        self.state.see().await?;
+        let seen = *self.state.seen.lock();
+        if seen.is_none_or(|at| at.elapsed() >= FRESH) {
+            self.state.see().await?;
+        }
         // The look may have taken long.
         self.state.ensure()
     }
@@ -203,8 +218,7 @@ impl State {
         if let Some(refusal) = &*self.refused.lock() {
             return Err(refusal.into());
         }
-        let (instant, wall) = *self.refreshed.lock();
-        let age = instant.elapsed().max(wall.elapsed().unwrap_or_default());
+        let age = since(*self.refreshed.lock());
         if self.lost.is_cancelled() || age > EXPIRY {
             self.lost.cancel();
             let reason = format!("last refreshed {}s ago", age.as_secs());
@@ -231,9 +245,12 @@ impl State {
 }
 
 /// Ends the time in which others that looked at the same moment could show themselves.
-async fn settle(state: Arc<State>, look: impl Future<Output = Result<()>>) {
+async fn settle(state: Arc<State>, look: impl Future<Output = Result<Option<Instant>>>) {
     let refusal = match state.given_back.run_until_cancelled(look).await {
-        Some(Ok(())) => None,
+        Some(Ok(seen)) => {
+            *state.seen.lock() = seen;
+            None
+        }
         Some(Err(Error::Locked {
             holder,
             exclusive,

@@ -208,6 +208,7 @@ async fn try_begin(
 ) -> Result<LockGuard> {
     // `restic unlock` probes a process on its own host with this signal. Once handled, it never ends this process again.
     let _ = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup());
+    let first_look = (Instant::now(), SystemTime::now());
     unless(
         &stop,
         refuse_conflict(&files, &options, mode, None, &healed),
@@ -216,13 +217,19 @@ async fn try_begin(
     let lock = StoredLock::new(&options.holder, mode == Mode::Exclusive);
     let begun = (Instant::now(), SystemTime::now());
     let id = guard::put(&files, &lock).await?;
+    // Whoever came after the first look looks again when ours is long there.
+    let seen_by_all = guard::since(first_look) < SETTLE / 2;
     let (reading, read) = oneshot::channel();
     let look = {
         let (files, healed) = (files.clone(), Arc::clone(&healed));
         async move {
             tokio::time::sleep(SETTLE).await;
-            refuse_conflict(&files, &options, mode, Some(&id), &healed).await?;
-            refuse_changes(&files, read).await
+            let looked = Instant::now();
+            let seen = refuse_conflict(&files, &options, mode, Some(&id), &healed).await?;
+            if !seen_by_all {
+                refuse_changes(&files, read).await?;
+            }
+            Ok(seen.then_some(looked))
         }
     };
     Ok(LockGuard::hold(
@@ -255,18 +262,18 @@ async fn unless<T>(stop: &CancellationToken, work: impl Future<Output = Result<T
         .unwrap_or(Err(Error::Cancelled))
 }
 
-/// Fails if somebody living holds a lock that conflicts. Removes the locks of the dead.
+/// Fails if somebody living holds a lock that conflicts. Removes the locks of the dead. Returns whether the own one is there.
 async fn refuse_conflict(
     files: &Files,
     options: &OpenOptions,
     mode: Mode,
     own: Option<&Id>,
     healed: &AtomicBool,
-) -> Result<()> {
-    let (living, _) = living(files, options, own, healed).await?;
-    for (id, lock, age) in living {
+) -> Result<bool> {
+    let found = living(files, options, own, healed).await?;
+    for (lock, age) in found.others {
         let conflicts = mode == Mode::Exclusive || lock.exclusive;
-        if own != Some(&id) && conflicts {
+        if conflicts {
             let holder = lock.holder();
             return Err(Error::Locked {
                 holder: holder.to_string(),
@@ -275,25 +282,36 @@ async fn refuse_conflict(
             });
         }
     }
-    Ok(())
+    Ok(found.own)
 }
 
-/// A lock, by whom, and how long ago it was refreshed.
-type Living = (Id, StoredLock, Duration);
+/// The locks of the living.
+#[derive(Debug, Default)]
+struct Living {
+    /// Whether the own one is among them.
+    own: bool,
+    /// The others, and how long ago each was refreshed.
+    others: Vec<(StoredLock, Duration)>,
+    /// How many locks of the dead were removed.
+    removed: u64,
+}
 
-/// All locks but those of the dead, which are removed and counted; `healed` becomes true where a shared one is among them.
+/// Looks at all locks and removes those of the dead; `healed` becomes true where a shared one is among them.
 async fn living(
     files: &Files,
     options: &OpenOptions,
     own: Option<&Id>,
     healed: &AtomicBool,
-) -> Result<(Vec<Living>, u64)> {
+) -> Result<Living> {
     let now = Timestamp::now();
-    let mut living = Vec::new();
-    let mut removed = 0;
+    let mut found = Living::default();
     let mut listed = files.list(FileKind::Lock).await?;
     let mut seen = HashSet::new();
     while let Some((id, meta)) = listed.pop() {
+        if own == Some(&id) {
+            found.own = true;
+            continue;
+        }
         if !seen.insert(id) {
             continue;
         }
@@ -319,26 +337,26 @@ async fn living(
             }
             Err(_) => false,
         };
-        if dead && own != Some(&id) {
+        if dead {
             tracing::info!(lock = %id, "removing the lock of a dead holder");
             if lock.is_ok_and(|lock| !lock.exclusive) {
                 healed.store(true, Ordering::Relaxed);
             }
             delete(files, FileKind::Lock, &id).await?;
-            removed += 1;
+            found.removed += 1;
             continue;
         }
         let lock = lock?;
         let age = age(now, lock.time);
-        living.push((id, lock, age));
+        found.others.push((lock, age));
     }
-    Ok((living, removed))
+    Ok(found)
 }
 
 /// Removes the locks of dead holders and says how many.
 pub(crate) async fn remove_dead(files: &Files, options: &OpenOptions) -> Result<u64> {
     let healed = AtomicBool::default();
-    Ok(living(files, options, None, &healed).await?.1)
+    Ok(living(files, options, None, &healed).await?.removed)
 }
 
 fn age(now: Timestamp, then: Timestamp) -> Duration {

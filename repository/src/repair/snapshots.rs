@@ -40,7 +40,12 @@ pub(super) async fn salvage(
     cancel: &CancellationToken,
 ) -> Result<SnapshotsRepair> {
     let files = &repository.files;
-    let (mut snapshots, mut unreadable, mut report) = load(repository, wanted).await?;
+    let Loaded {
+        wanted: mut snapshots,
+        mut unreadable,
+        made,
+        mut report,
+    } = load(repository, wanted).await?;
     let index = Arc::new(present(files).await?);
     let reader = BlobReader {
         files: files.clone(),
@@ -90,7 +95,9 @@ pub(super) async fn salvage(
             Ok(tree) => {
                 let new = match options.dry_run {
                     true => None,
-                    false => Some(replace(files, guard, (old, snapshot), tree, options).await?),
+                    false => {
+                        Some(replace(files, guard, (old, snapshot), (tree, &made), options).await?)
+                    }
                 };
                 report.repaired.push(SnapshotRepair { old, new });
             }
@@ -107,36 +114,47 @@ pub(super) async fn salvage(
     Ok(report)
 }
 
-type Loaded = (
-    Vec<(SnapshotId, Snapshot)>,
-    Vec<SnapshotId>,
-    SnapshotsRepair,
-);
+/// What was made of which snapshot: the tree that was left of it, and where that is.
+type Made = HashMap<(SnapshotId, Id), SnapshotId>;
 
-/// The wanted snapshots that can be read, the others, and a report that names those.
+#[derive(Default)]
+struct Loaded {
+    /// Those that can be read.
+    wanted: Vec<(SnapshotId, Snapshot)>,
+    /// The other wanted ones, which the report names.
+    unreadable: Vec<SnapshotId>,
+    /// By repairs before, which may have been interrupted.
+    made: Made,
+    report: SnapshotsRepair,
+}
+
 async fn load(repository: &Repository, wanted: &[SnapshotId]) -> Result<Loaded> {
-    let mut report = SnapshotsRepair::default();
-    let (mut snapshots, mut unreadable) = (Vec::new(), Vec::new());
+    let mut loaded = Loaded::default();
     let listed = repository.files.list(FileKind::Snapshot).await?;
-    let all = wanted.is_empty();
-    for (id, _) in listed
-        .into_iter()
-        .filter(|(id, _)| all || wanted.contains(id))
-    {
-        report.snapshots += 1;
+    for (id, _) in listed {
+        let is_wanted = wanted.is_empty() || wanted.contains(&id);
+        loaded.report.snapshots += u64::from(is_wanted);
         match repository.snapshot(&id).await {
-            Ok(snapshot) => snapshots.push((id, snapshot)),
+            Ok(snapshot) => {
+                if let Some(original) = snapshot.original {
+                    loaded.made.insert((original, snapshot.tree), id);
+                }
+                if is_wanted {
+                    loaded.wanted.push((id, snapshot));
+                }
+            }
+            Err(Error::Corrupt { .. }) if !is_wanted => {}
             Err(error @ Error::Corrupt { .. }) => {
-                report.lost.push(FileProblem {
+                loaded.report.lost.push(FileProblem {
                     path: FileKind::Snapshot.path(&id),
                     message: error.to_string(),
                 });
-                unreadable.push(id);
+                loaded.unreadable.push(id);
             }
             Err(error) => return Err(error),
         }
     }
-    Ok((snapshots, unreadable, report))
+    Ok(loaded)
 }
 
 /// An index of the packs that are there: what the others held is lost, whatever the index files say.
@@ -154,17 +172,18 @@ async fn present(files: &Files) -> Result<Index> {
     Ok(index)
 }
 
-/// Stores what is left of a snapshot, and removes the damaged one if that is wanted.
+/// Stores what is left of a snapshot, unless that was done before, and removes the damaged one if that is wanted.
 async fn replace(
     files: &Files,
     guard: &LockGuard,
     (old, snapshot): (SnapshotId, Snapshot),
-    tree: Id,
+    (tree, made): (Id, &Made),
     options: RepairOptions,
 ) -> Result<SnapshotId> {
+    let original = snapshot.original.unwrap_or(old);
     let mut snapshot = Snapshot {
         tree,
-        original: snapshot.original.or(Some(old)),
+        original: Some(original),
         // They count what is not there any more.
         summary: None,
         ..snapshot
@@ -172,8 +191,16 @@ async fn replace(
     if !options.forget && !snapshot.tags.iter().any(|tag| tag == TAG) {
         snapshot.tags.push(TAG.to_owned());
     }
-    let json = serde_json::to_vec(&snapshot).map_err(|error| Error::Internal(error.to_string()))?;
-    let (new, _) = lock::write(files, guard, FileKind::Snapshot, &json).await?;
+    let new = match made.get(&(original, tree)) {
+        Some(made) => *made,
+        None => {
+            let json = serde_json::to_vec(&snapshot)
+                .map_err(|error| Error::Internal(error.to_string()))?;
+            lock::write(files, guard, FileKind::Snapshot, &json)
+                .await?
+                .0
+        }
+    };
     if options.forget {
         lock::delete_all(files, guard, FileKind::Snapshot, &[old]).await?;
     }

@@ -24,6 +24,8 @@ pub enum Fate {
     Fail,
     /// It takes effect, but nobody hears of it.
     Silence,
+    /// It takes no effect, and nobody hears of it.
+    Never,
     /// A deletion is at the server: it takes so long, then it takes effect, whether or not anybody still waits for it.
     Late(Duration),
 }
@@ -92,6 +94,7 @@ async fn meet<T>(fate: Fate, key: &str, work: impl Future<Output = Result<T>>) -
             key: key.into(),
             message: "as the test says".into(),
         }),
+        Fate::Never => std::future::pending().await,
         Fate::Silence => {
             let _ = work.await;
             std::future::pending().await
