@@ -13,7 +13,7 @@ use jackline_crds::names::{
 use jackline_crds::velero::{
     PodVolumeBackup, PodVolumePhase, PodVolumeRestore, PodVolumeRestoreSpec, UploaderType,
 };
-use jackline_policy::restore::wait;
+use jackline_policy::restore::{wait, waiter::Settings};
 use jackline_repository::Progress;
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{ObjectReference, PersistentVolumeClaim, Pod};
@@ -317,6 +317,7 @@ impl Restore<'_> {
             restore: &self.uid,
             over: annotation::RESTORE_OVER,
             volumes: &BTreeMap::from([("data".to_owned(), 1)]),
+            settings: &Settings::default(),
         };
         wait::add(&mut pod, waiter);
         serde_json::from_value(pod).map_err(Exit::failed)

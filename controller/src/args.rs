@@ -40,7 +40,7 @@ pub struct Args {
     /// How long the volumes of one backup or restore may take, as a Go duration; without it as long as data moves
     #[arg(long, env = "JACKLINE_FS_BACKUP_TIMEOUT", value_name = "DURATION")]
     pub fs_backup_timeout: Option<GoDuration>,
-    /// A volume none of whose data has moved for this long is given up, as a Go duration
+    /// A volume none of whose data has moved for this long is given up, or whose pod could not begin to wait for it, as a Go duration
     #[arg(
         long,
         env = "JACKLINE_VOLUME_PROGRESS_TIMEOUT",

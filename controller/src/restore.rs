@@ -9,6 +9,7 @@ mod begin;
 mod catalog;
 mod cluster;
 mod copies;
+mod details;
 mod files;
 mod hooks;
 mod items;
@@ -47,6 +48,7 @@ use serde_json::{Value, json};
 pub use pods::RestoredPod;
 
 use crate::{context::Context, fence, location};
+use report::{Place, Report};
 use run::{Ending, Finished};
 use served::Served;
 use validate::Valid;
@@ -304,7 +306,8 @@ impl Controller<'_> {
             Err(errors) => {
                 let why = errors.join("; ");
                 if !self.is_location_away(restore) {
-                    return self.end(restore, "", Ending::Failed(why)).await;
+                    let report = self.report(restore);
+                    return self.fail(restore, "", &report, why).await;
                 }
                 let reason = "NotRestorableNow";
                 self.say(restore, EventKind::Warning, reason, why.clone());
@@ -322,13 +325,29 @@ impl Controller<'_> {
         known.is_some() && usable.is_err()
     }
 
+    fn report(&self, restore: &Restore) -> Arc<Report> {
+        let name = format!("{}/{}", self.context.namespace, restore.name_any());
+        Arc::new(Report::new(name))
+    }
+
     async fn run(&self, restore: &Restore, valid: Valid, served: Served) -> Result<Next, Failure> {
-        let ended =
-            run::execute(self.context, self.pods, self.token, restore, &valid, served).await;
+        let schedule = schedule(&valid).to_owned();
+        let report = self.report(restore);
+        let ended = run::execute(
+            self.context,
+            self.pods,
+            self.token,
+            restore,
+            &valid,
+            served,
+            report.clone(),
+        )
+        .await;
         let ending = match ended {
             // Nobody would look at it again.
             Err(failure) if failure.class == Class::Terminal => {
-                Ending::Failed(location::chain(&*failure.source))
+                let why = location::chain(&*failure.source);
+                return self.fail(restore, &schedule, &report, why).await;
             }
             Err(failure) => {
                 if failure.class == Class::Transient && self.token.check().is_ok() {
@@ -337,10 +356,39 @@ impl Controller<'_> {
                 }
                 return Err(failure);
             }
+            Ok(Ending::Failed(why)) => return self.fail(restore, &schedule, &report, why).await,
             Ok(ending) => ending,
         };
-        let schedule = schedule(&valid).to_owned();
         self.end(restore, &schedule, ending).await
+    }
+
+    /// Ends a restore that failed as a whole. Where its location can be written to, it leaves its log there like any other.
+    async fn fail(
+        &self,
+        restore: &Restore,
+        schedule: &str,
+        report: &Report,
+        why: String,
+    ) -> Result<Next, Failure> {
+        report.error(Place::Velero, &why);
+        let left = async {
+            let backup = restore.spec.backup_name.as_deref().unwrap_or_default();
+            let location = location::of_backup(self.context, backup)?;
+            let (client, namespace) = (&self.context.clients.call, &self.context.namespace);
+            let store = location::open(client, namespace, &location).await;
+            let store = store.map_err(|error| location::chain(&error))?;
+            self.token.check().map_err(|error| error.to_string())?;
+            let files = files::upload(&*store, &restore.name_any(), report, &[]).await;
+            files.map_err(|error| location::chain(&error))
+        };
+        if let Err(error) = left.await {
+            tracing::warn!(
+                restore = restore.name_any(),
+                error,
+                "a failed restore leaves no log"
+            );
+        }
+        self.end(restore, schedule, Ending::Failed(why)).await
     }
 
     async fn end(

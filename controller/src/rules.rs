@@ -44,7 +44,11 @@ fn source(config: &ConfigMap) -> Result<&str, String> {
     }
 }
 
-fn yaml(text: &str) -> Result<Value, String> {
+/// Reads YAML.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn yaml(text: &str) -> Result<Value, String> {
     serde_saphyr::from_str(text).map_err(|error| error.to_string())
 }
 

@@ -102,7 +102,7 @@ pub mod annotation {
     pub const POST_HOOKS: &str = super::label::POST_HOOKS;
     /// Prefix, on a Backup in progress: UID of a pod to what became of its hooks; JSON.
     pub const HOOKS_PREFIX: &str = "hooks.jackline.dev/";
-    /// On a restored pod: UID of the restore whose commands have begun to run in it.
+    /// On a restored pod: UID of the restore whose commands have begun to run in it; when they are over, also how many ran and failed.
     pub const RESTORE_HOOKS: &str = "jackline.dev/restore-hooks";
     /// On a restored pod that waits for data which will not come: why. Its `restore-wait` reads it and ends.
     pub const RESTORE_OVER: &str = "jackline.dev/restore-over";

@@ -1,16 +1,27 @@
 //! The done-file of a restore: `.velero/<restore UID>` in the volume (velero-compat §6.4).
 //!
 //! It is written when all data is on stable storage, and removed when the last pod that waits for it has gone on. The volume belongs
-//! to a workload that may be hostile, so no symbolic link is followed.
+//! to a workload that may be hostile and write into it meanwhile: everything below its root is reached from the handle of the directory
+//! it is in, and no symbolic link is followed.
 
 use std::{
-    fs::{FileTimes, OpenOptions},
+    ffi::{CStr, CString},
+    fs::{File, FileTimes},
     io,
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::fd::{AsFd, OwnedFd},
     path::Path,
 };
 
 use jackline_crds::names::RESTORE_DONE_DIR;
+use rustix::{
+    fs::{AtFlags, Dir, Mode, OFlags, fchmod, fsync, mkdirat, openat, renameat, syncfs, unlinkat},
+    io::Errno,
+};
+
+/// Names that are read from a directory at a time.
+const BATCH: usize = 1024;
+/// Most entries that are cleared away; a done-file is one.
+const MOST: u64 = 1_000_000;
 
 /// Whether this can be a file name that stays where it is put.
 fn is_uid(uid: &str) -> bool {
@@ -24,34 +35,29 @@ pub(crate) fn write(volume: &Path, restore_uid: &str) -> io::Result<()> {
             "restore UID {restore_uid:?} cannot be a file name"
         )));
     }
-    let root = std::fs::File::open(volume)?;
-    rustix::fs::syncfs(&root)?;
-    let times = times(volume)?;
-    remove(volume)?;
-    let dir = volume.join(RESTORE_DONE_DIR);
-    std::fs::DirBuilder::new().mode(0o755).create(&dir)?;
-    let part = dir.join(format!("{restore_uid}.part"));
-    let file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o644)
-        .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed())
-        .open(&part)?;
+    let root = File::open(volume)?;
+    syncfs(&root)?;
+    let times = times(&root)?;
+    clear(&root)?;
+    mkdirat(&root, RESTORE_DONE_DIR, Mode::from(0o755))?;
+    let dir = open_directory(&root, RESTORE_DONE_DIR)?;
+    let part = format!("{restore_uid}.part");
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = openat(&dir, &part, flags, Mode::from(0o644))?;
     // Readable for restore-wait under any user, whatever our umask is.
-    file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
-    std::fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
-    file.sync_all()?;
-    let handle = std::fs::File::open(&dir)?;
+    fchmod(&file, Mode::from(0o644))?;
+    fchmod(&dir, Mode::from(0o755))?;
+    fsync(&file)?;
     root.set_times(times)?;
     root.sync_all()?;
-    // From here on restore-wait may remove the directory at any moment: nothing below looks at it by its path.
-    std::fs::rename(&part, dir.join(restore_uid))?;
-    handle.sync_all()
+    // From here on restore-wait may remove the directory at any moment.
+    renameat(&dir, &part, &dir, restore_uid)?;
+    Ok(fsync(&dir)?)
 }
 
 /// Times of the volume's root: the marker comes and goes without a trace.
-fn times(volume: &Path) -> io::Result<FileTimes> {
-    let meta = volume.symlink_metadata()?;
+fn times(root: &File) -> io::Result<FileTimes> {
+    let meta = root.metadata()?;
     Ok(FileTimes::new()
         .set_accessed(meta.accessed()?)
         .set_modified(meta.modified()?))
@@ -67,20 +73,116 @@ pub(crate) fn exists(volume: &Path, restore_uid: &str) -> bool {
             .is_ok_and(|meta| meta.is_file())
 }
 
-/// Removes the directory of done-files, if it is there.
-pub(crate) fn remove(volume: &Path) -> io::Result<()> {
-    let dir = volume.join(RESTORE_DONE_DIR);
-    let times = times(volume)?;
-    let result = match dir.symlink_metadata() {
-        // Does not follow links, also not below.
-        Ok(meta) if meta.is_dir() => std::fs::remove_dir_all(&dir),
-        Ok(_) => std::fs::remove_file(&dir),
-        Err(error) => Err(error),
+/// Removes the done-file of this restore, and its directory with it unless another restore has its own there.
+pub(crate) fn remove(volume: &Path, restore_uid: &str) -> io::Result<()> {
+    let root = File::open(volume)?;
+    let times = times(&root)?;
+    let dir = match open_directory(&root, RESTORE_DONE_DIR) {
+        Ok(dir) => dir,
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(()),
+        Err(error) => return Err(error.into()),
     };
-    match result {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error),
-        Ok(()) => std::fs::File::open(volume)?.set_times(times),
+    match unlinkat(&dir, restore_uid, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => {}
+        Err(error) => return Err(error.into()),
+    }
+    match unlinkat(&root, RESTORE_DONE_DIR, AtFlags::REMOVEDIR) {
+        Ok(()) => root.set_times(times),
+        Err(Errno::NOTEMPTY | Errno::EXIST | Errno::NOENT | Errno::NOTDIR) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn open_directory(parent: impl AsFd, name: impl rustix::path::Arg) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    openat(parent, name, flags, Mode::empty())
+}
+
+/// Removes whatever has the name of the directory of done-files.
+///
+/// A tenant may have nested directories in it as deep as they like: each is lifted to the top before it is emptied, so neither the stack
+/// nor the number of open files grows with the depth.
+fn clear(root: &File) -> io::Result<()> {
+    let top = match open_directory(root, RESTORE_DONE_DIR) {
+        Ok(top) => top,
+        Err(Errno::NOENT) => return Ok(()),
+        // A file or a link, which goes by itself.
+        Err(Errno::NOTDIR | Errno::LOOP) => {
+            return Ok(unlinkat(root, RESTORE_DONE_DIR, AtFlags::empty())?);
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let (mut entries, mut lifted) = (0, 0);
+    let mut count = || {
+        entries += 1;
+        let why = || format!("there are more than {MOST} entries in {RESTORE_DONE_DIR}: remove it");
+        (entries <= MOST)
+            .then_some(())
+            .ok_or_else(|| io::Error::other(why()))
+    };
+    loop {
+        let names = first_names(&top)?;
+        if names.is_empty() {
+            break;
+        }
+        for name in names {
+            count()?;
+            if is_unlinked(&top, &name)? {
+                continue;
+            }
+            let inner = open_directory(&top, &name)?;
+            loop {
+                let names = first_names(&inner)?;
+                if names.is_empty() {
+                    break;
+                }
+                for name in names {
+                    count()?;
+                    if !is_unlinked(&inner, &name)? {
+                        lift(&inner, &name, &top, &mut lifted)?;
+                    }
+                }
+            }
+            unlinkat(&top, &name, AtFlags::REMOVEDIR)?;
+        }
+    }
+    Ok(unlinkat(root, RESTORE_DONE_DIR, AtFlags::REMOVEDIR)?)
+}
+
+fn first_names(directory: &OwnedFd) -> io::Result<Vec<CString>> {
+    let mut names = Vec::new();
+    for entry in Dir::read_from(directory)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if ![c".", c".."].contains(&name) {
+            names.push(name.to_owned());
+        }
+        if names.len() == BATCH {
+            break;
+        }
+    }
+    Ok(names)
+}
+
+/// Whether what has this name is gone now; a directory is not.
+fn is_unlinked(parent: &OwnedFd, name: &CStr) -> io::Result<bool> {
+    match unlinkat(parent, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => Ok(true),
+        // What unlinking a directory gives depends on the file system.
+        Err(Errno::ISDIR | Errno::PERM) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Moves a directory to the top, under a name that is free.
+fn lift(from: &OwnedFd, name: &CStr, top: &OwnedFd, lifted: &mut u64) -> io::Result<()> {
+    loop {
+        *lifted += 1;
+        match renameat(from, name, top, format!("{lifted}")) {
+            Ok(()) => return Ok(()),
+            Err(Errno::NOTEMPTY | Errno::EXIST | Errno::NOTDIR) if *lifted < MOST => {}
+            Err(error) => return Err(error.into()),
+        }
     }
 }
 
@@ -104,8 +206,11 @@ mod tests {
         // Of another restore: the old one is gone.
         write(dir.path(), "r2").unwrap();
         assert!(exists(dir.path(), "r2") && !exists(dir.path(), "r1"));
-        remove(dir.path()).unwrap();
-        remove(dir.path()).unwrap();
+        // That of a later restore stays.
+        remove(dir.path(), "r1").unwrap();
+        assert!(exists(dir.path(), "r2"));
+        remove(dir.path(), "r2").unwrap();
+        remove(dir.path(), "r2").unwrap();
         let left: Vec<_> = std::fs::read_dir(dir.path())
             .unwrap()
             .map(|e| e.unwrap().file_name())
@@ -136,7 +241,7 @@ mod tests {
             });
             while !agent.is_finished() {
                 if exists(dir.path(), "r1") {
-                    remove(dir.path()).unwrap();
+                    remove(dir.path(), "r1").unwrap();
                     removed.fetch_add(1, Ordering::Release);
                 }
             }
@@ -155,6 +260,32 @@ mod tests {
         assert!(outside.path().join("keep").exists());
         assert!(!outside.path().join("r1").exists());
         assert!(exists(dir.path(), "r1"));
+    }
+
+    #[test]
+    fn directories_of_a_tenant_are_cleared_away_however_deep() {
+        let dir = tempfile::tempdir().unwrap();
+        let outside = tempfile::tempdir().unwrap();
+        std::fs::write(outside.path().join("keep"), "x").unwrap();
+        let (deep, outer) = (dir.path().join("deep"), dir.path().join("outer"));
+        std::fs::create_dir(&deep).unwrap();
+        std::os::unix::fs::symlink(outside.path(), deep.join("link")).unwrap();
+        // From the inside out: no path could name the innermost.
+        for level in 0..2_000 {
+            std::fs::create_dir(&outer).unwrap();
+            std::fs::rename(&deep, outer.join("1")).unwrap();
+            if level % 100 == 0 {
+                std::fs::write(outer.join("2"), "x").unwrap();
+                std::fs::create_dir(outer.join("3")).unwrap();
+            }
+            std::fs::rename(&outer, &deep).unwrap();
+        }
+        std::fs::rename(&deep, dir.path().join(".velero")).unwrap();
+        write(dir.path(), "r1").unwrap();
+        assert!(exists(dir.path(), "r1"));
+        remove(dir.path(), "r1").unwrap();
+        assert!(!dir.path().join(".velero").exists());
+        assert!(outside.path().join("keep").exists());
     }
 
     #[test]

@@ -5,7 +5,8 @@
 //! result is the same.
 //!
 //! After completion the done-file is looked after until the object goes: written again for a pod whose `restore-wait` runs again (a node
-//! that restarted), removed when the controller says that every waiter has gone on.
+//! that restarted), removed when the controller says that every waiter has gone on; through another pod of the claim where the one that
+//! was restored into is gone.
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
@@ -347,19 +348,16 @@ impl Restores {
     /// The done-file of a completed restore.
     async fn look_after(&self, object: &PodVolumeRestore) -> Result<Next, Failure> {
         let context = &self.context;
-        let PodHere::Yes(pod) = context.pod(&object.spec.pod) else {
+        let Some((pod, volume)) = self.reach(object) else {
             return Ok(Next::Done);
         };
         let uid = object.uid().unwrap_or_default();
-        let waits = self.waits_again(object, &pod);
+        let waits = self.waits_again(object, &pod, &volume);
         let left = object.annotations().contains_key(annotation::WAITERS_LEFT);
         if !waits && (!left || self.settled.lock().contains(&uid)) {
             return Ok(Next::Done);
         }
-        if pods::is_over(&pod) {
-            return Ok(Next::Done);
-        }
-        let found = match context.resolve(&pod, &object.spec.volume).await {
+        let found = match context.resolve(&pod, &volume).await {
             Ok(found) => found,
             Err(error) => {
                 // The pod is being taken down, most likely. Nothing can be done in a volume that is not there.
@@ -374,7 +372,7 @@ impl Restores {
         let done = tokio::task::spawn_blocking(move || match waits {
             true if marker::exists(&found.path, &restore) => Ok(()),
             true => marker::write(&found.path, &restore),
-            false => marker::remove(&found.path),
+            false => marker::remove(&found.path, &restore),
         });
         match done.await {
             Ok(Ok(())) => {}
@@ -389,8 +387,34 @@ impl Restores {
         Ok(Next::Done)
     }
 
+    /// A pod of this node in which the volume is, and its name there: the one that was restored into or, when that is gone, any other
+    /// that mounts the claim.
+    fn reach(&self, object: &PodVolumeRestore) -> Option<(Arc<Pod>, String)> {
+        let of = &object.spec.pod;
+        if let PodHere::Yes(pod) = self.context.pod(of)
+            && !pods::is_over(&pod)
+        {
+            return Some((pod, object.spec.volume.clone()));
+        }
+        let claim = object.annotations().get(annotation::PVC_NAME)?;
+        let volume = |pod: &Pod| {
+            let mut volumes = pod
+                .spec
+                .iter()
+                .flat_map(|spec| spec.volumes.iter().flatten());
+            let found = volumes.find(|volume| pods::claim(pod, volume).as_ref() == Some(claim));
+            found.map(|volume| volume.name.clone())
+        };
+        let has_it = |pod: &Pod| {
+            pod.metadata.namespace == of.namespace && !pods::is_over(pod) && volume(pod).is_some()
+        };
+        let pod = self.context.pods.find(has_it)?;
+        let volume = volume(&pod)?;
+        Some((pod, volume))
+    }
+
     /// Whether a pod of this node that shares the volume has begun to wait after the restore was complete.
-    fn waits_again(&self, object: &PodVolumeRestore, carrier: &Pod) -> bool {
+    fn waits_again(&self, object: &PodVolumeRestore, carrier: &Pod, volume: &str) -> bool {
         let Some(completed) = object
             .status
             .as_ref()
@@ -399,8 +423,7 @@ impl Restores {
             return false;
         };
         let restore = restore_uid(object);
-        let claim =
-            pods::volume(carrier, &object.spec.volume).and_then(|v| pods::claim(carrier, v));
+        let claim = pods::volume(carrier, volume).and_then(|v| pods::claim(carrier, v));
         let shares = |pod: &Pod| match &claim {
             Some(claim) => pod
                 .spec

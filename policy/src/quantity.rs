@@ -17,6 +17,16 @@ pub fn bytes(field: &str, text: &str) -> Result<u64, Invalid> {
 
 /// [`bytes`] for quantities that the API server has checked already.
 pub fn parse(text: &str) -> Option<u64> {
+    scaled(text, 0)
+}
+
+/// A quantity of anything, of processors too, in thousandths.
+pub fn thousandths(text: &str) -> Option<u64> {
+    scaled(text, 3)
+}
+
+/// A quantity times 10^`shift`.
+fn scaled(text: &str, shift: i32) -> Option<u64> {
     let text = text.strip_prefix('+').unwrap_or(text);
     let end = text
         .find(|c: char| !c.is_ascii_digit() && c != '.')
@@ -47,6 +57,7 @@ pub fn parse(text: &str) -> Option<u64> {
         exponent => (0, exponent.strip_prefix(['e', 'E'])?.parse().ok()?),
     };
     let digits: u128 = format!("{whole}{fraction}").parse().ok()?;
+    let decimal = decimal.checked_add(shift)?;
     let decimal = decimal.checked_sub(i32::try_from(fraction.len()).ok()?)?;
     let scaled = digits.checked_mul(1 << binary)?;
     let power = 10u128.checked_pow(decimal.unsigned_abs());
@@ -107,6 +118,20 @@ mod tests {
             ("0e50", Some(0)),
         ] {
             assert_eq!(parse(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn parts_of_a_processor_are_told_apart() {
+        for (text, expected) in [
+            ("100m", Some(100)),
+            ("0.5", Some(500)),
+            ("2", Some(2000)),
+            ("1n", Some(1)),
+            ("128Mi", Some(128_000 << 20)),
+            ("x", None),
+        ] {
+            assert_eq!(thousandths(text), expected, "{text}");
         }
     }
 

@@ -11,7 +11,7 @@
 //! - [`claim`]: claims and persistent volumes;
 //! - [`volume`]: which volume's data goes into which pod, and who waits for it;
 //! - [`hook`]: what runs before and in a restored pod;
-//! - [`wait`]: the init container that waits;
+//! - [`wait`], [`waiter`]: the init container that waits, and what the user wants of it;
 //! - [`mapping`]: storage classes, nodes and images that are called differently here;
 //! - [`modify`], [`strategic`]: patches that the user asks for;
 //! - [`conflict`]: an object that is there already.
@@ -30,3 +30,4 @@ pub mod skip;
 pub mod strategic;
 pub mod volume;
 pub mod wait;
+pub mod waiter;

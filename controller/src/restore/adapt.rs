@@ -1,9 +1,9 @@
-//! What the user wants different on the objects of a restore: names that are mapped and patches, read from ConfigMaps.
+//! What the user wants different on the objects of a restore: names that are mapped, patches, and how pods wait, read from ConfigMaps.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use jackline_crds::velero::RestoreSpec;
-use jackline_policy::restore::{mapping::Mappings, modify::Modifiers};
+use jackline_policy::restore::{mapping::Mappings, modify::Modifiers, waiter::Settings};
 use jackline_runtime::Failure;
 use k8s_openapi::api::core::v1::{ConfigMap, Node};
 use kube::{Api, ResourceExt, api::ListParams};
@@ -20,6 +20,10 @@ pub struct Adaptation {
     pub mappings: Mappings,
     /// Patches.
     pub modifiers: Modifiers,
+    /// How the init container of pods that wait is made.
+    pub waiter: Settings,
+    /// What of it cannot be used.
+    pub warnings: Vec<String>,
 }
 
 /// Reads the ConfigMaps that a restore is under. What is wrong with them goes into `errors`.
@@ -53,6 +57,12 @@ pub async fn read(
         nodes: mapping("change-pvc-node-selector").await?,
         images: Mappings::image_pairs(mapping("change-image-name").await?.values()),
     };
+    let waiter = mapping("pod-volume-restore").await?;
+    let (waiter, wrong) = Settings::parse(&waiter, &rules::yaml);
+    let warnings = wrong.into_iter().map(|why| {
+        format!("ConfigMap with label velero.io/pod-volume-restore: {why}; the default is used")
+    });
+    let warnings = warnings.collect();
     if !mappings.nodes.is_empty() {
         let nodes: Api<Node> = Api::all(context.clients.call.clone());
         let nodes = nodes.list_metadata(&ListParams::default()).await?;
@@ -69,6 +79,8 @@ pub async fn read(
     Ok(Adaptation {
         mappings,
         modifiers,
+        waiter,
+        warnings,
     })
 }
 

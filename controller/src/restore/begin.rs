@@ -17,7 +17,12 @@ use kube::{
     api::{DeleteParams, ObjectMeta, Preconditions},
 };
 
-use super::{pods::RestoredPod, report::Place, run::Run, volumes::CLAIM};
+use super::{
+    pods::RestoredPod,
+    report::Place,
+    run::{Part, Run},
+    volumes::CLAIM,
+};
 use crate::{location::chain, named, repository};
 
 /// The pod that the data goes through, and the volume's name in it.
@@ -48,11 +53,12 @@ impl Run<'_> {
             .collect()
     }
 
-    /// Makes the PodVolumeRestores. All pods are there: nobody comes later who would have to wait.
-    pub async fn start_volumes(&self) -> Result<(), Failure> {
+    /// Makes the PodVolumeRestores of a part. All its pods are there: nobody comes later who would have to wait.
+    pub async fn start_volumes(&self, part: Part<'_>) -> Result<(), Failure> {
         let sources = self
             .sources()
             .into_iter()
+            .filter(|source| part.has(Some(source)))
             .map(|source| self.start_source(source));
         futures::future::try_join_all(sources).await.map(|_| ())
     }

@@ -1,5 +1,5 @@
-//! Hooks of restored pods: init containers are put in when a pod is made; commands run when their container does, beside the data that
-//! other pods wait for.
+//! Hooks of restored pods: init containers are put in when a pod is made; from then on its commands wait for their containers, beside the
+//! objects that are still to come and the data that other pods wait for.
 
 use std::{
     collections::BTreeSet,
@@ -7,10 +7,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures::future::join_all;
+use futures::{StreamExt, TryStreamExt, stream::FuturesUnordered};
 use jackline_crds::{
     GoDuration,
-    names::{FIELD_MANAGER, annotation},
+    names::annotation,
     velero::{ExecRestoreHook, HookErrorMode, RestoreResourceHookSpec, RestoreSpec},
 };
 use jackline_policy::{
@@ -23,17 +23,25 @@ use jackline_policy::{
 };
 use jackline_runtime::{Failure, Key};
 use k8s_openapi::api::core::v1::Pod;
-use kube::{
-    Api, ResourceExt,
-    api::{Patch, PatchParams},
-};
+use kube::{Api, ResourceExt, api::Patch};
 use serde_json::Value;
+use tokio::sync::mpsc::UnboundedReceiver;
 
-use super::{pods::RestoredPod, report::Place, run::Run, validate};
-use crate::{exec::exec, location::chain};
+use super::{
+    cluster::{is_passing, patiently},
+    over, params,
+    pods::RestoredPod,
+    report::Place,
+    run::{MadePod, Run},
+    validate,
+};
+use crate::{
+    exec::{HookCount, exec},
+    location::chain,
+};
 
 /// How long the watch may take to see what was just made.
-const SEEN: Duration = Duration::from_secs(3);
+const SEEN: Duration = Duration::from_secs(30);
 /// How long a pod may take to go on when its data is back.
 const GOES_ON: Duration = Duration::from_secs(60);
 /// How long a container may take to come up once the data is back, where nothing says how long.
@@ -110,6 +118,36 @@ enum Over {
     /// It still waits for data although no more comes.
     NoData,
     Late,
+    /// It cannot be written down that they begin.
+    Unnoted(String),
+}
+
+/// What an earlier run wrote down on a pod about its commands: they have begun, and when all were over, how many there were and how
+/// many of them failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Noted {
+    Begun,
+    Ended(i32, i32),
+}
+
+impl Noted {
+    fn text(self, restore: &str) -> String {
+        match self {
+            Self::Begun => restore.to_owned(),
+            Self::Ended(attempted, failed) => format!("{restore} {attempted}/{failed}"),
+        }
+    }
+
+    /// `None` where it is of another restore.
+    fn read(text: &str, restore: &str) -> Option<Self> {
+        let rest = text.strip_prefix(restore)?;
+        let ended = || {
+            let (attempted, failed) = rest.strip_prefix(' ')?.split_once('/')?;
+            Some(Self::Ended(attempted.parse().ok()?, failed.parse().ok()?))
+        };
+        // What cannot be read has begun at least.
+        Some(ended().unwrap_or(Self::Begun))
+    }
 }
 
 impl Run<'_> {
@@ -125,27 +163,33 @@ impl Run<'_> {
         hook::insert(pod, containers);
     }
 
-    /// Runs the commands of every pod that this restore made.
+    /// Runs the commands of every pod that this restore makes, from when it is told of it.
     ///
     /// # Errors
     /// When this process may not act any more.
-    pub async fn run_hooks(&self) -> Result<(), Failure> {
-        let made: Vec<((String, String), String)> =
-            self.state.lock().pods.clone().into_iter().collect();
-        let pods = made
-            .iter()
-            .map(|((namespace, name), uid)| self.hooks_of(namespace, name, uid));
-        join_all(pods).await.into_iter().collect()
+    pub async fn run_hooks(&self, mut made: UnboundedReceiver<MadePod>) -> Result<(), Failure> {
+        let mut running = FuturesUnordered::new();
+        loop {
+            tokio::select! {
+                pod = made.recv() => match pod {
+                    Some(pod) => running.push(self.hooks_of(pod)),
+                    None => break,
+                },
+                Some(ended) = running.next() => ended?,
+            }
+        }
+        running.try_collect().await
     }
 
-    async fn hooks_of(&self, source: &str, name: &str, uid: &str) -> Result<(), Failure> {
-        let namespace = self.target(source);
+    async fn hooks_of(&self, ((source, name), uid): MadePod) -> Result<(), Failure> {
+        let namespace = self.target(&source);
+        let (name, uid) = (name.as_str(), uid.as_str());
         // Made a moment ago: the watch may not have seen it yet.
         let place = Place::Namespace(namespace);
         let key = Key::namespaced(namespace, name);
         let seen = self.restored_pods.wait_for(|_| self.live(&key, uid));
         let Ok(pod) = tokio::time::timeout(SEEN, seen).await else {
-            let stored = self.catalog.find("pods", Some(source), name);
+            let stored = self.catalog.find("pods", Some(&source), name);
             let command = "post.hook.restore.velero.io/command";
             let own = stored.is_some_and(|pod| json::annotation(&pod, command).is_some());
             if own || !self.valid.hooks.is_empty() {
@@ -189,25 +233,45 @@ impl Run<'_> {
         if groups.is_empty() {
             return Ok(());
         }
-        if pod.annotations().get(annotation::RESTORE_HOOKS) == Some(&self.uid) {
+        let noted = pod.annotations().get(annotation::RESTORE_HOOKS);
+        match noted.and_then(|noted| Noted::read(noted, &self.uid)) {
+            None => {}
             // A command may do harm when it runs twice, and how far it came nobody knows: not a restore that went well.
-            let count = groups.iter().map(|(_, hooks)| hooks.len()).sum::<usize>();
-            let count = i32::try_from(count).unwrap_or(i32::MAX);
-            self.hooks.add(count, count);
-            let why = format!(
-                "pod {name}: its post-restore exec hooks were begun by an earlier run of this restore; how they ended is not known, and they do not run again"
-            );
-            self.report.error(place, &why);
-            return Ok(());
+            Some(Noted::Begun) => {
+                let count = groups.iter().map(|(_, hooks)| hooks.len()).sum::<usize>();
+                let count = i32::try_from(count).unwrap_or(i32::MAX);
+                self.hooks.add(count, count);
+                let why = format!(
+                    "pod {name}: its post-restore exec hooks were begun by an earlier run of this restore; how they ended is not known, and they do not run again"
+                );
+                self.report.error(place, &why);
+                return Ok(());
+            }
+            Some(Noted::Ended(attempted, failed)) => {
+                self.hooks.add(attempted, failed);
+                if failed > 0 {
+                    let why = format!(
+                        "pod {name}: {failed} of its {attempted} post-restore exec hooks failed in an earlier run of this restore, and they do not run again"
+                    );
+                    self.report.error(place, &why);
+                }
+                return Ok(());
+            }
         }
         self.run_groups(&pod, groups).await
     }
 
-    /// Pods whose data is back have gone on within this time.
+    /// Pods whose data is back have gone on within this time. One whose data is lost never does, whether its waiter runs or could not
+    /// even be started.
     fn waits_in_vain(&self, pod: &RestoredPod) -> bool {
         let over = self.data_over.get();
         let over = over.is_some_and(|over| over.elapsed() > GOES_ON);
-        over && pod.waits_for() == Some(&self.uid) && pod.is_waiting()
+        if !over || pod.waits_for() != Some(&self.uid) || pod.has_left() {
+            return false;
+        }
+        let volumes = self.begun();
+        let lacks = |volume: &str| over::loss(pod, volume, &volumes).is_some();
+        pod.is_waiting() || pod.awaited().any(lacks)
     }
 
     fn live(&self, key: &Key, uid: &str) -> Option<Arc<RestoredPod>> {
@@ -235,42 +299,50 @@ impl Run<'_> {
                 over.is_some_and(|over| over.elapsed() >= PATIENCE)
             }
         };
+        // Of this pod alone.
+        let count = HookCount::default();
         let mut noted = false;
         let over = loop {
             let news = self.restored_pods.next_change();
             self.token.check()?;
             if groups.is_empty() {
-                return Ok(());
+                break None;
             }
             let Some(now) = self.live(&key, &uid).filter(|_| !self.is_deleted()) else {
-                break Over::Gone;
+                break Some(Over::Gone);
             };
             if let Some(phase @ ("Succeeded" | "Failed")) = now.status.phase.as_deref() {
-                break Over::Ended(phase.to_owned());
+                break Some(Over::Ended(phase.to_owned()));
             }
             let up = groups.iter().position(|(container, hooks)| {
                 now.is_up(container, hooks.iter().any(|hook| hook.ready))
             });
             if let Some(at) = up {
                 if !noted {
-                    self.note_begun(&namespace, &name).await?;
-                    noted = true;
+                    match self.note(pod, Noted::Begun).await {
+                        Ok(true) => noted = true,
+                        Ok(false) => break Some(Over::Gone),
+                        Err(error) if is_passing(&error) => {
+                            return Err(Failure::transient("NotNoted", chain(&error)));
+                        }
+                        Err(error) => break Some(Over::Unnoted(chain(&error))),
+                    }
                 }
                 let (container, hooks) = groups.remove(at);
                 if let Err(left) = self
-                    .run_group(&namespace, &name, &container, hooks, began)
+                    .run_group((&namespace, &name), &container, hooks, began, &count)
                     .await
                 {
                     groups.push((container, left));
-                    break Over::Failed;
+                    break Some(Over::Failed);
                 }
                 continue;
             }
             if self.waits_in_vain(&now) {
-                break Over::NoData;
+                break Some(Over::NoData);
             }
             if is_late() {
-                break Over::Late;
+                break Some(Over::Late);
             }
             tokio::select! {
                 () = news => {}
@@ -278,20 +350,34 @@ impl Run<'_> {
             }
         };
         let why = match over {
-            Over::Failed => "a hook before it failed".to_owned(),
-            Over::Gone => "the pod is gone".to_owned(),
-            Over::Ended(phase) => format!("the pod entered phase {phase}"),
-            Over::NoData => "the data of the pod was not restored".to_owned(),
-            Over::Late => "its container was not up in time".to_owned(),
+            // Nothing is left.
+            None => String::new(),
+            Some(Over::Failed) => "a hook before it failed".to_owned(),
+            Some(Over::Gone) => "the pod is gone".to_owned(),
+            Some(Over::Ended(phase)) => format!("the pod entered phase {phase}"),
+            Some(Over::NoData) => "the data of the pod was not restored".to_owned(),
+            Some(Over::Late) => "its container was not up in time".to_owned(),
+            Some(Over::Unnoted(why)) => {
+                format!("that it begins cannot be noted on the pod: {why}")
+            }
         };
         for (container, hooks) in groups {
             for hook in hooks {
-                self.hooks.add(1, 1);
+                count.add(1, 1);
                 let hook = &hook.name;
                 let why = format!(
                     "hook {hook} in container {container} in pod {namespace}/{name} not executed: {why}"
                 );
                 self.report.error(Place::Namespace(&namespace), &why);
+            }
+        }
+        let count = count.status();
+        self.hooks.add(count.hooks_attempted, count.hooks_failed);
+        if noted {
+            let ended = Noted::Ended(count.hooks_attempted, count.hooks_failed);
+            if let Err(error) = self.note(pod, ended).await {
+                // Only a run that takes this restore up would have liked to know.
+                tracing::warn!(pod = name, namespace, %error, "the end of its hooks is not noted");
             }
         }
         Ok(())
@@ -300,11 +386,11 @@ impl Run<'_> {
     /// Runs the commands of one container. The error is what is left when a required one failed.
     async fn run_group(
         &self,
-        namespace: &str,
-        pod: &str,
+        (namespace, pod): (&str, &str),
         container: &str,
         hooks: Vec<Exec>,
         began: Instant,
+        count: &HookCount,
     ) -> Result<(), Vec<Exec>> {
         let mut hooks = hooks.into_iter();
         while let Some(hook) = hooks.next() {
@@ -322,7 +408,7 @@ impl Run<'_> {
                 let result = exec(self.context, target, container, &hook.command, hook.timeout);
                 result.await.map_err(|why| format!("hook {name} in container {container} of pod {pod} failed to execute, err: {why}"))
             };
-            self.hooks.add(1, i32::from(result.is_err()));
+            count.add(1, i32::from(result.is_err()));
             if let Err(why) = result {
                 self.report.error(Place::Namespace(namespace), &why);
                 if hook.required {
@@ -333,19 +419,20 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Writes down that commands run in a pod, before the first does.
-    async fn note_begun(&self, namespace: &str, pod: &str) -> Result<(), Failure> {
-        self.token.check()?;
-        let api: Api<Pod> = Api::namespaced(self.context.clients.call.clone(), namespace);
-        let patch = serde_json::json!({"metadata": {"annotations": {(annotation::RESTORE_HOOKS): self.uid}}});
-        let params = PatchParams {
-            field_manager: Some(FIELD_MANAGER.to_owned()),
-            ..PatchParams::default()
-        };
-        match api.patch_metadata(pod, &params, &Patch::Merge(patch)).await {
-            Ok(_) => Ok(()),
-            Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
-            Err(error) => Err(Failure::transient("NotNoted", chain(&error))),
+    /// Writes down on a pod how far its commands are: before the first begins, and after the last. `false`: the pod is gone.
+    async fn note(&self, pod: &RestoredPod, noted: Noted) -> Result<bool, kube::Error> {
+        let namespace = pod.namespace().unwrap_or_default();
+        let api: Api<Pod> = Api::namespaced(self.context.clients.call.clone(), &namespace);
+        let patch = Patch::Merge(serde_json::json!({"metadata": {
+            "uid": pod.metadata.uid,
+            "annotations": {(annotation::RESTORE_HOOKS): noted.text(&self.uid)},
+        }}));
+        let (name, params) = (pod.name_any(), params());
+        match patiently(|| api.patch_metadata(&name, &params, &patch)).await {
+            Ok(_) => Ok(true),
+            // Gone, or another of its name.
+            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(false),
+            Err(error) => Err(error),
         }
     }
 }
@@ -360,6 +447,15 @@ fn pairs(map: &Value) -> Labels {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_noted_on_a_pod_is_read_again() {
+        for noted in [Noted::Begun, Noted::Ended(3, 0), Noted::Ended(2, 1)] {
+            assert_eq!(Noted::read(&noted.text("uid"), "uid"), Some(noted));
+            assert_eq!(Noted::read(&noted.text("uid"), "other"), None);
+        }
+        assert_eq!(Noted::read("uid 3", "uid"), Some(Noted::Begun));
+    }
 
     fn parsed(hooks: Value) -> Result<Vec<SpecHooks>, String> {
         let spec = serde_json::json!({"backupName": "b", "hooks": {"resources": hooks}});

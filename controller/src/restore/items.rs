@@ -1,6 +1,6 @@
 //! One object of a backup: whether it is restored, what is changed on it, and what happens when it is there already.
 
-use jackline_crds::names::{RESTORE_WAIT_PROGRAM, annotation};
+use jackline_crds::names::{FIELD_MANAGER, RESTORE_WAIT_PROGRAM, annotation};
 use jackline_policy::restore::{
     action, claim,
     conflict::{self, Conflict},
@@ -412,6 +412,7 @@ impl Run<'_> {
                     restore: &self.uid,
                     volumes: &volumes,
                     over: annotation::RESTORE_OVER,
+                    settings: &self.valid.adaptation.waiter,
                 };
                 wait::add(&mut wanted, waiter);
             }
@@ -482,33 +483,45 @@ impl Run<'_> {
         prepared: &Prepared,
         made: &Value,
     ) -> Result<Done, kube::Error> {
-        self.remember(kind, item, made);
+        self.remember(kind, item, prepared, made);
+        let warn = |what: &str, why: &str| {
+            let place = item.namespace.as_deref();
+            let place = Place::from(place.map(|namespace| self.target(namespace)));
+            let why = format!("{kind} {}: {what} could not be restored: {why}", item.name);
+            self.report.warning(place, &why);
+        };
         if let Some(status) = &prepared.status
             && meta::keeps_status(&prepared.object, self.restores_status(kind))
+            && !meta::has_status_of(made, FIELD_MANAGER)
         {
-            objects
-                .patch_status(&item.name, &serde_json::json!({"status": status}))
-                .await?;
+            let patch = serde_json::json!({"status": status});
+            match objects.patch_status(&item.name, &patch).await {
+                Err(kube::Error::Api(refusal)) if refusal.is_not_found() => warn(
+                    "its status",
+                    "its kind has no status of its own here, or the object has gone since it was made",
+                ),
+                Err(error) => warn("its status", &chain(&error)),
+                Ok(()) => {}
+            }
         }
         if let Some(managers) = &prepared.managers {
             // Last, for each write of ours makes us an owner.
             let patch = serde_json::json!({"metadata": {"managedFields": managers}});
             if let Err(error) = objects.patch(&item.name, &patch).await {
-                let place = item.namespace.as_deref();
-                let place = Place::from(place.map(|namespace| self.target(namespace)));
-                let why = format!(
-                    "{kind} {}: the owners of its fields could not be restored: {}",
-                    item.name,
-                    chain(&error)
-                );
-                self.report.warning(place, &why);
+                warn("the owners of its fields", &chain(&error));
             }
         }
         Ok(Done::Created)
     }
 
-    /// Pods of this restore: their volumes can be filled.
-    fn remember(&self, kind: &str, item: &Item, made: &Value) {
+    /// What comes after objects of this restore: volumes are filled and commands run in its pods, volumes of its claims get details back.
+    fn remember(&self, kind: &str, item: &Item, prepared: &Prepared, made: &Value) {
+        if let (Some(claim::Binding::Provision), Some(namespace)) =
+            (prepared.binding, &item.namespace)
+        {
+            let key = (namespace.clone(), item.name.clone());
+            self.state.lock().provisioned.insert(key);
+        }
         if kind == "pods" {
             let uid = json::text(made, "/metadata/uid")
                 .unwrap_or_default()
@@ -517,7 +530,12 @@ impl Run<'_> {
                 item.namespace.clone().unwrap_or_default(),
                 item.name.clone(),
             );
-            self.state.lock().pods.insert(key, uid);
+            let mut state = self.state.lock();
+            if let Some(made) = &state.made {
+                // Nobody listens any more when the restore is being given up.
+                let _ = made.send((key.clone(), uid.clone()));
+            }
+            state.pods.insert(key, uid);
         }
     }
 
@@ -551,7 +569,11 @@ impl Run<'_> {
             return Ok(Done::Failed);
         };
         if self.is_ours(kind, &found) {
-            self.remember(kind, item, &found);
+            if meta::has_content_of(&found, FIELD_MANAGER) {
+                // An earlier run may have been cut off right after it had made the object.
+                return self.made(kind, item, objects, prepared, &found).await;
+            }
+            self.remember(kind, item, prepared, &found);
             return Ok(Done::Created);
         }
         let mut existing = found;

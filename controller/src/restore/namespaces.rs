@@ -1,6 +1,9 @@
 //! Namespaces, made on demand.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use jackline_policy::restore::{json, meta};
 use jackline_runtime::Failure;
@@ -21,14 +24,25 @@ impl Run<'_> {
     /// # Errors
     /// When the API server does not answer.
     pub async fn namespace(&self, source: &str) -> Result<bool, Failure> {
-        let target = self.target(source).to_owned();
-        let mut known = self.namespaces.lock().await;
-        if let Some(there) = known.get(&target) {
-            return Ok(*there);
-        }
-        let there = self.ensure_namespace(source, &target).await?;
-        known.insert(target, there);
-        Ok(there)
+        let target = self.target(source);
+        // One lock each: who waits for a namespace to go holds up nobody else.
+        let known: Arc<_> = {
+            let mut all = self.namespaces.lock();
+            all.entry(target.to_owned()).or_default().clone()
+        };
+        let there = known.get_or_try_init(|| self.ensure_namespace(source, target));
+        there.await.copied()
+    }
+
+    /// Whether the namespace in the cluster is still being deleted.
+    ///
+    /// # Errors
+    /// When the API server does not answer.
+    pub async fn is_going(&self, source: &str) -> Result<bool, Failure> {
+        let api = ApiResource::erase::<Namespace>(&());
+        let objects = Objects::new(&self.context.clients.call, &api, None);
+        let found = objects.get(self.target(source)).await?;
+        Ok(found.is_some_and(|found| json::text(&found, "/metadata/deletionTimestamp").is_some()))
     }
 
     async fn ensure_namespace(&self, source: &str, target: &str) -> Result<bool, Failure> {

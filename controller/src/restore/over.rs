@@ -89,7 +89,7 @@ pub async fn tell(
 }
 
 /// Why a volume that the pod waits for has no data; `None` where it has.
-fn loss(pod: &RestoredPod, volume: &str, volumes: &[Arc<PodVolumeRestore>]) -> Option<String> {
+pub fn loss(pod: &RestoredPod, volume: &str, volumes: &[Arc<PodVolumeRestore>]) -> Option<String> {
     let claim = pod.claim_of(volume);
     let is_of = |restored: &PodVolumeRestore| {
         let of = &restored.spec.pod;

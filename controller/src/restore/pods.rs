@@ -98,12 +98,28 @@ pub struct RestoredPodStatus {
     /// Its phase.
     #[serde(default)]
     pub phase: Option<String>,
+    /// Whether it is scheduled, among others.
+    #[serde(default)]
+    pub conditions: Vec<Condition>,
     /// Its init containers.
     #[serde(default)]
     pub init_container_statuses: Vec<InitStatus>,
     /// Its containers.
     #[serde(default)]
     pub container_statuses: Vec<ContainerStatus>,
+}
+
+/// A condition of a pod.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Condition {
+    /// Which.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// `True`, `False` or `Unknown`.
+    pub status: String,
+    /// What the scheduler or the kubelet says of it.
+    #[serde(default)]
+    pub message: Option<String>,
 }
 
 /// How a container does.
@@ -144,12 +160,26 @@ pub struct InitStatus {
 /// What an init container does.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct InitState {
+    /// It does not run yet, or not now.
+    #[serde(default)]
+    pub waiting: Option<Waiting>,
     /// It runs.
     #[serde(default)]
     pub running: Option<Running>,
     /// It has ended.
     #[serde(default)]
     pub terminated: Option<Terminated>,
+}
+
+/// Why a container does not run.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Waiting {
+    /// A word, such as `ImagePullBackOff`.
+    #[serde(default)]
+    pub reason: Option<String>,
+    /// The words of the kubelet.
+    #[serde(default)]
+    pub message: Option<String>,
 }
 
 /// How an init container has ended.
@@ -229,11 +259,34 @@ impl RestoredPod {
         self.status.phase.as_deref() == Some("Running") && made.is_some_and(|made| made.0 < time)
     }
 
-    /// Whether the waiter runs now.
-    pub fn is_waiting(&self) -> bool {
+    fn waiter_state(&self) -> Option<&InitState> {
         let statuses = &self.status.init_container_statuses;
         let waiter = statuses.iter().find(|status| status.name == RESTORE_WAIT);
-        waiter.is_some_and(|waiter| waiter.state.running.is_some())
+        waiter.map(|waiter| &waiter.state)
+    }
+
+    /// Whether the waiter runs now.
+    pub fn is_waiting(&self) -> bool {
+        self.waiter_state()
+            .is_some_and(|state| state.running.is_some())
+    }
+
+    /// Why the kubelet does not start the waiter, where its status says so in words.
+    pub fn waiter_is_held(&self) -> Option<String> {
+        let waiting = self.waiter_state()?.waiting.as_ref()?;
+        let message = waiting.message.as_deref().filter(|text| !text.is_empty())?;
+        let reason = waiting.reason.as_deref().unwrap_or("Waiting");
+        Some(format!("{reason}: {message}"))
+    }
+
+    /// Why the scheduler finds no node.
+    pub fn unscheduled(&self) -> Option<&str> {
+        let mut conditions = self.status.conditions.iter();
+        let scheduled = conditions.find(|condition| condition.kind == "PodScheduled")?;
+        scheduled
+            .message
+            .as_deref()
+            .filter(|_| scheduled.status == "False")
     }
 
     /// Whether the pod is finished, its waiter has let it go, or it waits in vain and knows it.
@@ -256,6 +309,21 @@ impl RestoredPod {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_scheduler_says_why_a_pod_has_no_node() {
+        let pod = |status: &str| -> RestoredPod {
+            serde_json::from_value(serde_json::json!({
+                "metadata": {"name": "a"},
+                "status": {"conditions": [
+                    {"type": "Ready", "status": "False", "message": "other"},
+                    {"type": "PodScheduled", "status": status, "message": "0/3 nodes are available"}]}
+            }))
+            .unwrap()
+        };
+        assert_eq!(pod("False").unscheduled(), Some("0/3 nodes are available"));
+        assert_eq!(pod("True").unscheduled(), None);
+    }
 
     #[test]
     fn a_pod_that_waits_for_nothing_uses_a_claim_and_may_have_run_too_early() {
@@ -300,6 +368,17 @@ mod tests {
         assert!(!waiting.has_left() && waiting.is_waiting());
         assert!(!pod(serde_json::json!({"terminated": {"exitCode": 1}})).has_left());
         assert!(pod(serde_json::json!({"terminated": {"exitCode": 0}})).has_left());
+        assert_eq!(waiting.waiter_is_held(), None);
+        let state = serde_json::json!({"waiting": {"reason": "ImagePullBackOff", "message": "Back-off pulling image \"a\""}});
+        let held = pod(state);
+        assert!(!held.is_waiting() && !held.has_left());
+        assert_eq!(
+            held.waiter_is_held().as_deref(),
+            Some("ImagePullBackOff: Back-off pulling image \"a\"")
+        );
+        // Says nothing: a volume may not be mounted, or all is well and takes its time.
+        let state = serde_json::json!({"waiting": {"reason": "PodInitializing"}});
+        assert_eq!(pod(state).waiter_is_held(), None);
         let mut told = waiting;
         told.annotations_mut()
             .insert("jackline.dev/restore-over".to_owned(), "lost".to_owned());

@@ -1,8 +1,8 @@
 //! One restore, from its tarball to its last workload.
 //!
 //! Order: kinds by priority; when the pods are there, their volumes; workloads that mount a claim under restore last, each as soon as
-//! the data of its claims is back. Every step looks at what is there first, so a run that was cut off is simply done again: what this
-//! restore made carries its label and is younger than its start.
+//! the data of its claims is back. Commands run in a pod from the moment it is made, beside all of that. Every step looks at what is
+//! there first, so a run that was cut off is simply done again: what this restore made carries its label and is younger than its start.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,18 +10,23 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures::{StreamExt, stream::FuturesUnordered};
+use futures::{
+    FutureExt, StreamExt, TryStreamExt,
+    future::{BoxFuture, try_join, try_join_all},
+    stream::{self, FuturesUnordered},
+};
 use jackline_crds::{
     names::{label, label_value},
     velero::{HookStatus, Restore, RestorePhase, RestoreProgress, RestoreStatus},
 };
-use jackline_policy::restore::{json::list, meta, order, volume::Plan};
+use jackline_policy::restore::{claim, json::list, meta, order, volume::Plan};
 use jackline_runtime::{Failure, Key, LeaderToken, Store};
 use jackline_storage::ObjectStore;
 use jiff::Timestamp;
 use kube::ResourceExt;
 use parking_lot::{Mutex, RwLock};
 use serde_json::{Value, json};
+use tokio::sync::{OnceCell, mpsc};
 
 use super::{
     catalog::{Catalog, CatalogError, Item},
@@ -58,7 +63,7 @@ pub enum Ending {
 #[derive(Debug)]
 pub struct Finished {
     /// What was done.
-    pub report: Report,
+    pub report: Arc<Report>,
     /// Entries of the volume info file.
     pub volumes: Vec<Value>,
     /// Where the files go.
@@ -78,10 +83,36 @@ pub(super) struct Held {
     pub claims: BTreeSet<String>,
 }
 
+/// A pod that this restore made: namespace and name in the backup, and its UID.
+pub(super) type MadePod = ((String, String), String);
+
+/// Which namespaces of the backup are being seen to.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Part<'a> {
+    /// All but those that are still being deleted, and what is in none.
+    Prompt(&'a BTreeSet<String>),
+    /// One that is still being deleted.
+    Late(&'a str),
+}
+
+impl Part<'_> {
+    /// Whether an object that goes with this namespace belongs to it.
+    pub fn has(self, namespace: Option<&str>) -> bool {
+        match self {
+            Self::Prompt(late) => namespace.is_none_or(|namespace| !late.contains(namespace)),
+            Self::Late(only) => namespace == Some(only),
+        }
+    }
+}
+
 /// What changes while a restore runs.
 #[derive(Debug, Default)]
 pub(super) struct State {
     pub held: Vec<Held>,
+    /// Where each pod is told of whose commands are to run; none when no more come.
+    pub made: Option<mpsc::UnboundedSender<MadePod>>,
+    /// Claims that got a new volume: namespace and name in the backup.
+    pub provisioned: BTreeSet<(String, String)>,
     /// Claims that could not be made: namespace and name in the backup.
     pub unmade: BTreeSet<(String, String)>,
     /// Pods that this restore made: namespace and name in the backup → UID.
@@ -103,7 +134,7 @@ pub(super) struct Run<'a> {
     pub valid: &'a Valid,
     pub catalog: Catalog,
     pub served: RwLock<Arc<Served>>,
-    pub report: Report,
+    pub report: Arc<Report>,
     pub plan: Plan,
     pub sizes: BTreeMap<String, i64>,
     /// Claims whose data comes from a copy: namespace and name in the backup.
@@ -113,7 +144,8 @@ pub(super) struct Run<'a> {
     /// Claims that are not made, for pods that are not ours wait for them.
     pub blocked: BTreeSet<(String, String)>,
     pub total: i32,
-    pub namespaces: tokio::sync::Mutex<BTreeMap<String, bool>>,
+    /// Name in the cluster → whether it is there.
+    pub namespaces: Mutex<BTreeMap<String, Arc<OnceCell<bool>>>>,
     pub state: Mutex<State>,
     pub hooks: HookCount,
     /// Since when no more data comes.
@@ -133,6 +165,7 @@ pub(super) async fn execute(
     restore: &Restore,
     valid: &Valid,
     served: Served,
+    report: Arc<Report>,
 ) -> Result<Ending, Failure> {
     let store = location::open(&context.clients.call, &context.namespace, &valid.location)
         .await
@@ -171,14 +204,14 @@ pub(super) async fn execute(
         valid,
         catalog,
         served: RwLock::new(Arc::new(served)),
-        report: Report::new(format!("{}/{}", context.namespace, restore.name_any())),
+        report,
         plan: Plan::default(),
         sizes: copies.sizes.clone(),
         copied: BTreeMap::new(),
         pulled: BTreeSet::new(),
         blocked: BTreeSet::new(),
         total: i32::try_from(total).unwrap_or(i32::MAX),
-        namespaces: tokio::sync::Mutex::default(),
+        namespaces: Mutex::default(),
         state: Mutex::default(),
         hooks: HookCount::default(),
         data_over: OnceLock::new(),
@@ -193,22 +226,27 @@ pub(super) async fn execute(
         run.report
             .warning(Place::Velero, "the tarball of the backup holds no objects");
     }
+    for why in &valid.adaptation.warnings {
+        run.report.warning(Place::Velero, why);
+    }
     run.prepare(copies).await?;
     run.ask_for_repositories().await?;
-    let result = run.walk(kinds).await?;
-    if !result {
+    let (made, pods) = mpsc::unbounded_channel();
+    run.state.lock().made = Some(made);
+    let objects = async {
+        let whole = run.objects(kinds).await?;
+        run.state.lock().made = None;
+        let _ = run.data_over.set(Instant::now());
+        if whole {
+            run.put_back_details().await?;
+        }
+        Ok::<_, Failure>(whole)
+    };
+    let (whole, ()) = try_join(objects, run.run_hooks(pods)).await?;
+    if !whole {
         return Ok(Ending::Deleted);
     }
-    let data = async {
-        let volumes = run.volumes().await;
-        let _ = run.data_over.set(Instant::now());
-        volumes
-    };
-    let (volumes, hooks) = tokio::join!(data, run.run_hooks());
-    let Some(volumes) = volumes? else {
-        return Ok(Ending::Deleted);
-    };
-    hooks?;
+    let volumes = run.volume_info();
     run.report.info("restore completed");
     let finished = Finished {
         report: run.report,
@@ -244,27 +282,93 @@ impl Run<'_> {
         })
     }
 
-    /// Makes the objects, kind after kind. `false`: the restore was deleted.
-    async fn walk(&mut self, mut kinds: Vec<String>) -> Result<bool, Failure> {
+    /// Makes the objects and fills the volumes. A namespace that is still being deleted holds up what goes into it alone: that comes
+    /// when all other objects are there, beside the volumes of the others. `false`: the restore was deleted.
+    async fn objects(&self, mut kinds: Vec<String>) -> Result<bool, Failure> {
         order::sort(&mut kinds);
-        for kind in &kinds {
+        let late = self.late(&kinds).await?;
+        for namespace in &late {
+            let target = self.target(namespace);
+            let why = format!("namespace {target} is being deleted: its objects come last");
+            self.report.info(&why);
+        }
+        let prompt = Part::Prompt(&late);
+        if !self.walk(&kinds, prompt).await? {
+            return Ok(false);
+        }
+        let late = late.iter().map(|namespace| {
+            let part = Part::Late(namespace);
+            let kinds = &kinds;
+            let come =
+                async move { Ok(self.walk(kinds, part).await? && self.volumes(part).await?) };
+            come.boxed()
+        });
+        let late: Vec<BoxFuture<'_, Result<bool, Failure>>> = late.collect();
+        let (first, late) = try_join(self.volumes(prompt), try_join_all(late)).await?;
+        Ok(first && late.into_iter().all(|whole| whole))
+    }
+
+    /// The namespaces of the backup that are to come back and whose namesakes here are still being deleted.
+    async fn late(&self, kinds: &[String]) -> Result<BTreeSet<String>, Failure> {
+        let items = kinds.iter().flat_map(|kind| self.catalog.items(kind));
+        let used: BTreeSet<&str> = items
+            .filter_map(|item| item.namespace.as_deref())
+            .filter(|namespace| self.valid.scope.admits_namespace(namespace))
+            .collect();
+        let looks: Vec<BoxFuture<'_, Result<_, Failure>>> = used
+            .into_iter()
+            .map(|namespace| {
+                let look = async move {
+                    let going = self.is_going(namespace).await?;
+                    Ok(going.then(|| namespace.to_owned()))
+                };
+                look.boxed()
+            })
+            .collect();
+        let found = stream::iter(looks).buffer_unordered(WORKERS);
+        let found: Vec<Option<String>> = found.try_collect().await?;
+        Ok(found.into_iter().flatten().collect())
+    }
+
+    /// Makes the objects of a part, kind after kind. `false`: the restore was deleted.
+    async fn walk(&self, kinds: &[String], part: Part<'_>) -> Result<bool, Failure> {
+        for kind in kinds {
             if self.is_deleted() {
                 return Ok(false);
             }
-            self.kind(kind).await?;
-            if kind == "customresourcedefinitions.apiextensions.k8s.io" {
+            self.kind(kind, part).await?;
+            let prompt = matches!(part, Part::Prompt(_));
+            if prompt && kind == "customresourcedefinitions.apiextensions.k8s.io" {
                 self.definitions_ready().await?;
             }
             if kind == "pods" {
-                self.start_volumes().await?;
+                self.start_volumes(part).await?;
             }
         }
         Ok(true)
     }
 
-    async fn kind(&self, kind: &str) -> Result<(), Failure> {
+    /// The namespace of the backup that an object goes with: a volume with its claim.
+    fn home(&self, kind: &str, item: &Item) -> Option<String> {
+        match kind {
+            "namespaces" => Some(item.name.clone()),
+            "persistentvolumes" => {
+                let volume = self.catalog.read(item).ok()?;
+                claim::claim_of(&volume).map(|(namespace, _)| namespace.to_owned())
+            }
+            _ => item.namespace.clone(),
+        }
+    }
+
+    async fn kind(&self, kind: &str, part: Part<'_>) -> Result<(), Failure> {
         let served = self.served.read().clone();
-        let items = self.catalog.items(kind);
+        let items = self.catalog.items(kind).iter();
+        let items: Vec<&Item> = items
+            .filter(|item| part.has(self.home(kind, item).as_deref()))
+            .collect();
+        if items.is_empty() {
+            return Ok(());
+        }
         let Some(resource) = served.get(kind) else {
             self.report.warning(
                 Place::Cluster,

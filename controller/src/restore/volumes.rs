@@ -7,7 +7,7 @@ use std::{
 };
 
 use jackline_crds::{
-    names::FIELD_MANAGER,
+    names::{FIELD_MANAGER, RESTORE_WAIT},
     velero::{PodVolumePhase, PodVolumeRestore, PodVolumeRestoreStatus},
 };
 use jackline_policy::{
@@ -18,14 +18,14 @@ use jackline_runtime::{
     Failure,
     status::{Guard, StatusAt, write_status},
 };
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use kube::{Api, ResourceExt};
+use k8s_openapi::{api::core::v1::Event, apimachinery::pkg::apis::meta::v1::Time};
+use kube::{Api, ResourceExt, api::ListParams};
 use serde_json::{Value, json};
 
 use super::{
     pods::RestoredPod,
     report::{Done, Place},
-    run::{Held, Run},
+    run::{Held, Part, Run},
 };
 use crate::{
     agents,
@@ -39,6 +39,30 @@ pub const CLAIM: &str = jackline_crds::names::annotation::PVC_NAME;
 const TICK: Duration = Duration::from_secs(5);
 /// How far the watch may be behind what was just made.
 const CATCH_UP: Duration = Duration::from_secs(60);
+
+/// Since when volumes have been held up, by the names of their PodVolumeRestores.
+#[derive(Debug, Default)]
+struct Delays {
+    /// No agent is ready on the node.
+    agentless: BTreeMap<String, Instant>,
+    /// The agent has it in hand, and no data moves.
+    stalls: BTreeMap<String, Stall>,
+    /// The pod is on a node, and its waiter does not run.
+    unstarted: BTreeMap<String, tokio::time::Instant>,
+}
+
+impl Delays {
+    /// For how long the waiter of a volume's pod has not run. While it does, the volume waits for its turn at the agent, or is in hand.
+    fn unstarted_for(&mut self, volume: &PodVolumeRestore, pod: &RestoredPod) -> Duration {
+        let name = volume.name_any();
+        if volume.phase() == PodVolumePhase::InProgress || pod.is_waiting() {
+            self.unstarted.remove(&name);
+            return Duration::ZERO;
+        }
+        let now = tokio::time::Instant::now;
+        self.unstarted.entry(name).or_insert_with(now).elapsed()
+    }
+}
 
 /// How the data of one volume is doing.
 enum Progress {
@@ -63,19 +87,24 @@ impl Run<'_> {
         }
     }
 
-    /// Waits for the data, and makes each workload that waited as soon as its claims are filled. `None`: the restore was deleted.
-    pub async fn volumes(&self) -> Result<Option<Vec<Value>>, Failure> {
+    /// Waits for the data of a part, and makes each workload that waited as soon as its claims are filled. `false`: the restore was
+    /// deleted.
+    pub async fn volumes(&self, part: Part<'_>) -> Result<bool, Failure> {
         let deadline = self.deadline();
         let mut waiting: Vec<&Restoration> = Vec::new();
         let begun = self.begun_or_known().await;
-        for restoration in &self.plan.restorations {
+        let planned = || {
+            let all = self.plan.restorations.iter();
+            all.filter(|restoration| part.has(Some(&restoration.namespace)))
+        };
+        for restoration in planned() {
             if begun.iter().any(|volume| self.is_of(volume, restoration)) {
                 waiting.push(restoration);
             }
         }
         let mut lost: BTreeSet<(String, String)> = BTreeSet::new();
         // Its pods wait in vain, and its workloads are not made either.
-        for restoration in &self.plan.restorations {
+        for restoration in planned() {
             let begun = begun.iter().any(|volume| self.is_of(volume, restoration));
             if begun || !self.has_waiters(restoration) {
                 continue;
@@ -90,20 +119,17 @@ impl Run<'_> {
                 lost.insert((restoration.namespace.clone(), claim.clone()));
             }
         }
-        let mut agentless: BTreeMap<String, Instant> = BTreeMap::new();
-        let mut stalls: BTreeMap<String, Stall> = BTreeMap::new();
+        let mut delays = Delays::default();
         loop {
             let news = self.context.stores.pod_volume_restores.next_change();
             let pods = self.restored_pods.next_change();
             self.token.check()?;
             if self.is_deleted() {
-                return Ok(None);
+                return Ok(false);
             }
             let (mut still, mut back) = (Vec::new(), Vec::new());
             for restoration in waiting {
-                let progress = self
-                    .look(restoration, deadline, &mut agentless, &mut stalls)
-                    .await?;
+                let progress = self.look(restoration, deadline, &mut delays).await?;
                 match progress {
                     Progress::Going => still.push(restoration),
                     Progress::Back => back.push(restoration),
@@ -119,7 +145,7 @@ impl Run<'_> {
             waiting = still;
             // Before our own workloads make pods.
             self.name_early_pods(&back).await?;
-            self.release(&waiting, &lost).await?;
+            self.release(part, &waiting, &lost).await?;
             if waiting.is_empty() {
                 break;
             }
@@ -129,7 +155,7 @@ impl Run<'_> {
                 () = tokio::time::sleep(TICK) => {}
             }
         }
-        Ok(Some(self.volume_info()))
+        Ok(true)
     }
 
     /// The volume of a part of the plan, for messages.
@@ -173,8 +199,7 @@ impl Run<'_> {
         &self,
         restoration: &Restoration,
         deadline: Option<Instant>,
-        agentless: &mut BTreeMap<String, Instant>,
-        stalls: &mut BTreeMap<String, Stall>,
+        delays: &mut Delays,
     ) -> Result<Progress, Failure> {
         let what = self.volume_of(restoration);
         let Some(volume) = self
@@ -216,12 +241,12 @@ impl Run<'_> {
         let status = volume.status.as_ref();
         let progress = status.and_then(|status| status.progress.as_ref());
         let limit = self.context.args.volume_progress_timeout.to_std();
-        let stall = stalls.entry(volume.name_any()).or_default();
+        let stall = delays.stalls.entry(volume.name_any()).or_default();
         let stood = stall.look(volume.phase(), progress) >= limit;
         let stood = stood.then(|| stall::message(limit));
         let obstacle = match stood {
             Some(why) => Some(why),
-            None => self.obstacle(&volume, agentless).await,
+            None => self.obstacle(&volume, delays).await,
         };
         match obstacle {
             Some(why) => {
@@ -258,11 +283,7 @@ impl Run<'_> {
     }
 
     /// What keeps a volume from ever being filled.
-    async fn obstacle(
-        &self,
-        volume: &PodVolumeRestore,
-        agentless: &mut BTreeMap<String, Instant>,
-    ) -> Option<String> {
+    async fn obstacle(&self, volume: &PodVolumeRestore, delays: &mut Delays) -> Option<String> {
         let name = volume.name_any();
         let pod = self
             .restored_pods
@@ -280,14 +301,21 @@ impl Run<'_> {
         };
         let Some(node) = pod.spec.node_name.as_deref() else {
             let patience = self.context.args.resource_timeout.to_std();
-            return (age > patience).then(|| "its pod was not scheduled in time".to_owned());
+            return (age > patience).then(|| {
+                let why = pod.unscheduled().unwrap_or("no reason given");
+                format!("its pod was not scheduled in time: {why}")
+            });
         };
         let agent = agents::of_node(&self.context.stores.agents, node);
         if agent == Agent::Ready {
-            agentless.remove(&name);
-            return None;
+            delays.agentless.remove(&name);
+            return self.unstarted(volume, &pod, node, delays).await;
         }
-        let away = agentless.entry(name).or_insert_with(Instant::now).elapsed();
+        let away = delays
+            .agentless
+            .entry(name)
+            .or_insert_with(Instant::now)
+            .elapsed();
         if !absence::is_late(agent, away) {
             return None;
         }
@@ -295,9 +323,51 @@ impl Run<'_> {
         absence::give_up(node, agent, state, away, absence::NODE_PATIENCE)
     }
 
-    /// Makes the workloads whose claims are all filled; names those that will not be made.
+    /// A waiter that does not come up.
+    async fn unstarted(
+        &self,
+        volume: &PodVolumeRestore,
+        pod: &RestoredPod,
+        node: &str,
+        delays: &mut Delays,
+    ) -> Option<String> {
+        let limit = self.context.args.volume_progress_timeout.to_std();
+        if delays.unstarted_for(volume, pod) < limit {
+            return None;
+        }
+        let why = match pod.waiter_is_held() {
+            Some(why) => why,
+            None => self.last_warning(pod).await.unwrap_or_else(|| {
+                "the kubelet gives no reason, the pod's events may tell".to_owned()
+            }),
+        };
+        let limit = humantime::format_duration(limit);
+        Some(format!(
+            "init container {RESTORE_WAIT} of its pod has not started on node {node} for {limit}: {why}; restore the pod again when that \
+             is mended, or set --volume-progress-timeout higher"
+        ))
+    }
+
+    /// What the kubelet complained of last: volumes that cannot be mounted are in no status.
+    async fn last_warning(&self, pod: &RestoredPod) -> Option<String> {
+        let uid = pod.metadata.uid.as_deref()?;
+        let client = self.context.clients.call.clone();
+        let events: Api<Event> = Api::namespaced(client, &pod.namespace()?);
+        let of_pod = format!("involvedObject.uid={uid},type=Warning");
+        let found = events.list(&ListParams::default().fields(&of_pod)).await;
+        // A courtesy: who may not list events has the pod's.
+        let last = found.ok()?.items.into_iter().max_by_key(|event| {
+            let last = event.last_timestamp.as_ref().map(|time| time.0);
+            last.or_else(|| Some(event.event_time.as_ref()?.0))
+        })?;
+        let (reason, message) = (last.reason?, last.message?);
+        Some(format!("{reason}: {message}"))
+    }
+
+    /// Makes the workloads of a part whose claims are all filled; names those that will not be made.
     async fn release(
         &self,
+        part: Part<'_>,
         waiting: &[&Restoration],
         lost: &BTreeSet<(String, String)>,
     ) -> Result<(), Failure> {
@@ -320,7 +390,7 @@ impl Run<'_> {
                     .claims
                     .iter()
                     .any(|claim| open.contains(&(namespace.as_str(), claim)));
-                if waits {
+                if waits || !part.has(Some(&namespace)) {
                     state.held.push(workload);
                 } else {
                     ready.push(workload);
@@ -380,7 +450,7 @@ impl Run<'_> {
     }
 
     /// The entries of the volume info file (velero-compat §3.5).
-    fn volume_info(&self) -> Vec<Value> {
+    pub fn volume_info(&self) -> Vec<Value> {
         let begun = self.begun();
         let mut entries = Vec::new();
         for restoration in &self.plan.restorations {
@@ -448,4 +518,46 @@ pub async fn give_up(
     )
     .await?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_waiter_that_does_not_start_is_timed_until_it_runs() {
+        let second = Duration::from_secs(1);
+        let mut delays = Delays::default();
+        let held = json!({"waiting": {"reason": "ErrImagePull", "message": "no"}});
+        let again = json!({"waiting": {"reason": "ImagePullBackOff", "message": "no"}});
+        let runs = json!({"running": {}});
+        for (phase, state, expected) in [
+            ("New", &json!({}), 0),
+            ("New", &held, 1),
+            // The kubelet tries again and again: that is no progress.
+            ("New", &again, 2),
+            ("New", &held, 3),
+            // Waits for its turn.
+            ("New", &runs, 0),
+            ("New", &held, 0),
+            ("New", &held, 1),
+            ("InProgress", &held, 0),
+        ] {
+            let volume: PodVolumeRestore = serde_json::from_value(json!({
+                "metadata": {"name": "v"},
+                "spec": {"pod": {}, "volume": "v", "backupStorageLocation": "d", "repoIdentifier": "", "snapshotID": "s",
+                    "sourceNamespace": "n"},
+                "status": {"phase": phase}
+            }))
+            .unwrap();
+            let pod: RestoredPod = serde_json::from_value(json!({
+                "metadata": {"name": "a"},
+                "status": {"initContainerStatuses": [{"name": "restore-wait", "state": state}]}
+            }))
+            .unwrap();
+            let stood = delays.unstarted_for(&volume, &pod);
+            assert_eq!(stood, second * expected, "{phase} {state}");
+            tokio::time::advance(second).await;
+        }
+    }
 }

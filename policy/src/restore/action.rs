@@ -5,7 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 
-use super::json::{annotation, list, name, remove, text};
+use super::{
+    json::{annotation, list, name, remove, text},
+    skip::TOKEN,
+};
 
 /// The mark of a pod whose post hooks have not run yet, a label and an annotation: a backup stores the pods that it has frozen.
 const OWED_HOOKS: &str = "jackline.dev/post-hooks";
@@ -26,6 +29,7 @@ pub fn apply(resource: &str, object: &mut Value, context: Context<'_>) {
         "jobs.batch" => job(object),
         "services" => service(object, context.preserve_node_ports),
         "serviceaccounts" => service_account(object),
+        "secrets" => secret(object),
         "namespaces" => namespace(object),
         "rolebindings.rbac.authorization.k8s.io"
         | "clusterrolebindings.rbac.authorization.k8s.io" => {
@@ -83,6 +87,19 @@ fn pod(pod: &mut Value) {
                 mounts.retain(stays);
             }
         }
+    }
+}
+
+/// The cluster fills the token of a service account that a person asked for; one of another cluster, or of an account that was made
+/// anew, is not valid.
+fn secret(secret: &mut Value) {
+    if text(secret, "/type") != Some(TOKEN) {
+        return;
+    }
+    let uid = "kubernetes.io/service-account.uid";
+    remove(secret, &["metadata", "annotations"], uid);
+    for key in ["token", "ca.crt", "namespace"] {
+        remove(secret, &["data"], key);
     }
 }
 
@@ -352,6 +369,21 @@ mod tests {
             applied("serviceaccounts", only),
             json!({"metadata": {"name": "shop"}})
         );
+    }
+
+    #[test]
+    fn a_token_that_was_asked_for_is_made_anew() {
+        let secret = json!({"metadata": {"name": "ci", "annotations": {
+            "kubernetes.io/service-account.name": "robot", "kubernetes.io/service-account.uid": "u"}},
+            "type": "kubernetes.io/service-account-token",
+            "data": {"token": "dA==", "ca.crt": "Yw==", "namespace": "c2hvcA==", "mine": "bQ=="}});
+        assert_eq!(
+            applied("secrets", secret),
+            json!({"metadata": {"name": "ci", "annotations": {"kubernetes.io/service-account.name": "robot"}},
+                "type": "kubernetes.io/service-account-token", "data": {"mine": "bQ=="}})
+        );
+        let other = json!({"type": "Opaque", "data": {"token": "dA=="}});
+        assert_eq!(applied("secrets", other.clone()), other);
     }
 
     #[test]

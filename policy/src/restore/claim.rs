@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use super::json::{annotation, map_mut, name, namespace, remove, text};
+use super::json::{annotation, label, map_mut, name, namespace, remove, text};
 
 /// What the binder and the provisioner wrote; a claim that keeps these is never provisioned again.
 const BINDING: &[&str] = &[
@@ -97,6 +97,35 @@ pub fn release(live: &Value) -> Option<Value> {
             "spec": {"claimRef": {"uid": null, "resourceVersion": null}},
         })
     })
+}
+
+/// What puts labels and the reclaim policy of a stored volume on the one that was provisioned in its place. Where a volume can be
+/// reached from, only who made it knows.
+pub fn details(stored: &Value, live: &Value) -> Option<Value> {
+    let is_place = |key: &str| {
+        ["topology.", "failure-domain."]
+            .iter()
+            .any(|place| key.starts_with(place))
+    };
+    let mut patch = json!({});
+    let labels = stored.pointer("/metadata/labels");
+    let labels = labels.and_then(Value::as_object).into_iter().flatten();
+    for (key, value) in labels {
+        if !is_place(key) && label(live, key) != value.as_str() {
+            patch["metadata"]["labels"][key] = value.clone();
+        }
+    }
+    let policy = "/spec/persistentVolumeReclaimPolicy";
+    let kept = text(stored, policy).filter(|policy| !policy.is_empty());
+    if let Some(kept) = kept.filter(|kept| text(live, policy) != Some(kept)) {
+        patch["spec"]["persistentVolumeReclaimPolicy"] = json!(kept);
+    }
+    if patch.as_object().is_some_and(serde_json::Map::is_empty) {
+        return None;
+    }
+    // Not onto another of its name.
+    patch["metadata"]["uid"] = live["metadata"]["uid"].clone();
+    Some(patch)
 }
 
 /// Namespace and name of the claim that a volume belongs to.
@@ -358,6 +387,33 @@ mod tests {
         );
         live["spec"]["claimRef"]["uid"] = Value::Null;
         assert_eq!(release(&live), None);
+    }
+
+    #[test]
+    fn a_provisioned_volume_gets_back_what_a_person_chose() {
+        let mut stored = volume("Retain", None);
+        stored["metadata"]["labels"] = json!({"tier": "gold", "team": "shop", "topology.kubernetes.io/zone": "a",
+            "topology.ebs.csi.aws.com/zone": "a", "failure-domain.beta.kubernetes.io/region": "r"});
+        let mut live = volume("Delete", Some(("shop", "data")));
+        live["metadata"]["uid"] = json!("u");
+        live["metadata"]["labels"] =
+            json!({"team": "other", "made-by": "driver", "topology.kubernetes.io/zone": "b"});
+        assert_eq!(
+            details(&stored, &live),
+            Some(json!({
+                "metadata": {"uid": "u", "labels": {"tier": "gold", "team": "shop"}},
+                "spec": {"persistentVolumeReclaimPolicy": "Retain"}}))
+        );
+        live["metadata"]["labels"] = json!({"tier": "gold", "team": "shop"});
+        assert_eq!(
+            details(&stored, &live),
+            Some(
+                json!({"metadata": {"uid": "u"}, "spec": {"persistentVolumeReclaimPolicy": "Retain"}})
+            )
+        );
+        live["spec"]["persistentVolumeReclaimPolicy"] = json!("Retain");
+        assert_eq!(details(&stored, &live), None);
+        assert_eq!(details(&json!({}), &live), None);
     }
 
     #[test]

@@ -132,14 +132,11 @@ pub fn exec(
     let (timeout, wait) = (duration("exec-timeout"), duration("wait-timeout"));
     let ready = match annotation("wait-for-ready") {
         None => false,
-        // The words of Go's ParseBool.
-        Some("1" | "t" | "T" | "true" | "TRUE" | "True") => true,
-        Some("0" | "f" | "F" | "false" | "FALSE" | "False") => false,
-        Some(text) => {
+        Some(text) => go_bool(text).unwrap_or_else(|| {
             let why = "Unable to parse post.hook.restore.velero.io/wait-for-ready";
             warnings.push(format!("{why} {text:?}, ignoring"));
             false
-        }
+        }),
     };
     let hook = Exec {
         name: "<from-annotation>".to_owned(),
@@ -151,6 +148,15 @@ pub fn exec(
         ready,
     };
     (vec![hook], warnings)
+}
+
+/// Reads the words of Go's ParseBool.
+pub(super) fn go_bool(text: &str) -> Option<bool> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
+        _ => None,
+    }
 }
 
 /// The commands by container, in the order in which the containers are first named.

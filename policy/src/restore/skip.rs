@@ -18,6 +18,9 @@ pub const NEVER: &[&str] = &[
     "backupcoverages.jackline.dev",
 ];
 
+/// The type of Secrets that hold a service account's token.
+pub(super) const TOKEN: &str = "kubernetes.io/service-account-token";
+
 /// Why an object is left out. None of these is a warning: the cluster makes or made these itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, strum::Display)]
 pub enum Skip {
@@ -48,8 +51,7 @@ pub fn skip(resource: &str, object: &Value) -> Option<Skip> {
         "jobs.batch" => text(object, "/status/completionTime")
             .filter(|t| !t.is_empty())
             .map(|_| Skip::FinishedJob),
-        "secrets" => (text(object, "/type") == Some("kubernetes.io/service-account-token"))
-            .then_some(Skip::TokenSecret),
+        "secrets" => is_generated_token(object).then_some(Skip::TokenSecret),
         "configmaps" => (name(object) == "kube-root-ca.crt").then_some(Skip::RootCa),
         "apiservices.apiregistration.k8s.io" => {
             label(object, "kube-aggregator.kubernetes.io/automanaged")
@@ -73,6 +75,18 @@ pub fn skip(resource: &str, object: &Value) -> Option<Skip> {
         }
         _ => None,
     }
+}
+
+/// Whether the Secret is a service account's token that the cluster made by itself, as it did before Kubernetes 1.24, and named after the
+/// account.
+fn is_generated_token(secret: &Value) -> bool {
+    let account = annotation(secret, "kubernetes.io/service-account.name");
+    let named_after = |account: &str| {
+        name(secret)
+            .strip_prefix(account)
+            .is_some_and(|rest| rest.starts_with("-token-"))
+    };
+    text(secret, "/type") == Some(TOKEN) && account.is_none_or(named_after)
 }
 
 fn pod(pod: &Value) -> Option<Skip> {
@@ -139,6 +153,20 @@ mod tests {
                 "secrets",
                 json!({"type": "kubernetes.io/service-account-token"}),
                 Some(Skip::TokenSecret),
+            ),
+            (
+                "secrets",
+                json!({"metadata": {"name": "robot-token-x2k4j",
+                    "annotations": {"kubernetes.io/service-account.name": "robot"}},
+                    "type": "kubernetes.io/service-account-token"}),
+                Some(Skip::TokenSecret),
+            ),
+            (
+                "secrets",
+                json!({"metadata": {"name": "ci",
+                    "annotations": {"kubernetes.io/service-account.name": "robot"}},
+                    "type": "kubernetes.io/service-account-token"}),
+                None,
             ),
             ("secrets", json!({"type": "Opaque"}), None),
             (

@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
-use super::json::{list, map_mut};
+use super::{
+    json::{list, map_mut},
+    waiter::Settings,
+};
 
 /// Its name; older backups may hold a pod with one under either name.
 pub const NAME: &str = "restore-wait";
@@ -25,6 +28,7 @@ pub struct Waiter<'a> {
     pub volumes: &'a BTreeMap<String, usize>,
     /// The pod's annotation that says why the data will not come.
     pub over: &'a str,
+    pub settings: &'a Settings,
 }
 
 /// Takes a waiter of an earlier restore off the pod.
@@ -53,14 +57,14 @@ pub fn remove(pod: &mut Value) {
 /// Puts the waiter first among the pod's init containers.
 ///
 /// It runs as the pod's first container does, for what that one can read the waiter can read too; the volume's root may be closed to
-/// everyone else.
+/// everyone else. Where that one has no context of its own, the settings may have.
 pub fn add(pod: &mut Value, waiter: Waiter<'_>) {
     remove(pod);
     waiter
         .volumes
         .keys()
         .for_each(|volume| open_for_data(pod, volume));
-    let security = security_context(pod);
+    let security = security_context(pod).or_else(|| waiter.settings.security.clone());
     let mut mounts: Vec<Value> = waiter
         .volumes
         .keys()
@@ -73,7 +77,6 @@ pub fn add(pod: &mut Value, waiter: Waiter<'_>) {
         .map(|(volume, pods)| format!("{volume}={pods}"))
         .collect();
     let field = |path: &str| json!({"fieldRef": {"apiVersion": "v1", "fieldPath": path}});
-    let resources = json!({"cpu": "100m", "memory": "128Mi"});
     let mut container = json!({
         "name": NAME,
         "image": waiter.image,
@@ -86,7 +89,7 @@ pub fn add(pod: &mut Value, waiter: Waiter<'_>) {
             {"name": "JACKLINE_WAITERS", "value": counts.join(",")},
         ],
         "volumeMounts": mounts,
-        "resources": {"requests": resources, "limits": resources},
+        "resources": waiter.settings.resources,
     });
     if let (Some(security), Some(container)) = (security, container.as_object_mut()) {
         container.insert("securityContext".to_owned(), Value::Object(security));
@@ -154,13 +157,14 @@ pub fn restore_of(pod: &Value) -> Option<&str> {
 mod tests {
     use super::*;
 
-    fn waiter(volumes: &BTreeMap<String, usize>) -> Waiter<'_> {
+    fn waiter<'a>(volumes: &'a BTreeMap<String, usize>, settings: &'a Settings) -> Waiter<'a> {
         Waiter {
             image: "img",
             command: "/wait",
             restore: "uid-1",
             volumes,
             over: "example.org/over",
+            settings,
         }
     }
 
@@ -173,7 +177,7 @@ mod tests {
                 {"name": "data", "persistentVolumeClaim": {"claimName": "x", "readOnly": true}},
                 {"name": "other", "persistentVolumeClaim": {"claimName": "y", "readOnly": true}},
                 {"name": "empty", "emptyDir": {}}]}});
-        add(&mut pod, waiter(&volumes));
+        add(&mut pod, waiter(&volumes, &Settings::default()));
         assert_eq!(
             pod["spec"]["volumes"],
             json!([
@@ -200,8 +204,8 @@ mod tests {
         let mut pod = json!({"spec": {
             "containers": [{"name": "c", "securityContext": {"runAsUser": 999, "privileged": true}}],
             "initContainers": [{"name": "restic-wait", "args": ["old"]}, {"name": "mine"}]}});
-        add(&mut pod, waiter(&volumes));
-        add(&mut pod, waiter(&volumes));
+        add(&mut pod, waiter(&volumes, &Settings::default()));
+        add(&mut pod, waiter(&volumes, &Settings::default()));
         let containers = list(&pod, "/spec/initContainers");
         assert_eq!(containers.len(), 2);
         assert_eq!(containers[1]["name"], "mine");
@@ -225,15 +229,28 @@ mod tests {
     }
 
     #[test]
-    fn without_a_context_the_pod_decides() {
+    fn without_a_context_the_settings_decide_and_then_the_pod() {
         let volumes = [("data".to_owned(), 1)].into();
         let mut pod = json!({"spec": {"containers": [{"name": "c"}]}});
-        add(&mut pod, waiter(&volumes));
+        add(&mut pod, waiter(&volumes, &Settings::default()));
         assert_eq!(
             pod["spec"]["initContainers"][0].get("securityContext"),
             None
         );
         remove(&mut pod);
         assert_eq!(pod, json!({"spec": {"containers": [{"name": "c"}]}}));
+        let security = json!({"runAsUser": 1002});
+        let settings = Settings {
+            security: security.as_object().cloned(),
+            ..Settings::default()
+        };
+        add(&mut pod, waiter(&volumes, &settings));
+        let container = &pod["spec"]["initContainers"][0];
+        assert_eq!(container["securityContext"], security);
+        assert_eq!(container["resources"]["limits"]["memory"], "128Mi");
+        pod["spec"]["containers"][0]["securityContext"] = json!({"runAsUser": 999});
+        add(&mut pod, waiter(&volumes, &settings));
+        let container = &pod["spec"]["initContainers"][0];
+        assert_eq!(container["securityContext"], json!({"runAsUser": 999}));
     }
 }

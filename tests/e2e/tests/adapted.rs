@@ -1,4 +1,4 @@
-//! What a restore changes on its way: storage classes, patches, ports, statuses; and what it does not when told so.
+//! What a restore changes on its way: storage classes, patches, ports, statuses, how pods wait; and what it does not when told so.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use jackline_crds::velero::{PodVolumeRestore, Restore, RestorePhase};
 use jackline_e2e::{Env, Velero, until, wait_gone};
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, PersistentVolumeClaim, Pod, Service};
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 
@@ -19,13 +19,33 @@ async fn restored_objects_are_adapted_as_asked() -> Result<()> {
     let env = Env::up("adapted").await?;
     let velero = Velero::new(&env).await?;
     env.cluster.apply(WORKLOADS)?;
+    a_kind_without_a_status_of_its_own(&env).await?;
     running(&env, "mover").await?;
     let port = given_by_the_cluster(&env).await?;
     backed_up(&env, &velero).await?;
     moved(&env, &velero, port).await?;
     without_volumes(&env, &velero).await?;
     what_cannot_be_is_said(&env, &velero).await?;
+    a_restore_that_was_cut_off_puts_statuses_on(&env).await?;
+    a_pod_that_does_not_start_is_given_up(&env, &velero).await?;
     env.cluster.down()
+}
+
+/// Its objects have a field of that name like any other.
+async fn a_kind_without_a_status_of_its_own(env: &Env) -> Result<()> {
+    let schema = json!({"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}});
+    let definition = json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": {"name": "plains.example.com"},
+        "spec": {"group": "example.com", "scope": "Namespaced", "names": {"plural": "plains", "kind": "Plain"},
+            "versions": [{"name": "v1", "served": true, "storage": true, "schema": schema}]}});
+    env.cluster.apply(&definition.to_string())?;
+    let plain = json!({"apiVersion": "example.com/v1", "kind": "Plain", "metadata": {"name": "one", "namespace": "mover"},
+        "status": {"phase": "Fine"}});
+    until("the kind is served", MINUTE, async || {
+        Ok(env.cluster.apply(&plain.to_string()).ok())
+    })
+    .await?;
+    Ok(())
 }
 
 async fn running(env: &Env, namespace: &str) -> Result<()> {
@@ -80,7 +100,7 @@ async fn backed_up(env: &Env, velero: &Velero) -> Result<()> {
 async fn moved(env: &Env, velero: &Velero, port: i32) -> Result<()> {
     let said = velero.run(
         "restore create moved --from-backup one --resource-modifier-configmap rules \
-         --preserve-nodeports --status-include-resources services --wait",
+         --preserve-nodeports --status-include-resources services,plains.example.com --wait",
     )?;
     ensure!(said.contains("completed with status: Completed"), "{said}");
     velero.says(
@@ -89,6 +109,7 @@ async fn moved(env: &Env, velero: &Velero, port: i32) -> Result<()> {
             "ItemOperationTimeout: 4h0m0s",
             "Preserve Service NodePorts: true",
             "Resource modifier: Type: configmap Name: rules",
+            "plains.example.com one: its status could not be restored: its kind has no status of its own here",
         ],
     )?;
     running(env, "mover").await?;
@@ -136,6 +157,23 @@ async fn moved(env: &Env, velero: &Velero, port: i32) -> Result<()> {
     ensure!(named("SIZE") == Some(&json!("small")), "{env_of}");
     let db = env.api_in::<Pod>("mover").get("db-0").await?;
     ensure!(db.annotations().contains_key("example.com/moved"));
+    let db = serde_json::to_value(db.spec)?;
+    let waiter = &db["initContainers"][0];
+    let wanted = json!({"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"cpu": "100m", "memory": "256Mi"}});
+    ensure!(waiter["resources"] == wanted, "{waiter}");
+    let wanted = json!({"allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true});
+    ensure!(waiter["securityContext"] == wanted, "{waiter}");
+    // Of another program.
+    ensure!(
+        waiter["command"] == json!(["jackline-restore-wait"]),
+        "{waiter}"
+    );
+    ensure!(
+        !waiter["image"]
+            .as_str()
+            .unwrap_or_default()
+            .contains("elsewhere")
+    );
     Ok(())
 }
 
@@ -208,6 +246,8 @@ async fn what_cannot_be_is_said(env: &Env, velero: &Velero) -> Result<()> {
     configs.patch("rules", &params, &rules(wrong)).await?;
     let classes = Patch::Merge(json!({"data": {"csi": "gone", "local": null}}));
     configs.patch("classes", &params, &classes).await?;
+    let waiter = Patch::Merge(json!({"data": {"cpuRequest": "much", "secCtx": "runAsuser: 1"}}));
+    configs.patch("waiter", &params, &waiter).await?;
     velero.run(
         "restore create partly --from-backup one --resource-modifier-configmap rules \
          --namespace-mappings mover:partly --exclude-resources services --wait",
@@ -224,6 +264,8 @@ async fn what_cannot_be_is_said(env: &Env, velero: &Velero) -> Result<()> {
             "error restoring configmaps settings: resourceModifierRules[0] was not applied",
             "error restoring persistentvolumeclaims data-db-0: storage class gone",
             "pod db-0 was not restored: claim data-db-0 was not",
+            "ConfigMap with label velero.io/pod-volume-restore: cpuRequest: found \"much\"",
+            "ConfigMap with label velero.io/pod-volume-restore: secCtx: unknown field `runAsuser`",
         ],
     )?;
     until("the other pod runs", MINUTE, async || {
@@ -232,5 +274,84 @@ async fn what_cannot_be_is_said(env: &Env, velero: &Velero) -> Result<()> {
     .await?;
     let settings = env.api_in::<ConfigMap>("partly").get("settings").await?;
     ensure!(settings.data.context("data")?["endpoint"] == "old.example");
+    Ok(())
+}
+
+/// A controller made an object and went before it had put the status on: the next one does.
+async fn a_restore_that_was_cut_off_puts_statuses_on(env: &Env) -> Result<()> {
+    env.cluster.kubectl(["create", "namespace", "cut"])?;
+    let service = ["-n", "cut", "create", "service", "loadbalancer", "web"];
+    env.cluster.kubectl(
+        service
+            .iter()
+            .chain(&["--tcp=80", "--field-manager=jackline"]),
+    )?;
+    let label = ["-n", "cut", "label", "service", "web"];
+    env.cluster
+        .kubectl(label.iter().chain(&["velero.io/restore-name=cut"]))?;
+    let restore: Restore = serde_json::from_value(json!({
+        "apiVersion": "velero.io/v1", "kind": "Restore", "metadata": {"name": "cut", "namespace": "velero"},
+        "spec": {"backupName": "one", "includedResources": ["services"], "namespaceMapping": {"mover": "cut"},
+            "restoreStatus": {"includedResources": ["services"]}},
+        "status": {"phase": "InProgress", "startTimestamp": "2026-01-01T00:00:00Z"}}))?;
+    env.api::<Restore>()
+        .create(&PostParams::default(), &restore)
+        .await?;
+    env.restore_completed("cut", MINUTE).await?;
+    let service = env.api_in::<Service>("cut").get("web").await?;
+    let status = serde_json::to_value(&service.status)?;
+    ensure!(
+        status["loadBalancer"]["ingress"][0]["ip"] == "192.0.2.7",
+        "{status}"
+    );
+    Ok(())
+}
+
+/// The kubelet refuses one pod's waiter: after a while without progress its volume is given up with the reason, and it alone.
+async fn a_pod_that_does_not_start_is_given_up(env: &Env, velero: &Velero) -> Result<()> {
+    let limit = "JACKLINE_VOLUME_PROGRESS_TIMEOUT=15s";
+    let set = [
+        "-n",
+        "velero",
+        "set",
+        "env",
+        "deployment/jackline-controller",
+        limit,
+    ];
+    env.cluster.kubectl(set)?;
+    jackline_e2e::deploy::rolled_out(&env.cluster, "deployment/jackline-controller")?;
+    let configs: Api<ConfigMap> = env.api_in("velero");
+    let rules = "version: v1\nresourceModifierRules:\n- conditions: {groupResource: pods, resourceNameRegex: ^db-0$}\n  \
+        patches: [{operation: add, path: /spec/containers/0/securityContext, value: '{\"runAsNonRoot\": true}'}]\n";
+    let params = PatchParams::default();
+    let rules = Patch::Merge(json!({"data": {"rules.yaml": rules}}));
+    configs.patch("rules", &params, &rules).await?;
+    let classes = Patch::Merge(json!({"data": {"csi": "local"}}));
+    configs.patch("classes", &params, &classes).await?;
+    velero.run(
+        "restore create stuck --from-backup one --resource-modifier-configmap rules \
+         --namespace-mappings mover:stuck --exclude-resources services --wait",
+    )?;
+    let status = env.api::<Restore>().get("stuck").await?.status;
+    let status = status.context("a status")?;
+    ensure!(
+        status.phase == Some(RestorePhase::PartiallyFailed) && status.errors == 2,
+        "{status:?}"
+    );
+    velero.says(
+        "restore describe stuck",
+        &[
+            "pod volume restore failed: volume data of pod stuck/db-0: init container restore-wait of its pod has not started on node",
+            "for 15s: CreateContainerConfigError: container has runAsNonRoot and image will run as root",
+            "StatefulSet db was not restored: the data of its claims",
+        ],
+    )?;
+    until("the other pod runs", MINUTE, async || {
+        Ok((env.ready_pods("stuck", "app=web").await?.len() == 1).then_some(()))
+    })
+    .await?;
+    let web = pod(env, "stuck", "web").await?;
+    let page = env.cluster.exec("stuck", &web, &["cat", "/files/index"])?;
+    ensure!(page == "page\n", "{page:?}");
     Ok(())
 }

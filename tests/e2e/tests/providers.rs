@@ -12,7 +12,7 @@ use k8s_openapi::api::core::v1::{
     Namespace, PersistentVolume, PersistentVolumeClaim, PersistentVolumeSpec,
 };
 use k8s_openapi::api::storage::v1::StorageClass;
-use kube::api::{DeleteParams, PostParams};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
 use serde_json::json;
 
@@ -33,6 +33,7 @@ async fn volumes_move_between_storage_providers() -> Result<()> {
     env.cluster.apply(&manifests.replace("SQUASHED", path))?;
     running(&env, "move", &PODS).await?;
     fill(&env).await?;
+    choose(&env).await?;
 
     to_another_provisioner(&env, &velero).await?;
     to_another_class(&env, &velero).await?;
@@ -98,6 +99,18 @@ async fn fill(env: &Env) -> Result<()> {
     Ok(())
 }
 
+/// What a person wants of a volume comes back with each that is provisioned in its place.
+async fn choose(env: &Env) -> Result<()> {
+    let volumes: Api<PersistentVolume> = Api::all(env.cluster.client());
+    let name = volume(env, "move", "rwo").await?.name_any();
+    let patch = json!({"metadata": {"labels": {"tier": "gold", "topology.kubernetes.io/zone": "elsewhere"}},
+        "spec": {"persistentVolumeReclaimPolicy": "Retain"}});
+    volumes
+        .patch(&name, &PatchParams::default(), &Patch::Merge(patch))
+        .await?;
+    Ok(())
+}
+
 async fn moved(env: &Env, is_as_wanted: impl Fn(&PersistentVolumeSpec) -> bool) -> Result<()> {
     running(env, "move", &PODS).await?;
     for pod in PODS {
@@ -109,6 +122,15 @@ async fn moved(env: &Env, is_as_wanted: impl Fn(&PersistentVolumeSpec) -> bool) 
         let spec = volume(env, "move", claim).await?.spec.unwrap_or_default();
         ensure!(is_as_wanted(&spec), "{claim}: {spec:?}");
     }
+    let chosen = volume(env, "move", "rwo").await?;
+    let policy = chosen.spec.as_ref();
+    let policy = policy.and_then(|spec| spec.persistent_volume_reclaim_policy.as_deref());
+    ensure!(policy == Some("Retain"), "{policy:?}");
+    let labels = chosen.labels();
+    ensure!(labels.get("tier").is_some_and(|tier| tier == "gold"));
+    ensure!(!labels.contains_key("topology.kubernetes.io/zone"));
+    let policy = volume(env, "move", "rwx").await?.spec.unwrap_or_default();
+    ensure!(policy.persistent_volume_reclaim_policy.as_deref() == Some("Delete"));
     let writes = env.cluster.exec("move", "rox", &["touch", "/data/new"]);
     ensure!(writes.is_err(), "what was read-only can be written");
     Ok(())

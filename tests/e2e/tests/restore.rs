@@ -404,7 +404,9 @@ async fn restored_again_over_what_runs(env: &Env) -> Result<()> {
     held.same_as(&Tree::read(&data)?)
 }
 
+/// And their restores leave a log that says so.
 async fn hostile_tarballs_are_refused(env: &Env) -> Result<()> {
+    let velero = Velero::new(env).await?;
     let directory = tempfile::tempdir()?;
     std::fs::write(directory.path().join("evil.json"), "{}")?;
     std::os::unix::fs::symlink("/etc/passwd", directory.path().join("link"))?;
@@ -480,6 +482,9 @@ async fn hostile_tarballs_are_refused(env: &Env) -> Result<()> {
             why.contains("is refused") && why.contains("the tarball holds"),
             "{name}: {why}"
         );
+        let log = velero.run(&format!("restore logs of-{name}"))?;
+        ensure!(log.contains("level=error"), "{log}");
+        ensure!(log.contains("the tarball holds"), "{log}");
     }
     // Which claims it would fill, nobody knows: they are not made empty.
     let ended = restore(env, "of-a", json!({"backupName": "a"})).await?;

@@ -1,13 +1,15 @@
-//! Hooks of restored pods: init containers and commands, from annotations and from the restore, well and ill.
+//! Hooks of restored pods: init containers and commands, from annotations and from the restore, well and ill, and when they run.
 
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use jackline_crds::velero::{Backup, BackupSpec, Restore, RestorePhase, RestoreSpec};
-use jackline_e2e::{Env, NAMESPACE, Velero, until};
-use k8s_openapi::api::core::v1::Pod;
-use kube::ResourceExt;
-use kube::api::PostParams;
+use jackline_crds::velero::{
+    Backup, BackupSpec, PodVolumePhase, PodVolumeRestore, Restore, RestorePhase, RestoreSpec,
+};
+use jackline_e2e::{Env, NAMESPACE, Velero, until, wait_gone};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, Service};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -23,6 +25,7 @@ async fn restored_pods_get_their_hooks() -> Result<()> {
     what_the_api_server_refuses_is_one_pod_s_error(&env, &velero).await?;
     none_runs_twice(&env, &velero).await?;
     wrong_hooks_are_refused(&env).await?;
+    nobody_waits_for_what_others_wait_for(&env).await?;
     env.cluster.down()
 }
 
@@ -165,7 +168,8 @@ async fn restored(env: &Env, velero: &Velero) -> Result<()> {
         .map(|container| container.name)
         .collect();
     ensure!(init == ["restore-wait", "fix"], "{init:?}");
-    ensure!(pod.annotations().get("jackline.dev/restore-hooks") == restore.metadata.uid.as_ref());
+    let ended = format!("{} 1/0", restore.metadata.uid.context("a UID")?);
+    ensure!(pod.annotations().get("jackline.dev/restore-hooks") == Some(&ended));
     Ok(())
 }
 
@@ -199,13 +203,14 @@ async fn what_the_api_server_refuses_is_one_pod_s_error(env: &Env, velero: &Vele
     Ok(())
 }
 
-/// Every controller is killed while one pod's command runs and another's waits for its pod: the first is not run again, the second is.
+/// Every controller is killed while one pod's command runs, another's is over, and a third's waits for its pod: only the third is run
+/// by the next leader, and how the second ended is known.
 async fn none_runs_twice(env: &Env, velero: &Velero) -> Result<()> {
     let hook = |app: &str, exec: Value| json!({"name": format!("of-{app}"), "labelSelector": {"matchLabels": {"app": app}}, "postHooks": [{"exec": exec}]});
     let begun = json!({"command": ["sh", "-c", "echo begun >> /data/begun; sleep 20"]});
     let later = json!({"command": ["sh", "-c", "echo ran >> /data/ran"], "waitForReady": true});
     let spec = json!({"backupName": "hooks", "namespaceMapping": {"hooks": "again"},
-        "labelSelector": {"matchExpressions": [{"key": "app", "operator": "In", "values": ["plain", "held"]}]},
+        "labelSelector": {"matchExpressions": [{"key": "app", "operator": "In", "values": ["plain", "held", "annotated"]}]},
         "hooks": {"resources": [hook("plain", begun), hook("held", later)]}});
     let spec: RestoreSpec = serde_json::from_value(spec)?;
     env.api::<Restore>()
@@ -216,6 +221,15 @@ async fn none_runs_twice(env: &Env, velero: &Velero) -> Result<()> {
         Ok(lines("plain", "/data/begun").ok())
     })
     .await?;
+    until("the other command is over", MINUTE, async || {
+        let pod = env.api_in::<Pod>("again").get("annotated").await?;
+        let noted = pod.annotations().get("jackline.dev/restore-hooks");
+        Ok(noted.filter(|noted| noted.ends_with(" 1/0")).map(|_| ()))
+    })
+    .await?;
+    ensure!(lines("annotated", "/data/seen")? == "kept\n");
+    env.cluster
+        .exec("again", "annotated", &["rm", "/data/seen"])?;
     for pod in env
         .ready_pods(NAMESPACE, "app.kubernetes.io/name=jackline-controller")
         .await?
@@ -231,7 +245,7 @@ async fn none_runs_twice(env: &Env, velero: &Velero) -> Result<()> {
     ensure!(
         status.phase == Some(RestorePhase::PartiallyFailed)
             && status.errors == 1
-            && (hooks.hooks_attempted, hooks.hooks_failed) == (2, 1),
+            && (hooks.hooks_attempted, hooks.hooks_failed) == (3, 1),
         "{status:?}"
     );
     velero.says(
@@ -240,6 +254,156 @@ async fn none_runs_twice(env: &Env, velero: &Velero) -> Result<()> {
     )?;
     ensure!(lines("plain", "/data/begun")? == "begun\n");
     ensure!(lines("held", "/data/ran")? == "ran\n");
+    ensure!(lines("annotated", "/data/seen").is_err());
+    Ok(())
+}
+
+/// A restore of which one namespace is still being deleted, and one pod finds no node: a command runs in a pod that is there, and the
+/// objects beside it come, while both wait. A pod through which a shared claim was filled goes before the last that waits for the claim.
+async fn nobody_waits_for_what_others_wait_for(env: &Env) -> Result<()> {
+    let label_nodes = |label: &str| env.cluster.kubectl(["label", "node", "--all", label]);
+    label_nodes("place=here")?;
+    front_and_tail(env).await?;
+    let spec: BackupSpec =
+        serde_json::from_value(json!({"includedNamespaces": ["front", "tail"]}))?;
+    env.api::<Backup>()
+        .create(&PostParams::default(), &Backup::new("rest", spec))
+        .await?;
+    env.backup_completed("rest", MINUTE).await?;
+    let namespaces: Api<Namespace> = Api::all(env.cluster.client());
+    namespaces.delete("front", &DeleteParams::default()).await?;
+    wait_gone(&namespaces, "front", 2 * MINUTE).await?;
+    label_nodes("place-")?;
+    let held = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {
+        "name": "held", "namespace": "tail", "finalizers": ["example.com/held"]}});
+    env.cluster.apply(&held.to_string())?;
+    namespaces.delete("tail", &DeleteParams::default()).await?;
+    let tail: Api<Service> = env.api_in("tail");
+    wait_gone(&tail, "last", MINUTE).await?;
+
+    let spec: RestoreSpec = serde_json::from_value(json!({"backupName": "rest"}))?;
+    env.api::<Restore>()
+        .create(&PostParams::default(), &Restore::new("rest", spec))
+        .await?;
+    until("the command of a pod has run", MINUTE, async || {
+        Ok(env.cluster.exec("front", "quick", &["ls", "/tmp/ran"]).ok())
+    })
+    .await?;
+    let front: Api<Service> = env.api_in("front");
+    until("what comes after pods is there", MINUTE, async || {
+        Ok(front.get_opt("first").await?)
+    })
+    .await?;
+    until("a shared claim is filled", MINUTE, async || {
+        let read = ["cat", "/shared/file"];
+        Ok(env.cluster.exec("front", "carrier", &read).ok())
+    })
+    .await?;
+    let going = namespaces.get("tail").await?;
+    ensure!(going.metadata.deletion_timestamp.is_some());
+    let restore = env.api::<Restore>().get("rest").await?;
+    ensure!(restore.phase() == RestorePhase::InProgress, "{restore:?}");
+    let of = ListParams::default().labels("velero.io/restore-name=rest");
+    let volumes = env.api::<PodVolumeRestore>().list(&of).await?.items;
+    let phase = |pod: &str| {
+        let of_pod = |volume: &&PodVolumeRestore| volume.spec.pod.name.as_deref() == Some(pod);
+        volumes.iter().find(of_pod).map(PodVolumeRestore::phase)
+    };
+    ensure!(phase("carrier") == Some(PodVolumePhase::Completed));
+    ensure!(phase("unplaced") == Some(PodVolumePhase::New));
+
+    let pods = env.api_in::<Pod>("front");
+    pods.delete("carrier", &DeleteParams::default()).await?;
+    wait_gone(&pods, "carrier", MINUTE).await?;
+    label_nodes("place=here")?;
+    until("the last waiter goes on", 2 * MINUTE, async || {
+        let ready = env.ready_pods("front", "app=unplaced").await?;
+        Ok((ready.len() == 1).then_some(()))
+    })
+    .await?;
+    until("nothing is left in the claim", MINUTE, async || {
+        let all = env
+            .cluster
+            .exec("front", "unplaced", &["ls", "-A", "/shared"])?;
+        Ok((all == "file\n").then_some(()))
+    })
+    .await?;
+    let restore = env.api::<Restore>().get("rest").await?;
+    ensure!(restore.phase() == RestorePhase::InProgress, "{restore:?}");
+
+    let free = Patch::Merge(json!({"metadata": {"finalizers": null}}));
+    env.api_in::<ConfigMap>("tail")
+        .patch("held", &PatchParams::default(), &free)
+        .await?;
+    let restore = env.restore_completed("rest", MINUTE).await?;
+    let hooks = restore.status.and_then(|status| status.hook_status);
+    let hooks = hooks.unwrap_or_default();
+    ensure!((hooks.hooks_attempted, hooks.hooks_failed) == (1, 0));
+    ensure!(tail.get_opt("last").await?.is_some());
+    Ok(())
+}
+
+async fn front_and_tail(env: &Env) -> Result<()> {
+    let service = |name: &str, namespace: &str| {
+        json!({"apiVersion": "v1", "kind": "Service",
+        "metadata": {"name": name, "namespace": namespace}, "spec": {"ports": [{"port": 80}]}})
+    };
+    let namespace =
+        |name: &str| json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
+    let pod = |name: &str,
+               annotation: (&str, &str),
+               place: Value,
+               mounts: Value,
+               volumes: Value| {
+        json!({"apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": name, "namespace": "front", "labels": {"app": name}, "annotations": {(annotation.0): annotation.1}},
+            "spec": {"terminationGracePeriodSeconds": 0, "nodeSelector": place, "volumes": volumes,
+                "containers": [{"name": "box", "image": BOX, "imagePullPolicy": "Never", "command": ["sleep", "100000"],
+                    "volumeMounts": mounts}]}})
+    };
+    let shared = json!({"name": "shared", "persistentVolumeClaim": {"claimName": "shared"}});
+    let at = |volume: &str| json!({"name": volume, "mountPath": format!("/{volume}")});
+    let command = (
+        "post.hook.restore.velero.io/command",
+        "[\"touch\", \"/tmp/ran\"]",
+    );
+    let backed_up = |volume| ("backup.velero.io/backup-volumes", volume);
+    let all = [
+        namespace("front"),
+        namespace("tail"),
+        json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "shared", "namespace": "front"},
+            "spec": {"storageClassName": "local", "accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "10Mi"}}}}),
+        pod("quick", command, json!({}), json!([]), json!([])),
+        pod(
+            "carrier",
+            backed_up("shared"),
+            json!({}),
+            json!([at("shared")]),
+            json!([shared]),
+        ),
+        pod(
+            "unplaced",
+            backed_up("data"),
+            json!({"place": "here"}),
+            json!([at("data"), at("shared")]),
+            json!([{"name": "data", "emptyDir": {}}, shared]),
+        ),
+        service("first", "front"),
+        service("last", "tail"),
+    ];
+    let all: Vec<String> = all.iter().map(Value::to_string).collect();
+    env.cluster.apply(&all.join("\n---\n"))?;
+    for app in ["quick", "carrier", "unplaced"] {
+        until("a pod is ready", 2 * MINUTE, async || {
+            let ready = env.ready_pods("front", &format!("app={app}")).await?;
+            Ok((ready.len() == 1).then_some(()))
+        })
+        .await?;
+    }
+    let write = ["sh", "-c", "echo kept > /shared/file"];
+    env.cluster.exec("front", "carrier", &write)?;
+    let write = ["sh", "-c", "echo kept > /data/file"];
+    env.cluster.exec("front", "unplaced", &write)?;
     Ok(())
 }
 
