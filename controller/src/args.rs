@@ -1,9 +1,9 @@
 //! The command line of `jackline-controller`. Every flag has a twin in the environment.
 
-use std::{path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use clap::{Parser, ValueEnum};
-use jackline_crds::GoDuration;
+use jackline_crds::{GoDuration, names::annotation};
 use jackline_runtime::kit::RuntimeArgs;
 
 /// Who moves the data.
@@ -117,6 +117,23 @@ impl Args {
     pub fn scratch(&self) -> PathBuf {
         self.scratch_dir.clone().unwrap_or_else(std::env::temp_dir)
     }
+
+    /// How long the volumes of a Backup or Restore with these annotations may take, if that is limited.
+    ///
+    /// # Errors
+    /// When its annotation is no duration.
+    pub fn volume_timeout(
+        &self,
+        annotations: &BTreeMap<String, String>,
+    ) -> Result<Option<Duration>, String> {
+        let limit = match annotations.get(annotation::POD_VOLUME_TIMEOUT) {
+            None => self.fs_backup_timeout,
+            Some(text) => Some(text.parse::<GoDuration>().map_err(|error| {
+                format!("annotation {}: {error}", annotation::POD_VOLUME_TIMEOUT)
+            })?),
+        };
+        Ok(limit.map(GoDuration::to_std))
+    }
 }
 
 #[cfg(test)]
@@ -131,6 +148,29 @@ mod tests {
             (Engine::Builtin, "velero")
         );
         assert_eq!(args.default_backup_ttl.to_string(), "720h0m0s");
+    }
+
+    #[test]
+    fn volumes_have_the_time_of_their_annotation_or_else_of_the_flag() {
+        let args = |more: &[&str]| {
+            Args::try_parse_from([&["jackline-controller"], more].concat()).unwrap()
+        };
+        let (free, limited) = (args(&[]), args(&["--fs-backup-timeout=4h"]));
+        let annotated = |text: &str| {
+            BTreeMap::from([(annotation::POD_VOLUME_TIMEOUT.to_owned(), text.to_owned())])
+        };
+        let seconds = |seconds| Ok(Some(Duration::from_secs(seconds)));
+        assert_eq!(free.volume_timeout(&BTreeMap::new()), Ok(None));
+        assert_eq!(limited.volume_timeout(&BTreeMap::new()), seconds(14400));
+        assert_eq!(free.volume_timeout(&annotated("90s")), seconds(90));
+        assert_eq!(limited.volume_timeout(&annotated("1m")), seconds(60));
+        for wrong in ["", "soon", "90", "1 h"] {
+            let why = limited.volume_timeout(&annotated(wrong)).unwrap_err();
+            assert!(
+                why.starts_with("annotation velero.io/pod-volume-timeout: "),
+                "{why}"
+            );
+        }
     }
 
     #[test]

@@ -23,7 +23,7 @@ use std::{
 
 use futures::FutureExt;
 use jackline_crds::{
-    names::label,
+    names::{finalizer as name, label},
     velero::{Backup, BackupPhase, BackupStatus, PodVolumeBackup},
 };
 use jackline_runtime::{
@@ -33,7 +33,7 @@ use kube::{Resource, ResourceExt};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
-use crate::{context::Context, deletion, fence, location, remove::remove};
+use crate::{context::Context, deletion, fence, finalizer, location, remove::remove};
 use holds::Holds;
 use metrics::BackupMetrics;
 
@@ -43,6 +43,8 @@ const GRACE: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(4 * 3600);
 /// How long it may take until deleted objects are seen to be gone.
 const PATIENCE_WITH_API: Duration = Duration::from_secs(30);
+/// For how long a deleted Backup waits until what it left behind can be removed.
+const CLEAN_UP: Duration = Duration::from_secs(600);
 /// A pass that got on for this long before it failed is none of those.
 const GOT_ON: Duration = Duration::from_secs(600);
 
@@ -60,7 +62,7 @@ pub fn register(context: &Arc<Context>, kit: &Kit, lease: &Lease) -> anyhow::Res
         .stores
         .backups
         .enqueue(&queue, |change| match &change.after {
-            Some(backup) if !is_open(backup.phase()) => Vec::new(),
+            Some(backup) if !is_open(backup.phase()) && !is_deleted(backup) => Vec::new(),
             _ => vec![change.key.clone()],
         });
     let options = RunOptions::new()
@@ -94,6 +96,22 @@ fn is_begun(phase: BackupPhase) -> bool {
     phase == BackupPhase::InProgress || phase.is_finishing()
 }
 
+/// Whether a backup is on its way out.
+fn is_deleted(backup: &Backup) -> bool {
+    backup.metadata.deletion_timestamp.is_some()
+}
+
+/// Whether it may not go before what it left behind is removed.
+fn is_held(backup: &Backup) -> bool {
+    backup.finalizers().iter().any(|it| it == name::BACKUP)
+}
+
+/// Whether it has been on its way out for too long.
+fn is_overdue(backup: &Backup) -> bool {
+    let since = backup.metadata.deletion_timestamp.as_ref();
+    since.is_some_and(|since| now().duration_since(since.0).unsigned_abs() > CLEAN_UP)
+}
+
 /// A backup as it is now, if it goes on and this is its leader.
 async fn newest(
     context: &Context,
@@ -104,7 +122,7 @@ async fn newest(
         .api::<Backup>()
         .get_opt(&backup.name_any())
         .await?
-        .filter(|now| now.uid() == backup.uid() && is_begun(now.phase()));
+        .filter(|now| now.uid() == backup.uid() && is_begun(now.phase()) && !is_deleted(now));
     let Some(now) = now else {
         let why = "it was deleted, or another has ended it";
         return Err(Failure::new(Class::Conflict, "Superseded", why));
@@ -113,17 +131,18 @@ async fn newest(
     Ok(now)
 }
 
-/// Writes the last status of a backup, whatever else is written onto it meanwhile.
+/// Writes the last status of a backup, which may go from then on, whatever else is written onto it meanwhile.
 async fn end(
     context: &Context,
     backup: &Backup,
     status: impl Fn(&Backup) -> BackupStatus,
-    metadata: Value,
+    mut metadata: Value,
     token: &LeaderToken,
 ) -> Result<Backup, Failure> {
     let api = context.api::<Backup>();
     loop {
         let now = newest(context, backup, token).await?;
+        metadata["finalizers"] = json!(finalizer::list(&now, name::BACKUP, false));
         match fence::write(&api, &now, &status(&now), metadata.clone(), token).await {
             Err(failure) if failure.class == Class::Conflict => {}
             written => return written,
@@ -155,18 +174,20 @@ struct Begun {
 impl Controller {
     async fn pass(&self, key: Key, token: LeaderToken) -> Result<Next, Failure> {
         let context = &self.context;
+        context.stores.ready().await;
         self.bury(&key, &token).await?;
-        if context
+        let waits = |backup: &Backup| is_open(backup.phase()) && !is_deleted(backup);
+        if !context
             .stores
             .backups
             .get(&key)
-            .is_none_or(|backup| !is_open(backup.phase()))
+            .is_some_and(|it| waits(&it))
         {
             return Ok(Next::Done);
         }
-        context.stores.ready().await;
         // The watch may be behind our own last write: a finished backup must not be done again.
-        let Some(backup) = context.api::<Backup>().get_opt(&key.name).await? else {
+        let backup = context.api::<Backup>().get_opt(&key.name).await?;
+        let Some(backup) = backup.filter(waits) else {
             return Ok(Next::Done);
         };
         let tell = |why: &Failure| self.event(&backup, why.reason, why.source.to_string());
@@ -180,7 +201,8 @@ impl Controller {
                 };
                 // Whoever had it before writes it no more.
                 let api = context.api::<Backup>();
-                let backup = fence::write(&api, &backup, &backup.status, json!({}), &token).await?;
+                let held = json!({"finalizers": finalizer::list(&backup, name::BACKUP, true)});
+                let backup = fence::write(&api, &backup, &backup.status, held, &token).await?;
                 tracing::info!(backup = %key, "resumed");
                 (backup, location)
             }
@@ -231,8 +253,9 @@ impl Controller {
         let uid = backup.uid();
         let gone = context.stores.backups.wait_for(|store| {
             let now = store.get(&key);
-            let same =
-                now.is_some_and(|now| now.uid() == uid && now.phase() != BackupPhase::Deleting);
+            let same = now.is_some_and(|now| {
+                now.uid() == uid && now.phase() != BackupPhase::Deleting && !is_deleted(&now)
+            });
             (!same).then_some(())
         });
         let outcome = tokio::select! {
@@ -288,18 +311,57 @@ impl Controller {
     async fn bury(&self, key: &Key, token: &LeaderToken) -> Result<Next, Failure> {
         let context = &self.context;
         let now = context.stores.backups.get(key);
-        let begun = self.begun.lock().get(key).cloned();
-        let Some(begun) =
-            begun.filter(|begun| now.is_none_or(|now| now.uid() != begun.backup.uid()))
-        else {
-            return Ok(Next::Done);
+        let goes = now.clone().filter(|now| is_deleted(now) && is_held(now));
+        let begun = self.begun.lock().get(key).cloned().filter(|begun| {
+            let same = |now: Arc<Backup>| now.uid() == begun.backup.uid() && !is_deleted(&now);
+            !now.is_some_and(same)
+        });
+        let (backup, touched) = match (&begun, &goes) {
+            (Some(begun), _) => (&begun.backup, Some(begun.touched.lock().clone())),
+            // Another leader had begun it.
+            (None, Some(goes)) => (&**goes, None),
+            (None, None) => return Ok(Next::Done),
         };
         context.alone().await?;
-        let uid = begun.backup.uid().unwrap_or_default();
+        match self.clear_up(backup, touched, token).await {
+            Err(failure) if goes.as_ref().is_none_or(|it| !is_overdue(it)) => return Err(failure),
+            // A namespace or a person waits.
+            Err(error) => {
+                tracing::warn!(backup = %key, %error, "the Backup goes, and what it left behind stays")
+            }
+            Ok(()) => {}
+        }
+        if let Some(goes) = &goes
+            && goes.uid() == backup.uid()
+        {
+            finalizer::set(
+                &context.api::<Backup>(),
+                &**goes,
+                name::BACKUP,
+                false,
+                token,
+            )
+            .await?;
+        }
+        self.begun.lock().remove(key);
+        Ok(Next::Done)
+    }
+
+    /// Removes what a backup left behind that was deleted before its end. `touched`: namespaces in whose repositories it may have snapshots,
+    /// where that is known.
+    async fn clear_up(
+        &self,
+        backup: &Backup,
+        mut touched: Option<BTreeSet<String>>,
+        token: &LeaderToken,
+    ) -> Result<(), Failure> {
+        let context = &self.context;
+        let uid = backup.uid().unwrap_or_default();
         let api = context.api::<PodVolumeBackup>();
-        let mut namespaces = begun.touched.lock().clone();
         for volume in volumes::of_backup(context, &uid) {
-            namespaces.extend(volume.spec.pod.namespace.clone());
+            if let Some(touched) = &mut touched {
+                touched.extend(volume.spec.pod.namespace.clone());
+            }
             remove(&api, &*volume, token).await?;
         }
         // An agent that makes a snapshot of a volume whose object is gone forgets it by itself.
@@ -310,18 +372,17 @@ impl Controller {
             let why = "PodVolumeBackups of the deleted backup are still there";
             return Err(Failure::transient("VolumesRemain", why));
         }
-        let location = prepare::location(context, &begun.backup);
+        let location = prepare::location(context, backup);
         match location.filter(|location| !location::read_only(location)) {
-            Some(location) => {
-                let backup = &begun.backup;
-                deletion::clear_up(context, backup, &location, &namespaces, token).await?;
-            }
+            Some(location) => deletion::clear_up(context, backup, &location, touched, token).await,
             None => {
-                tracing::warn!(backup = %key, "what the deleted Backup left behind stays: its location is gone or read-only")
+                tracing::warn!(
+                    backup = backup.name_any(),
+                    "what the deleted Backup left behind stays: its location is gone or read-only"
+                );
+                Ok(())
             }
         }
-        self.begun.lock().remove(key);
-        Ok(Next::Done)
     }
 
     /// Ends a backup of which nothing usable is in the bucket.

@@ -491,8 +491,8 @@ async fn forget(
     }
 }
 
-/// Removes what a Backup that was deleted before its end has left behind: snapshots in the repositories of `namespaces`, and files.
-/// A backup that is whole in the bucket stays.
+/// Removes what a Backup that was deleted before its end has left behind: files, and snapshots in the repositories of `namespaces`, or of
+/// any where it is not known which. A backup that is whole in the bucket stays.
 ///
 /// # Errors
 /// What may be better next time.
@@ -500,7 +500,7 @@ pub async fn clear_up(
     context: &Context,
     backup: &Backup,
     location: &BackupStorageLocation,
-    namespaces: &BTreeSet<String>,
+    namespaces: Option<BTreeSet<String>>,
     token: &LeaderToken,
 ) -> Result<(), Failure> {
     let (name, uid) = (backup.name_any(), backup.uid());
@@ -510,9 +510,15 @@ pub async fn clear_up(
     if snapshots::stored_uid(&*store, &name).await? == uid {
         return Ok(());
     }
-    let by_namespace = namespaces
-        .iter()
-        .map(|name| (name.clone(), BTreeSet::new()));
+    let namespaces = match namespaces {
+        Some(namespaces) => namespaces,
+        None => location::repositories(&*store)
+            .await
+            .map_err(|error| Failure::transient("LocationClosed", error))?
+            .into_iter()
+            .collect(),
+    };
+    let by_namespace = namespaces.into_iter().map(|name| (name, BTreeSet::new()));
     let left = Snapshots {
         by_namespace: by_namespace.collect(),
         tags: Tags::new(&name, uid),

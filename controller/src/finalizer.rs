@@ -8,6 +8,14 @@ use kube::api::{Patch, PatchParams};
 use kube::{Api, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 
+/// The finalizers of an object with this one, or without it.
+pub fn list<'a, K: Resource>(object: &'a K, name: &'a str, wanted: bool) -> Vec<&'a str> {
+    let others = object.finalizers().iter().map(String::as_str);
+    let mut finalizers: Vec<&str> = others.filter(|entry| *entry != name).collect();
+    finalizers.extend(wanted.then_some(name));
+    finalizers
+}
+
 /// Adds the finalizer or takes it away, unless that is so already. An object that is gone is no error; one that changed meanwhile is.
 ///
 /// # Errors
@@ -27,13 +35,10 @@ where
         return Ok(());
     }
     token.check()?;
-    let others = object.finalizers().iter().map(String::as_str);
-    let mut finalizers: Vec<&str> = others.filter(|entry| *entry != name).collect();
-    finalizers.extend(wanted.then_some(name));
     let patch = serde_json::json!({"metadata": {
         "uid": object.meta().uid,
         "resourceVersion": object.meta().resource_version,
-        "finalizers": finalizers,
+        "finalizers": list(object, name, wanted),
     }});
     let params = PatchParams {
         field_manager: Some(FIELD_MANAGER.to_owned()),

@@ -146,6 +146,8 @@ pub mod finalizer {
     pub const RESTORE: &str = "restores.velero.io/external-resources-finalizer";
     /// Of DataUpload and DataDownload.
     pub const DATA_MOVER: &str = "velero.io/data-upload-download-finalizer";
+    /// Of a Backup that is in progress: what it has left in the repositories goes first.
+    pub const BACKUP: &str = "jackline.dev/backup";
     /// Of a policy whose backups go with it.
     pub const POLICY: &str = "jackline.dev/policy";
 }

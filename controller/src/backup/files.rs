@@ -18,9 +18,11 @@ use serde_json::{Map, Value, json};
 use super::{log::Results, volumes::Volumes};
 use crate::collect::{self, Collection, Facts};
 
-/// The Backup as it lies in the bucket: indented JSON.
+/// The Backup as it lies in the bucket: indented JSON, without what holds it in this cluster.
 pub(super) fn backup_json(backup: &Backup) -> io::Result<Bytes> {
-    let mut json = serde_json::to_vec_pretty(backup)?;
+    let mut backup = backup.clone();
+    backup.metadata.finalizers = None;
+    let mut json = serde_json::to_vec_pretty(&backup)?;
     json.push(b'\n');
     Ok(json.into())
 }
@@ -179,6 +181,15 @@ mod tests {
             .read_to_string(&mut text)
             .unwrap();
         serde_json::from_str(&text).unwrap()
+    }
+
+    #[test]
+    fn what_holds_a_backup_here_is_not_in_the_bucket() {
+        let mut backup = Backup::new("b", Default::default());
+        backup.metadata.finalizers = Some(vec!["jackline.dev/backup".to_owned()]);
+        let stored: Backup = serde_json::from_slice(&backup_json(&backup).unwrap()).unwrap();
+        assert_eq!(stored.metadata.finalizers, None);
+        assert_eq!(stored.metadata.name, backup.metadata.name);
     }
 
     /// What Velero's objects become here is what Velero itself made of them (it has had `result` and `Phase` since 1.15).

@@ -121,10 +121,9 @@ struct Archive {
 
 /// How long the volumes of a backup may take, if that is limited.
 pub(super) fn timeout(context: &Context, backup: &Backup) -> Option<Duration> {
-    let own = backup.annotations().get(annotation::POD_VOLUME_TIMEOUT);
-    let own = own.and_then(|text| text.parse::<GoDuration>().ok());
-    own.or(context.args.fs_backup_timeout)
-        .map(GoDuration::to_std)
+    let limit = context.args.volume_timeout(backup.annotations());
+    // It was sound when the backup began.
+    limit.unwrap_or(context.args.fs_backup_timeout.map(GoDuration::to_std))
 }
 
 impl Job<'_> {

@@ -25,6 +25,7 @@ use serde_json::json;
 
 use super::{
     holds::Holds,
+    is_deleted,
     outcome::{self, Outcome},
 };
 use crate::{
@@ -75,7 +76,9 @@ impl Debt {
 
     /// Whether it is owed for this backup, and that goes on.
     fn is_of(&self, backup: &Backup) -> bool {
-        backup.uid().as_ref() == Some(&self.uid) && backup.phase() == BackupPhase::InProgress
+        backup.uid().as_ref() == Some(&self.uid)
+            && backup.phase() == BackupPhase::InProgress
+            && !is_deleted(backup)
     }
 }
 

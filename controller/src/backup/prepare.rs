@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use jackline_crds::{
     GoDuration,
-    names::{FIELD_MANAGER, annotation, label, label_value},
+    names::{FIELD_MANAGER, annotation, finalizer as held, label, label_value},
     velero::{
         Backup, BackupPhase, BackupSpec, BackupStatus, BackupStorageLocation,
         TypedLocalObjectReference,
@@ -25,7 +25,7 @@ use serde_json::{Value, json};
 use super::now;
 use crate::{
     context::Context,
-    fence, location,
+    fence, finalizer, location,
     rules::{self, Unusable},
 };
 
@@ -108,6 +108,7 @@ pub(super) async fn begin(
         }
     }
     errors.extend(volume_policies(context, &spec).await?.err());
+    errors.extend(context.args.volume_timeout(backup.annotations()).err());
 
     let started = now();
     let ttl = spec.ttl.unwrap_or_default();
@@ -129,6 +130,9 @@ pub(super) async fn begin(
         ..BackupStatus::default()
     };
     let mut metadata = metadata(context, backup, &name).await?;
+    if !refused {
+        metadata["finalizers"] = json!(finalizer::list(backup, held::BACKUP, true));
+    }
     fence::check(backup, token)?;
     fence::sign(&mut metadata, token);
     let patch = json!({ "metadata": metadata, "spec": spec, "status": status });

@@ -3,8 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use jackline_crds::{
-    GoDuration,
-    names::{annotation, label},
+    names::label,
     velero::{Backup, BackupPhase, BackupStorageLocation, Restore, RestoreSpec},
 };
 use jackline_policy::{
@@ -108,7 +107,8 @@ fn check(
     let existing = ExistingPolicy::parse(spec.existing_resource_policy.as_deref());
     let existing = existing.map_err(&mut note).unwrap_or_default();
     let hooks = hooks::of_spec(spec).map_err(&mut note).unwrap_or_default();
-    let timeout = volume_timeout(context, restore).map_err(&mut note).ok();
+    let timeout = context.args.volume_timeout(restore.annotations());
+    let timeout = timeout.map_err(&mut note).ok();
     let selectors = selectors(spec).map_err(&mut note).unwrap_or_default();
     let scope = Scope::new(Filters {
         included_namespaces: spec.included_namespaces.clone(),
@@ -196,14 +196,4 @@ pub fn parse(field: &str, selector: &LabelSelector) -> Result<Selector, String> 
         .iter()
         .map(|(key, op, values)| (*key, *op, values.as_slice()));
     Selector::new(field, labels, expressions).map_err(|error| error.to_string())
-}
-
-fn volume_timeout(context: &Context, restore: &Restore) -> Result<Option<Duration>, String> {
-    match restore.annotations().get(annotation::POD_VOLUME_TIMEOUT) {
-        None => Ok(context.args.fs_backup_timeout.map(GoDuration::to_std)),
-        Some(text) => text
-            .parse::<GoDuration>()
-            .map(|timeout| Some(timeout.to_std()))
-            .map_err(|error| format!("annotation {}: {error}", annotation::POD_VOLUME_TIMEOUT)),
-    }
 }

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, Result};
+use jackline_crds::names::CONTROLLER;
 use jackline_test_cluster::Cluster;
 
 /// What an installation for tests may set.
@@ -58,6 +59,23 @@ pub fn ready(cluster: &Cluster) -> Result<()> {
 pub fn rolled_out(cluster: &Cluster, object: &str) -> Result<()> {
     let status = ["-n", "velero", "rollout", "status", object];
     cluster.kubectl(status.into_iter().chain(["--timeout=120s"]))?;
+    Ok(())
+}
+
+/// Has so many controllers run, and waits until they do and the others are gone.
+///
+/// # Errors
+/// When that is not so within two minutes.
+pub fn scale(cluster: &Cluster, replicas: u32) -> Result<()> {
+    let deployment = format!("deployment/{CONTROLLER}");
+    let wanted = format!("--replicas={replicas}");
+    cluster.kubectl(["-n", "velero", "scale", &deployment, &wanted])?;
+    rolled_out(cluster, &deployment)?;
+    if replicas == 0 {
+        let pods = format!("--selector=app.kubernetes.io/name={CONTROLLER}");
+        let gone = ["wait", "--for=delete", "--timeout=120s", "pod"];
+        cluster.kubectl([&["-n", "velero"], &gone[..], &[&pods]].concat())?;
+    }
     Ok(())
 }
 

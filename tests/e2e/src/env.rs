@@ -5,17 +5,23 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use jackline_crds::velero::{Backup, BackupPhase, PodVolumeBackup, Restore, RestorePhase};
+use jackline_crds::names::CONTROLLER;
+use jackline_crds::velero::{
+    Backup, BackupPhase, BackupStorageLocation, LocationPhase, PodVolumeBackup, Restore,
+    RestorePhase,
+};
+use jackline_faults::Proxy;
 use jackline_test_cluster::{Cluster, Options, Programs};
 use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Pod, Secret};
 use kube::api::ListParams;
 use kube::{Api, Resource};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::NamedTempFile;
 
 use crate::deploy::{self, Settings};
-use crate::{Restic, wait_for};
+use crate::{Restic, until, wait_for};
 
 /// The namespace of Jackline and of every velero.io object.
 pub const NAMESPACE: &str = "velero";
@@ -61,6 +67,59 @@ impl Env {
         cluster.load_jackline(&programs)?;
         cluster.s3().make_bucket(BUCKET).await?;
         Ok(Self { cluster })
+    }
+
+    /// Makes a location in the bucket, below a prefix of its own name, whose requests go through a proxy.
+    ///
+    /// # Errors
+    /// When it does not become Available within a minute.
+    pub async fn proxied_location(&self, name: &str) -> Result<Proxy> {
+        let server = self.cluster.s3().host_endpoint.clone();
+        let server = server.trim_start_matches("http://").parse()?;
+        let listener = self.cluster.listen()?;
+        let url = format!("http://{}", listener.local_addr()?);
+        let proxy = Proxy::on(listener, server)?;
+        self.cluster.apply(
+            &json!({"apiVersion": "velero.io/v1", "kind": "BackupStorageLocation",
+                "metadata": {"name": name, "namespace": NAMESPACE},
+                "spec": {"provider": "aws", "objectStorage": {"bucket": BUCKET, "prefix": name},
+                    "config": {"region": "us-east-1", "s3ForcePathStyle": "true", "s3Url": url},
+                    "credential": {"name": "cloud-credentials", "key": "cloud"}}})
+            .to_string(),
+        )?;
+        let locations = self.api::<BackupStorageLocation>();
+        wait_for(&locations, name, Duration::from_secs(60), |location| {
+            let phase = location.status.as_ref().and_then(|status| status.phase);
+            phase == Some(LocationPhase::Available)
+        })
+        .await?;
+        Ok(proxy)
+    }
+
+    /// The pod of the controller that leads.
+    ///
+    /// # Errors
+    /// When none does within a minute.
+    pub async fn leader(&self) -> Result<String> {
+        until("somebody leads", Duration::from_secs(60), async || {
+            let spec = self.api::<Lease>().get(CONTROLLER).await?.spec;
+            let holder = spec.and_then(|spec| spec.holder_identity);
+            let pods = self.api::<Pod>().list(&ListParams::default()).await?;
+            let mut names = pods.into_iter().filter_map(|pod| pod.metadata.name);
+            Ok(holder.and_then(|holder| names.find(|name| holder.contains(name.as_str()))))
+        })
+        .await
+    }
+
+    /// Kills the controller that leads.
+    ///
+    /// # Errors
+    /// When none leads within a minute, or it cannot be killed.
+    pub async fn kill_leader(&self) -> Result<()> {
+        let leader = self.leader().await?;
+        self.cluster
+            .kill_container(NAMESPACE, &leader, "controller")
+            .await
     }
 
     /// The objects of a kind in Jackline's own namespace.

@@ -11,8 +11,7 @@ use jackline_crds::names::label;
 use jackline_crds::velero::{
     Backup, BackupPhase, BackupSpec, PodVolumeBackup, PodVolumePhase, Restore, RestoreSpec,
 };
-use jackline_e2e::{BUCKET, Env, NAMESPACE, Tree, until, wait_for, wait_gone};
-use k8s_openapi::api::coordination::v1::Lease;
+use jackline_e2e::{BUCKET, Env, Tree, until, wait_for, wait_gone};
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::api::{DeleteParams, PostParams};
 use kube::{Api, ResourceExt};
@@ -37,6 +36,7 @@ async fn backups_are_complete_and_survive_kills() -> Result<()> {
     the_leader_dies_in_the_middle(&env).await?;
     the_other_replica_takes_over(&env).await?;
     everything_comes_back(&env).await?;
+    a_raw_block_device_is_named(&env).await?;
     env.cluster.down()
 }
 
@@ -352,25 +352,6 @@ async fn a_name_is_taken_for_ever(env: &Env) -> Result<()> {
     Ok(())
 }
 
-/// The pod that leads.
-async fn leader(env: &Env) -> Result<String> {
-    until("somebody leads", MINUTE, async || {
-        let lease = env.api::<Lease>().get("jackline-controller").await?;
-        let holder = lease
-            .spec
-            .and_then(|spec| spec.holder_identity)
-            .unwrap_or_default();
-        Ok(holder.split_once('_').map(|(pod, _)| pod.to_owned()))
-    })
-    .await
-}
-
-async fn kill(env: &Env, pod: &str) -> Result<()> {
-    env.cluster
-        .kill_container(NAMESPACE, pod, "controller")
-        .await
-}
-
 async fn the_leader_dies_in_the_middle(env: &Env) -> Result<()> {
     // Enough that the kill comes in the middle.
     let data = env.volume_dir(SHOP, "db-0", "data").await?;
@@ -378,13 +359,12 @@ async fn the_leader_dies_in_the_middle(env: &Env) -> Result<()> {
         .map(|at: u64| (at.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56) as u8)
         .collect();
     fs::write(data.join("noise"), noise)?;
-    let victim = leader(env).await?;
     create(env, "killed", spec()).await?;
     until("a volume is under way", MINUTE, async || {
         Ok((!env.volumes_of("killed").await?.is_empty()).then_some(()))
     })
     .await?;
-    kill(env, &victim).await?;
+    env.kill_leader().await?;
     let phase = env.api::<Backup>().get("killed").await?.phase();
     ensure!(
         phase == BackupPhase::InProgress,
@@ -412,8 +392,7 @@ async fn the_leader_dies_in_the_middle(env: &Env) -> Result<()> {
 }
 
 async fn the_other_replica_takes_over(env: &Env) -> Result<()> {
-    let victim = leader(env).await?;
-    kill(env, &victim).await?;
+    env.kill_leader().await?;
     let killed = Instant::now();
     create(env, "after-kill", spec()).await?;
     let begun = |backup: &Backup| backup.phase() != BackupPhase::New;
@@ -465,4 +444,48 @@ async fn everything_comes_back(env: &Env) -> Result<()> {
             .all(|volume| volume.phase() == PodVolumePhase::Completed)
     );
     Ok(())
+}
+
+/// A file that is a device until this is dropped.
+struct Device(String);
+
+impl Device {
+    fn new(file: &Path) -> Result<Self> {
+        fs::File::create(file)?.set_len(8 << 20)?;
+        let made = Command::new("losetup")
+            .args(["--find", "--show"])
+            .arg(file)
+            .output()?;
+        ensure!(made.status.success(), "losetup: {made:?}");
+        Ok(Self(String::from_utf8(made.stdout)?.trim().to_owned()))
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").args(["--detach", &self.0]).status();
+    }
+}
+
+/// There are no files in it: a warning says so, and the other volume of its pod is read.
+async fn a_raw_block_device_is_named(env: &Env) -> Result<()> {
+    let device = Device::new(&env.cluster.dir().join("device"))?;
+    let manifest = include_str!("backup.yaml").replace("DEVICE", &device.0);
+    env.cluster
+        .apply(&manifest.replace("NODE", env.cluster.node()))?;
+    until("the pod runs", 2 * MINUTE, async || {
+        Ok((env.ready_pods("raw", "app=raw").await?.len() == 1).then_some(()))
+    })
+    .await?;
+    create(env, "raw", json!({"includedNamespaces": ["raw"]})).await?;
+    let backup = env.backup_completed("raw", MINUTE).await?;
+    ensure!(backup.status.is_some_and(|status| status.warnings == 1));
+    let volumes = env.volumes_of("raw").await?;
+    ensure!(volumes.len() == 1 && volumes[0].spec.volume == "data");
+    let results = env.packed("backups/raw/raw-results.gz").await?.to_string();
+    let named = "Volume disk is used as a raw block device, which is not supported";
+    ensure!(results.contains(named), "{results}");
+    let namespaces: Api<Namespace> = Api::all(env.cluster.client());
+    namespaces.delete("raw", &DeleteParams::default()).await?;
+    wait_gone(&namespaces, "raw", 2 * MINUTE).await
 }

@@ -1,20 +1,24 @@
 //! A cluster is lost, etcd included, and a new one takes its place; before that both are alive on one bucket.
 
+use std::collections::BTreeSet;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use jackline_crds::jackline::ClusterBackupPolicy;
 use jackline_crds::velero::{
-    Backup, BackupPhase, BackupRepository, BackupSpec, BackupStorageLocation, LocationPhase,
-    Restore, RestorePhase, RestoreSpec,
+    Backup, BackupPhase, BackupRepository, BackupSpec, BackupStorageLocation, DeleteBackupRequest,
+    LocationPhase, Restore, RestorePhase, RestoreSpec,
 };
 use jackline_e2e::deploy::{self, Settings};
-use jackline_e2e::{BUCKET, Env, Jackline, NAMESPACE, until, wait_for};
-use jackline_faults::Proxy;
+use jackline_e2e::{BUCKET, Env, Jackline, NAMESPACE, Restic, until, wait_for, wait_gone};
+use jackline_faults::{Proxy, When};
 use jackline_test_cluster::{Cluster, Options, Programs};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::Api;
-use kube::api::PostParams;
+use kube::api::{DeleteParams, PostParams};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -61,6 +65,7 @@ async fn a_lost_cluster_comes_back_in_a_new_one() -> Result<()> {
     without_the_key(&new).await?;
     keys.import(&new)?;
     both_alive(&old, &new).await?;
+    neither_touches_what_is_the_other_s(&old, &new, &proxy).await?;
 
     old.cluster.down()?;
     drop(proxy);
@@ -282,7 +287,7 @@ async fn both_alive(old: &Env, new: &Env) -> Result<()> {
     .await?;
     wait_for(&new.api::<Backup>(), "short", MINUTE, |_| true).await?;
     let deletions = async |env: &Env| {
-        let kind = env.api::<jackline_crds::velero::DeleteBackupRequest>();
+        let kind = env.api::<DeleteBackupRequest>();
         anyhow::Ok(kind.list(&Default::default()).await?.items.len())
     };
     until("its own cluster deletes it", MINUTE, async || {
@@ -306,6 +311,115 @@ async fn both_alive(old: &Env, new: &Env) -> Result<()> {
         ensure!(status.last_maintenance_time.is_none(), "{repository:?}");
     }
     Ok(())
+}
+
+/// The new cluster works in the repository of the old one, which reads a volume meanwhile: its lock stays, a prune waits for it, its data
+/// is kept, and what is over in the one is left to it by the other.
+async fn neither_touches_what_is_the_other_s(old: &Env, new: &Env, proxy: &Proxy) -> Result<()> {
+    let s3 = new.cluster.s3();
+    let restic = Restic::new(s3, BUCKET, "shop", &old.repository_password().await?);
+    let before = restic.snapshots()?;
+    new.cluster.apply(include_str!("disaster-other.yaml"))?;
+    until("the pod runs", 2 * MINUTE, async || {
+        Ok((new.ready_pods("shop", "app=other").await?.len() == 1).then_some(()))
+    })
+    .await?;
+    patch_location(old, &json!({"backupSyncPeriod": "2s"}))?;
+    let spec = json!({"includedNamespaces": ["shop"], "ttl": "30s"});
+    back_up(new, "of-new", spec).await?;
+    ensure!(new.volumes_of("of-new").await?.len() == 1);
+    ensure!(restic.snapshots()?.len() == before.len() + 1);
+    wait_for(&old.api::<Backup>(), "of-new", MINUTE, |_| true).await?;
+
+    // Nobody deletes what is over while its own cluster does not.
+    deploy::scale(&new.cluster, 0)?;
+    let expires = new.api::<Backup>().get("of-new").await?.status;
+    let expires = expires.and_then(|status| status.expiration);
+    let left = expires
+        .context("an end")?
+        .0
+        .duration_since(Timestamp::now());
+    tokio::time::sleep(Duration::try_from(left).unwrap_or_default() + MINUTE / 6).await;
+    ensure!(old.api::<Backup>().get_opt("of-new").await?.is_some());
+    let requests = old.api::<DeleteBackupRequest>();
+    ensure!(requests.list(&Default::default()).await?.items.is_empty());
+    ensure!(restic.snapshots()?.len() == before.len() + 1);
+
+    // The old cluster reads, and its lock lies there. The new one forgets beside it, and has its prune wait.
+    let fill = "head -c 3000000 /dev/urandom > /data/more";
+    old.cluster.exec("shop", "db-0", &["sh", "-c", fill])?;
+    let hold = proxy.hold(&["PUT", "/restic/shop/data/"], When::Before);
+    let spec: BackupSpec = serde_json::from_value(json!({"includedNamespaces": ["shop"]}))?;
+    old.api::<Backup>()
+        .create(&PostParams::default(), &Backup::new("of-old", spec))
+        .await?;
+    hold.arrived().await;
+    let holders = holders_of(&restic)?;
+    ensure!(!holders.is_empty());
+    let often = json!({"spec": {"maintenanceFrequency": "1s"}}).to_string();
+    let repository = ["backuprepository", "shop-default-restic", "--type=merge"];
+    new.cluster.kubectl(
+        [
+            &["-n", NAMESPACE, "patch"][..],
+            &repository,
+            &["-p", &often],
+        ]
+        .concat(),
+    )?;
+    deploy::scale(&new.cluster, 2)?;
+    wait_gone(&new.api::<Backup>(), "of-new", MINUTE).await?;
+    until("a prune has begun", MINUTE, async || {
+        let running = new.ready_pods(NAMESPACE, "velero.io/repo-name").await?;
+        Ok((!running.is_empty()).then_some(()))
+    })
+    .await?;
+    tokio::time::sleep(MINUTE / 6).await;
+    let now = holders_of(&restic)?;
+    ensure!(holders.is_subset(&now), "{holders:?} {now:?}");
+    ensure!(maintained(new).await?.is_none());
+    drop(hold);
+    old.backup_completed("of-old", 2 * MINUTE).await?;
+    until("the prune is done", 2 * MINUTE, async || {
+        Ok(maintained(new).await?.map(|_| ()))
+    })
+    .await?;
+    until("the old cluster sees it go", MINUTE, async || {
+        let left = old.api::<Backup>().get_opt("of-new").await?;
+        Ok(left.is_none().then_some(()))
+    })
+    .await?;
+    ensure!(old.api::<Backup>().get_opt("everything").await?.is_some());
+    let after = restic.snapshots()?;
+    ensure!(before.iter().all(|one| after.contains(one)), "{after:?}");
+    ensure!(after.len() == before.len() + old.volumes_of("of-old").await?.len());
+    restic.check()?;
+
+    let namespaces: Api<Namespace> = Api::all(new.cluster.client());
+    namespaces.delete("shop", &DeleteParams::default()).await?;
+    wait_gone(&namespaces, "shop", 2 * MINUTE).await
+}
+
+/// Who holds locks that others share. A lock that is refreshed is another file of the same holder.
+fn holders_of(restic: &Restic) -> Result<BTreeSet<String>> {
+    let mut holders = BTreeSet::new();
+    for lock in restic.locks()? {
+        // One that is refreshed, or given up by who waits, may be gone by now.
+        let Ok(lock) = restic.run(&["cat", "lock", &lock, "--no-lock"]) else {
+            continue;
+        };
+        let lock: Value = serde_json::from_str(&lock)?;
+        if lock["exclusive"] != true {
+            holders.insert(format!("{} {}", lock["hostname"], lock["username"]));
+        }
+    }
+    Ok(holders)
+}
+
+/// When the new cluster has pruned the repository that both use.
+async fn maintained(env: &Env) -> Result<Option<Time>> {
+    let repositories = env.api::<BackupRepository>();
+    let status = repositories.get("shop-default-restic").await?.status;
+    Ok(status.and_then(|status| status.last_maintenance_time))
 }
 
 async fn restored(new: &Env, objects_before: &[Value], data_before: &[String]) -> Result<()> {

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use jackline_crds::velero::{
     Backup, BackupSpec, PodVolumeBackup, PodVolumePhase, PodVolumeRestore, Restore, RestoreSpec,
 };
-use jackline_e2e::{Env, NAMESPACE, Tree, until, wait_gone};
+use jackline_e2e::{Env, NAMESPACE, Tree, deploy, until, wait_gone};
 use k8s_openapi::api::core::v1::Namespace;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
@@ -29,6 +29,8 @@ async fn an_agent_may_die_and_may_be_blind_but_never_lies() -> Result<()> {
     killed_while_it_reads(&env).await?;
     killed_while_it_writes(&env).await?;
     ended_by_another_while_it_reads(&env).await?;
+    one_volume_at_a_time(&env).await?;
+    a_part_of_a_volume_is_mounted(&env).await?;
     blind_to_a_mount(&env).await?;
     env.cluster.down()
 }
@@ -301,6 +303,83 @@ async fn ended_by_another_while_it_reads(env: &Env) -> Result<()> {
     let snapshots = restic.snapshots()?.len();
     ensure!(snapshots == 5, "{snapshots} snapshots");
     restic.check()
+}
+
+/// As many volumes as Velero's ConfigMap says: what is small waits for what is large.
+async fn one_volume_at_a_time(env: &Env) -> Result<()> {
+    let agents = json!({"loadConcurrency": {"globalConfig": 1}}).to_string();
+    env.cluster.apply(
+        &json!({"apiVersion": "v1", "kind": "ConfigMap",
+            "metadata": {"name": "node-agent-config", "namespace": NAMESPACE},
+            "data": {"node-agent-config.json": agents}})
+        .to_string(),
+    )?;
+    let restart = [
+        "-n",
+        NAMESPACE,
+        "rollout",
+        "restart",
+        "daemonset/node-agent",
+    ];
+    env.cluster.kubectl(restart)?;
+    deploy::rolled_out(&env.cluster, "daemonset/node-agent")?;
+    fill(&env.volume_dir(NS, "box", "data").await?, 3)?;
+    backup(env, "in-turn").await?;
+    env.backup_completed("in-turn", 3 * MINUTE).await?;
+    let mut turns = Vec::new();
+    for volume in env.volumes_of("in-turn").await? {
+        let status = volume.status.unwrap_or_default();
+        let (start, end) = (status.start_timestamp, status.completion_timestamp);
+        turns.push((start.context("a start")?.0, end.context("an end")?.0));
+    }
+    turns.sort_unstable();
+    ensure!(turns.len() == 3, "{turns:?}");
+    let apart = |pair: &[(_, _)]| pair[0].1 <= pair[1].0;
+    ensure!(turns.windows(2).all(apart), "{turns:?}");
+    Ok(())
+}
+
+/// Of a volume that a container sees a part of all is kept, and it is seen again when it is restored.
+async fn a_part_of_a_volume_is_mounted(env: &Env) -> Result<()> {
+    let namespace = "parts";
+    env.cluster.apply(include_str!("node_agent.yaml"))?;
+    let runs = async || {
+        until("the pod runs", 2 * MINUTE, async || {
+            Ok((env.ready_pods(namespace, "app=part").await?.len() == 1).then_some(()))
+        })
+        .await
+    };
+    runs().await?;
+    let dir = env.volume_dir(namespace, "part", "data").await?;
+    std::fs::create_dir(dir.join("unseen"))?;
+    std::fs::write(dir.join("unseen/file"), "x")?;
+    let before = Tree::read(&dir)?.without(&[""]);
+    let spec: BackupSpec = serde_json::from_value(json!({"includedNamespaces": [namespace]}))?;
+    env.api::<Backup>()
+        .create(&PostParams::default(), &Backup::new("part", spec))
+        .await?;
+    env.backup_completed("part", 2 * MINUTE).await?;
+    let namespaces: Api<Namespace> = Api::all(env.cluster.client());
+    namespaces
+        .delete(namespace, &DeleteParams::default())
+        .await?;
+    wait_gone(&namespaces, namespace, 2 * MINUTE).await?;
+    let spec: RestoreSpec = serde_json::from_value(json!({"backupName": "part"}))?;
+    env.api::<Restore>()
+        .create(&PostParams::default(), &Restore::new("part", spec))
+        .await?;
+    env.restore_completed("part", 2 * MINUTE).await?;
+    runs().await?;
+    let seen = env
+        .cluster
+        .exec(namespace, "part", &["sh", "-c", "ls /one; cat /one/file"])?;
+    ensure!(seen.split_whitespace().eq(["file", "kept"]), "{seen}");
+    let dir = env.volume_dir(namespace, "part", "data").await?;
+    until("the done-file is gone", MINUTE, async || {
+        Ok((!dir.join(".velero").exists()).then_some(()))
+    })
+    .await?;
+    before.same_as(&Tree::read(&dir)?.without(&[""]))
 }
 
 /// Without mount propagation the agent sees the directories of volumes that were mounted after it started, but not the volumes.

@@ -1,6 +1,6 @@
 //! A proxy in front of an S3 server that counts requests and strikes at a chosen one: kills the client, delays, drops the
 //! connection, cuts a body short, or answers 503 — before the request reaches the server, or after it took effect there and
-//! before the client knows.
+//! before the client knows. Requests for some paths can be held, or slowed down to so many bytes per second.
 //!
 //! Requests pass unchanged, the `Host` header among them: S3 clients sign it, and MinIO verifies what it receives.
 //! Bodies are held whole in memory. Listens on loopback only.

@@ -3,6 +3,7 @@
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -37,6 +38,15 @@ struct Shared {
     /// Requests that the server may still work on.
     pending: watch::Sender<usize>,
     holds: Mutex<Vec<Arc<Held>>>,
+    lines: Mutex<Vec<Arc<Line>>>,
+}
+
+/// A line that carries one body at a time.
+#[derive(Debug)]
+struct Line {
+    words: Vec<String>,
+    bytes_per_second: u32,
+    turn: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug)]
@@ -105,6 +115,7 @@ impl Proxy {
             struck: Mutex::default(),
             pending: watch::Sender::new(0),
             holds: Mutex::default(),
+            lines: Mutex::default(),
         });
         let listener = tokio::spawn(listen(listener, Arc::clone(&shared)));
         Ok(Self {
@@ -143,6 +154,16 @@ impl Proxy {
             held,
             shared: Arc::clone(&self.shared),
         }
+    }
+
+    /// From now on the bodies of requests whose method and path have all these words in them, and of the answers, come one after the
+    /// other at this speed.
+    pub fn slow(&self, words: &[&str], bytes_per_second: u32) {
+        self.shared.lines.lock().push(Arc::new(Line {
+            words: words.iter().map(ToString::to_string).collect(),
+            bytes_per_second,
+            turn: tokio::sync::Mutex::default(),
+        }));
     }
 
     /// Names the process that [`Fault::Kill`] kills. Until then a request that is to be struck waits.
@@ -194,6 +215,10 @@ async fn serve(stream: TcpStream, shared: Arc<Shared>) {
         .await;
 }
 
+fn has_all(line: &str, words: &[String]) -> bool {
+    words.iter().all(|word| line.contains(word))
+}
+
 /// Ends the connection without a word.
 fn hang_up<T>() -> io::Result<T> {
     Err(io::Error::other("dropped by the fault proxy"))
@@ -223,6 +248,7 @@ impl Shared {
         }
         let (head, body) = request.into_parts();
         let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
+        self.carry(&line, body.len()).await;
         match before.map(|plan| plan.fault) {
             Some(Fault::Unavailable) => return Ok(forward::unavailable()),
             Some(Fault::Truncate) => {
@@ -238,6 +264,7 @@ impl Shared {
             .await?;
         self.held(&line, When::After).await;
         let (head, body) = answer.into_parts();
+        self.carry(&line, body.len()).await;
         match after.map(|plan| plan.fault) {
             Some(Fault::Kill) => self.kill().await,
             Some(Fault::Drop) => hang_up(),
@@ -252,10 +279,21 @@ impl Shared {
         }
     }
 
+    /// Takes the time that a body of this size takes.
+    async fn carry(&self, line: &str, size: usize) {
+        let slow = |slow: &&Arc<Line>| has_all(line, &slow.words);
+        let slow = self.lines.lock().iter().find(slow).cloned();
+        if let Some(slow) = slow {
+            let _turn = slow.turn.lock().await;
+            let seconds = size as f64 / f64::from(slow.bytes_per_second.max(1));
+            tokio::time::sleep(Duration::from_secs_f64(seconds)).await;
+        }
+    }
+
     async fn held(&self, line: &str, when: When) {
         let matching = |held: &&Arc<Held>| {
             held.when == when
-                && held.words.iter().all(|word| line.contains(word))
+                && has_all(line, &held.words)
                 && !(held.one && *held.arrived.borrow() > 0)
         };
         let held = {

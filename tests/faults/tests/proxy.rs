@@ -123,3 +123,27 @@ async fn the_process_it_is_aimed_at_dies_at_the_planned_request() {
         assert_eq!(served.load(Ordering::SeqCst), reached);
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bodies_of_a_slow_line_come_one_after_the_other() {
+    let (address, _) = server();
+    let proxy = Arc::new(Proxy::start(address, None).await.unwrap());
+    let three = async || {
+        let started = Instant::now();
+        let asked = (0..3).map(|_| {
+            let proxy = Arc::clone(&proxy);
+            tokio::task::spawn_blocking(move || ask(&proxy))
+        });
+        for asked in asked.collect::<Vec<_>>() {
+            assert!(asked.await.unwrap().ends_with("s3.example body"));
+        }
+        started.elapsed()
+    };
+    proxy.slow(&["PUT", "/elsewhere"], 1);
+    let quick = three().await;
+    assert!(quick < Duration::from_secs(2), "{quick:?}");
+    // Four bytes there and fifteen back, three times.
+    proxy.slow(&["PUT", "/bucket"], 100);
+    let slow = three().await;
+    assert!(slow >= Duration::from_millis(570), "{slow:?}");
+}

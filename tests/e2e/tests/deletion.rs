@@ -1,0 +1,194 @@
+//! Deleting backups: whatever interrupts it, it goes on by itself; what cannot be deleted stays whole and says why.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use jackline_crds::velero::{
+    Backup, BackupPhase, BackupSpec, BackupStorageLocation, DeleteBackupRequest, DeletePhase,
+    LocationPhase, PodVolumePhase,
+};
+use jackline_e2e::deploy::Settings;
+use jackline_e2e::{BUCKET, Env, Restic, until, wait_for, wait_gone};
+use jackline_faults::{Proxy, When};
+use jackline_test_cluster::Options;
+use kube::ResourceExt;
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use serde_json::json;
+
+const MINUTE: Duration = Duration::from_secs(60);
+/// The location whose requests go through the proxy.
+const HELD: &str = "held";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deletions_go_on_and_refusals_keep_everything() -> Result<()> {
+    let settings = Settings {
+        controller_args: vec!["--lease-duration=6s".to_owned()],
+        ..Settings::default()
+    };
+    let env = Env::up_with(Options::named("deletion"), &settings).await?;
+    env.cluster.apply(include_str!("deletion.yaml"))?;
+    let proxy = env.proxied_location(HELD).await?;
+    until("the pod runs", 2 * MINUTE, async || {
+        Ok((env.ready_pods("shop", "app=db").await?.len() == 1).then_some(()))
+    })
+    .await?;
+    for (name, step) in [
+        ("forgotten", "/restic/shop/snapshots/"),
+        ("unlisted", "/backups/unlisted/velero-backup.json"),
+        ("emptied", "/backups/emptied/emptied.tar.gz"),
+    ] {
+        killed_at(&env, &proxy, name, step).await?;
+    }
+    what_cannot_be_forgotten_keeps_its_list(&env).await?;
+    a_read_only_location_keeps_its_backups(&env).await?;
+    a_backup_deleted_by_hand_comes_back(&env).await?;
+    let password = env.repository_password().await?;
+    let prefix = format!("{BUCKET}/{HELD}");
+    Restic::new(env.cluster.s3(), &prefix, "shop", &password).check()?;
+    env.cluster.down()
+}
+
+async fn back_up(env: &Env, name: &str) -> Result<Backup> {
+    let spec: BackupSpec =
+        serde_json::from_value(json!({"includedNamespaces": ["shop"], "storageLocation": HELD}))?;
+    env.api::<Backup>()
+        .create(&PostParams::default(), &Backup::new(name, spec))
+        .await?;
+    let backup = env.backup_completed(name, 2 * MINUTE).await?;
+    let volumes = env.volumes_of(name).await?;
+    ensure!(volumes.len() == 1 && volumes[0].phase() == PodVolumePhase::Completed);
+    Ok(backup)
+}
+
+async fn request(env: &Env, name: &str) -> Result<()> {
+    let spec = serde_json::from_value(json!({"backupName": name}))?;
+    env.api::<DeleteBackupRequest>()
+        .create(
+            &PostParams::default(),
+            &DeleteBackupRequest::new(name, spec),
+        )
+        .await?;
+    Ok(())
+}
+
+/// Names of what lies below a directory of the location.
+async fn stored(env: &Env, directory: &str) -> Result<Vec<String>> {
+    let all = env
+        .cluster
+        .s3()
+        .list(BUCKET, &format!("{HELD}/{directory}/"))
+        .await?;
+    Ok(all.into_iter().map(|object| object.key).collect())
+}
+
+/// The one that deletes is killed when the server has done this step, and before it knows.
+async fn killed_at(env: &Env, proxy: &Proxy, name: &str, step: &str) -> Result<()> {
+    let snapshots = stored(env, "restic/shop/snapshots").await?;
+    back_up(env, name).await?;
+    let hold = proxy.hold_one(&["DELETE", step], When::After);
+    request(env, name).await?;
+    hold.arrived().await;
+    env.kill_leader().await?;
+    drop(hold);
+    gone(env, name).await?;
+    ensure!(stored(env, "restic/shop/snapshots").await? == snapshots);
+    Ok(())
+}
+
+async fn gone(env: &Env, name: &str) -> Result<()> {
+    wait_gone(&env.api::<Backup>(), name, 2 * MINUTE).await?;
+    wait_gone(&env.api::<DeleteBackupRequest>(), name, MINUTE).await?;
+    ensure!(env.volumes_of(name).await?.is_empty());
+    ensure!(stored(env, &format!("backups/{name}")).await?.is_empty());
+    Ok(())
+}
+
+/// The deletion was refused for this reason, and nothing of the backup is gone.
+async fn refused(env: &Env, name: &str, why: &str, before: &[String]) -> Result<()> {
+    let requests = env.api::<DeleteBackupRequest>();
+    let request = wait_for(&requests, name, MINUTE, |request: &DeleteBackupRequest| {
+        request.phase() == DeletePhase::Processed
+    })
+    .await?;
+    let errors = request.status.map(|status| status.errors);
+    let errors = errors.unwrap_or_default();
+    ensure!(errors.len() == 1 && errors[0].contains(why), "{errors:?}");
+    ensure!(stored(env, &format!("backups/{name}")).await? == before);
+    ensure!(env.volumes_of(name).await?.len() == 1);
+    requests.delete(name, &DeleteParams::default()).await?;
+    Ok(())
+}
+
+/// Its snapshots would be found no more without it.
+async fn what_cannot_be_forgotten_keeps_its_list(env: &Env) -> Result<()> {
+    let s3 = env.cluster.s3();
+    back_up(env, "listed").await?;
+    let files = stored(env, "backups/listed").await?;
+    let snapshots = stored(env, "restic/shop/snapshots").await?;
+    let config = format!("{HELD}/restic/shop/config");
+    let sound = s3.get(BUCKET, &config).await?;
+    s3.put(BUCKET, &config, vec![7; sound.len()]).await?;
+    request(env, "listed").await?;
+    refused(env, "listed", "repository of namespace shop", &files).await?;
+    s3.put(BUCKET, &config, sound).await?;
+    ensure!(stored(env, "restic/shop/snapshots").await? == snapshots);
+    request(env, "listed").await?;
+    gone(env, "listed").await?;
+    ensure!(stored(env, "restic/shop/snapshots").await?.len() + 1 == snapshots.len());
+    Ok(())
+}
+
+async fn a_read_only_location_keeps_its_backups(env: &Env) -> Result<()> {
+    back_up(env, "kept").await?;
+    let files = stored(env, "backups/kept").await?;
+    change_location(env, json!({"accessMode": "ReadOnly"})).await?;
+    request(env, "kept").await?;
+    let why =
+        "cannot delete backup because backup storage location held is currently in read-only mode";
+    refused(env, "kept", why, &files).await?;
+    change_location(env, json!({"accessMode": "ReadWrite"})).await?;
+    let locations = env.api::<BackupStorageLocation>();
+    wait_for(&locations, HELD, MINUTE, |location| {
+        let phase = location.status.as_ref().and_then(|status| status.phase);
+        phase == Some(LocationPhase::Available)
+    })
+    .await?;
+    Ok(())
+}
+
+async fn change_location(env: &Env, spec: serde_json::Value) -> Result<()> {
+    let patch = Patch::Merge(json!({"spec": spec}));
+    env.api::<BackupStorageLocation>()
+        .patch(HELD, &PatchParams::default(), &patch)
+        .await?;
+    Ok(())
+}
+
+/// Deleting the object deletes no data, as with Velero; and it can then be deleted for good.
+async fn a_backup_deleted_by_hand_comes_back(env: &Env) -> Result<()> {
+    change_location(env, json!({"backupSyncPeriod": "2s"})).await?;
+    let backups = env.api::<Backup>();
+    let before = backups.get("kept").await?;
+    let volume = env.volumes_of("kept").await?.pop().context("a volume")?;
+    backups.delete("kept", &DeleteParams::default()).await?;
+    let again = until("the backup is there again", MINUTE, async || {
+        let now = backups.get_opt("kept").await?;
+        Ok(now.filter(|now| now.uid() != before.uid()))
+    })
+    .await?;
+    ensure!(again.phase() == BackupPhase::Completed);
+    ensure!(again.status == before.status, "{again:?}");
+    let back = until("its volume is there again", MINUTE, async || {
+        let mut volumes = env.volumes_of("kept").await?;
+        volumes.retain(|one| one.uid() != volume.uid());
+        Ok(volumes.pop())
+    })
+    .await?;
+    ensure!(back.status == volume.status, "{back:?}");
+    request(env, "kept").await?;
+    gone(env, "kept").await?;
+    let left = env.api::<DeleteBackupRequest>();
+    ensure!(left.list(&ListParams::default()).await?.items.is_empty());
+    ensure!(stored(env, "restic/shop/snapshots").await?.is_empty());
+    Ok(())
+}
