@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use jackline_crds::velero::{BackupPhase, PodVolumePhase};
-use jackline_e2e::{Env, Velero, until, wait_gone};
+use jackline_e2e::{Env, Velero, until, wait_for, wait_gone};
 use k8s_openapi::api::core::v1::{
     Namespace, PersistentVolume, PersistentVolumeClaim, PersistentVolumeSpec,
 };
@@ -150,10 +150,18 @@ async fn lost_and_restored(
     backup: &str,
     namespace: &str,
 ) -> Result<()> {
+    lost(env, namespace).await?;
+    restored(velero, backup)
+}
+
+async fn lost(env: &Env, namespace: &str) -> Result<()> {
     let namespaces: Api<Namespace> = Api::all(env.cluster.client());
     let params = DeleteParams::default();
     namespaces.delete(namespace, &params).await?;
-    wait_gone(&namespaces, namespace, 2 * MINUTE).await?;
+    wait_gone(&namespaces, namespace, 2 * MINUTE).await
+}
+
+fn restored(velero: &Velero, backup: &str) -> Result<()> {
     let said = velero.run(&format!(
         "restore create {backup} --from-backup {backup} --wait"
     ))?;
@@ -212,7 +220,15 @@ async fn back_onto_a_volume_made_by_hand(env: &Env, velero: &Velero, path: &Path
     back_up(velero, "by-hand", "by-hand").await?;
     std::fs::write(path.join("kept"), "changed since")?;
     let before = volume(env, "by-hand", "data").await?;
-    lost_and_restored(env, velero, "by-hand", "by-hand").await?;
+    lost(env, "by-hand").await?;
+    // It remembers the claim that has gone, and takes no other until somebody says so.
+    let volumes: Api<PersistentVolume> = Api::all(env.cluster.client());
+    wait_for(&volumes, "by-hand", MINUTE, |volume| {
+        let status = volume.status.as_ref();
+        status.and_then(|status| status.phase.as_deref()) == Some("Released")
+    })
+    .await?;
+    restored(velero, "by-hand")?;
     running(env, "by-hand", &["bare"]).await?;
     let kept = env
         .cluster
