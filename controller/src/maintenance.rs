@@ -1,6 +1,6 @@
 //! Prunes repositories: a Job with the agent's image, so that heavy work never shares the leader's memory.
 //!
-//! When: at `maintenanceFrequency` after the last time, once snapshots were forgotten (the annotation `forgotten-at` says since when);
+//! When: at `maintenanceFrequency` after the last time, once snapshots were forgotten (the annotation `forgotten-at` says when last);
 //! without anything forgotten once a week; and when a check is due, which comes with it. One Job per repository at a time, and none
 //! while volumes of its namespace are being backed up. Job names follow from the due time, so that a pass which runs twice makes one Job.
 
@@ -135,12 +135,7 @@ pub fn register(context: &Arc<Context>, kit: &Kit, lease: &Lease) -> Result<(), 
 /// # Errors
 /// When the API server does not take it.
 pub async fn request(context: &Context, repository: &BackupRepository) -> Result<(), kube::Error> {
-    if repository
-        .annotations()
-        .contains_key(annotation::FORGOTTEN_AT)
-    {
-        return Ok(());
-    }
+    // Anew each time: a Job that runs now may have looked before, and takes only what is older than itself off.
     let patch = serde_json::json!({"metadata": {
         "uid": repository.metadata.uid,
         "annotations": {(annotation::FORGOTTEN_AT): Timestamp::now().to_string()},
