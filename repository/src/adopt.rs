@@ -108,3 +108,57 @@ pub(crate) async fn header(files: &Files, id: &Id, size: u64) -> Result<Vec<Pack
     }
     Ok(blobs)
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use std::fs;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use jackline_storage::memory::MemoryStore;
+    use tokio_util::sync::CancellationToken;
+
+    use crate::faulty::{Fate, Faulty};
+    use crate::options::{OpenOptions, Password};
+    use crate::progress::NoProgress;
+    use crate::report::BackupRequest;
+    use crate::repository::Repository;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_the_dead_stored_is_not_lost_to_the_forget_that_heals_their_lock() {
+        let (source, never) = (tempfile::tempdir().unwrap(), CancellationToken::new());
+        let memory = Arc::new(MemoryStore::new());
+        let mut options = OpenOptions::new(Password::new("x"));
+        let living = Repository::init(memory.clone(), &options).await.unwrap();
+        let request = BackupRequest::contents(source.path(), "h");
+        let empty = living.backup(request.clone(), &NoProgress, &never);
+        let empty = empty.await.unwrap().snapshot.unwrap();
+
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        options.holder.pid = child.id();
+        child.wait().unwrap();
+        let store = Faulty::new(memory);
+        let dead = Repository::open(store.clone(), &options).await.unwrap();
+        fs::write(source.path().join("file"), vec![7; 300_000]).unwrap();
+        store.on(|request| match request.starts_with("put index/") {
+            true => Fate::Never,
+            false => Fate::Pass,
+        });
+        let dies = async {
+            while store.asked("put index/").is_empty() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            store.on(|_| Fate::Never);
+        };
+        tokio::select! {
+            made = dead.backup(request.clone(), &NoProgress, &never) => panic!("{made:?}"),
+            () = dies => {}
+        }
+
+        living.forget(&[empty]).await.unwrap();
+        let made = living.backup(request, &NoProgress, &never).await.unwrap();
+        assert_eq!((made.files_new, made.data_blobs), (1, 0));
+    }
+}

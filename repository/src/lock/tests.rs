@@ -53,6 +53,17 @@ impl Place {
     async fn index(&self, guard: &LockGuard) -> Result<(Id, u64)> {
         write(&self.files, guard, FileKind::Index, b"{}").await
     }
+
+    /// Nothing is written any more.
+    async fn assert_lost(&self, guard: &LockGuard) {
+        self.store.asked("");
+        let refused = self.index(guard).await;
+        assert!(
+            matches!(refused, Err(Error::LockLost { .. })),
+            "{refused:?}"
+        );
+        assert!(self.store.asked("put index/").is_empty());
+    }
 }
 
 async fn pass(seconds: u64) {
@@ -172,11 +183,7 @@ async fn one_that_was_taken_away_while_it_was_refreshed_is_lost() {
     assert!(guard.ensure().is_ok());
     pass(5).await;
     assert!(guard.lost().is_cancelled());
-    let refused = place.index(&guard).await;
-    assert!(
-        matches!(refused, Err(Error::LockLost { .. })),
-        "{refused:?}"
-    );
+    place.assert_lost(&guard).await;
     guard.release(&place.never).await;
     assert!(place.locks().await.is_empty());
 }
@@ -221,13 +228,7 @@ async fn without_a_refresh_for_three_minutes_nothing_more_is_written() {
     // The file is there, and seen: until now that is enough.
     place.index(&guard).await.unwrap();
     pass(10).await;
-    place.store.asked("");
-    let refused = place.index(&guard).await;
-    assert!(
-        matches!(refused, Err(Error::LockLost { .. })),
-        "{refused:?}"
-    );
-    assert!(place.store.asked("put index/").is_empty());
+    place.assert_lost(&guard).await;
     assert!(guard.ensure().is_err() && guard.lost().is_cancelled());
     // Better times do not bring it back.
     place.store.on(|_| Fate::Pass);
@@ -306,13 +307,7 @@ async fn a_long_look_at_the_own_lock_does_not_outlive_it() {
         request if request.starts_with("head locks/") => Fate::Delay(Duration::from_secs(50)),
         _ => Fate::Pass,
     });
-    place.store.asked("");
-    let refused = place.index(&guard).await;
-    assert!(
-        matches!(refused, Err(Error::LockLost { .. })),
-        "{refused:?}"
-    );
-    assert!(place.store.asked("put index/").is_empty());
+    place.assert_lost(&guard).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -385,12 +380,7 @@ async fn one_that_the_second_look_does_not_see_is_lost() {
     let guard = attempts.begin().await.unwrap();
     let lock = place.locks().await;
     place.memory.delete(&lock[0]).await.unwrap();
-    let refused = place.index(&guard).await;
-    assert!(
-        matches!(refused, Err(Error::LockLost { .. })),
-        "{refused:?}"
-    );
-    assert!(place.store.asked("put index/").is_empty());
+    place.assert_lost(&guard).await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -11,7 +11,7 @@ use jackline_crds::velero::{
     RestorePhase,
 };
 use jackline_faults::Proxy;
-use jackline_test_cluster::{Cluster, Options, Programs};
+use jackline_test_cluster::{Cluster, Options, Programs, S3};
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Pod, Secret};
@@ -69,16 +69,23 @@ impl Env {
         Ok(Self { cluster })
     }
 
+    /// A proxy before an S3 server, and where the pods of this cluster find it.
+    ///
+    /// # Errors
+    /// When it cannot listen.
+    pub fn proxy(&self, server: &S3) -> Result<(Proxy, String)> {
+        let server = server.host_endpoint.trim_start_matches("http://").parse()?;
+        let listener = self.cluster.listen()?;
+        let url = format!("http://{}", listener.local_addr()?);
+        Ok((Proxy::on(listener, server)?, url))
+    }
+
     /// Makes a location in the bucket, below a prefix of its own name, whose requests go through a proxy.
     ///
     /// # Errors
     /// When it does not become Available within a minute.
     pub async fn proxied_location(&self, name: &str) -> Result<Proxy> {
-        let server = self.cluster.s3().host_endpoint.clone();
-        let server = server.trim_start_matches("http://").parse()?;
-        let listener = self.cluster.listen()?;
-        let url = format!("http://{}", listener.local_addr()?);
-        let proxy = Proxy::on(listener, server)?;
+        let (proxy, url) = self.proxy(self.cluster.s3())?;
         self.cluster.apply(
             &json!({"apiVersion": "velero.io/v1", "kind": "BackupStorageLocation",
                 "metadata": {"name": name, "namespace": NAMESPACE},

@@ -75,11 +75,7 @@ async fn a_lost_cluster_comes_back_in_a_new_one() -> Result<()> {
 
 /// Has the old cluster use the new one's bucket.
 async fn share(old: &Env, new: &Env) -> Result<Proxy> {
-    let server = new.cluster.s3().host_endpoint.clone();
-    let server = server.trim_start_matches("http://").parse()?;
-    let listener = old.cluster.listen()?;
-    let url = format!("http://{}", listener.local_addr()?);
-    let proxy = Proxy::on(listener, server)?;
+    let (proxy, url) = old.proxy(new.cluster.s3())?;
     let credentials = format!(
         "--from-literal=cloud={}",
         new.cluster.s3().credentials_file()
