@@ -15,7 +15,7 @@ use jackline_repository::{BackupRequest, BackupSummary, Repository, SnapshotId};
 use jackline_runtime::{Failure, Key, Next};
 use jiff::Timestamp;
 use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::Time};
-use kube::{Api, ResourceExt};
+use kube::Api;
 use tokio::time::Instant;
 
 use crate::{
@@ -202,7 +202,7 @@ impl Backups {
             forget(&repository, &[snapshot]).await;
             return Err(stop);
         }
-        if self.is_ended(object).await {
+        if record.is_over(|now| now.phase().is_terminal()).await {
             forget(&repository, &[snapshot]).await;
             return Err(Stop::Gone);
         }
@@ -311,16 +311,6 @@ impl Backups {
                 }
                 Err(stop)
             }
-        }
-    }
-
-    /// Whether somebody else ended it meanwhile or deleted it; the watch of an agent that stood still does not know yet.
-    async fn is_ended(&self, object: &PodVolumeBackup) -> bool {
-        let api = self.context.api::<PodVolumeBackup>();
-        match api.get_opt(&object.name_any()).await {
-            Ok(Some(now)) => now.uid() != object.uid() || now.phase().is_terminal(),
-            Ok(None) => true,
-            Err(_) => false,
         }
     }
 

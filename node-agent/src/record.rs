@@ -7,7 +7,7 @@ use jackline_runtime::{
     Failure,
     status::{Guard, StatusAt, write_status},
 };
-use kube::{Api, Resource, core::object::HasStatus};
+use kube::{Api, Resource, ResourceExt, core::object::HasStatus};
 use parking_lot::Mutex;
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -48,6 +48,19 @@ where
             *self.object.lock() = object;
         }
         Ok(())
+    }
+
+    /// Whether somebody else ended it meanwhile or deleted it; the watch of an agent that stood still does not know yet.
+    pub async fn is_over(&self, ended: impl FnOnce(&K) -> bool) -> bool {
+        let (name, uid) = {
+            let object = self.object.lock();
+            (object.name_any(), object.uid())
+        };
+        match self.api.get_opt(&name).await {
+            Ok(Some(now)) => now.uid() != uid || ended(&now),
+            Ok(None) => true,
+            Err(_) => false,
+        }
     }
 
     /// Writes progress: the work goes on whether or not it arrives.

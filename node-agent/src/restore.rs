@@ -266,6 +266,9 @@ impl Restores {
         if !summary.is_complete() {
             return Err(Stop::Failed(incomplete(&summary)));
         }
+        if record.is_over(|now| now.phase().is_terminal()).await {
+            return Err(Stop::Gone);
+        }
         self.mark(object, &found).await?;
         Ok(summary)
     }
@@ -297,6 +300,8 @@ impl Restores {
         let canceled = context
             .restores
             .wait_for(|restores| match restores.get(&key) {
+                // Whoever ended it has told the pod, and the next volume waits for its turn.
+                Some(now) if now.phase().is_terminal() => Some(Stop::Gone),
                 Some(now) => now.spec.cancel.then_some(Stop::Canceled),
                 None => Some(Stop::Gone),
             });

@@ -16,7 +16,7 @@ use jackline_policy::{
 };
 use jackline_runtime::{
     Failure,
-    status::{Guard, StatusAt, write_status},
+    status::{Guard, StatusAt, StatusError, write_status},
 };
 use k8s_openapi::{api::core::v1::Event, apimachinery::pkg::apis::meta::v1::Time};
 use kube::{Api, ResourceExt, api::ListParams};
@@ -235,8 +235,10 @@ impl Run<'_> {
         if deadline.is_some_and(|deadline| Instant::now() > deadline) {
             let why = "timed out waiting for all PodVolumeRestores to complete".to_owned();
             self.token.check()?;
-            give_up(self.context, &volume, &why).await?;
-            return Ok(Progress::Lost(format!("{why}: {what}")));
+            return Ok(match give_up(self.context, &volume, &why).await? {
+                true => Progress::Lost(format!("{why}: {what}")),
+                false => Progress::Going,
+            });
         }
         let status = volume.status.as_ref();
         let progress = status.and_then(|status| status.progress.as_ref());
@@ -251,10 +253,10 @@ impl Run<'_> {
         match obstacle {
             Some(why) => {
                 self.token.check()?;
-                give_up(self.context, &volume, &why).await?;
-                Ok(Progress::Lost(format!(
-                    "pod volume restore failed: {what}: {why}"
-                )))
+                Ok(match give_up(self.context, &volume, &why).await? {
+                    true => Progress::Lost(format!("pod volume restore failed: {what}: {why}")),
+                    false => Progress::Going,
+                })
             }
             None => Ok(Progress::Going),
         }
@@ -491,33 +493,39 @@ impl Run<'_> {
     }
 }
 
-/// Ends a volume restore that nobody will carry out.
+/// Ends a volume restore that nobody will carry out, or that takes too long. `false`: it has ended by itself, or is gone. The agent
+/// writes too, so it may take several looks.
 ///
 /// # Errors
-/// When the API server does not take it, or the object has changed.
+/// When the API server does not take it.
 pub async fn give_up(
     context: &Context,
     volume: &PodVolumeRestore,
     why: &str,
-) -> Result<(), Failure> {
-    let status = PodVolumeRestoreStatus {
-        phase: Some(PodVolumePhase::Failed),
-        message: Some(why.to_owned()),
-        completion_timestamp: Some(Time(jiff::Timestamp::now())),
-        ..volume.status.clone().unwrap_or_default()
-    };
+) -> Result<bool, Failure> {
     let api = context.api::<PodVolumeRestore>();
-    // Not over the head of an agent that has just begun.
-    write_status(
-        &api,
-        volume,
-        &status,
-        StatusAt::Main,
-        Guard::SameVersion,
-        FIELD_MANAGER,
-    )
-    .await?;
-    Ok(())
+    loop {
+        let now = api.get_opt(&volume.name_any()).await?;
+        let open = |now: &PodVolumeRestore| now.uid() == volume.uid() && !now.phase().is_terminal();
+        let Some(now) = now.filter(open) else {
+            return Ok(false);
+        };
+        let status = PodVolumeRestoreStatus {
+            phase: Some(PodVolumePhase::Failed),
+            message: Some(why.to_owned()),
+            completion_timestamp: Some(Time(jiff::Timestamp::now())),
+            ..now.status.clone().unwrap_or_default()
+        };
+        let (at, guard) = (StatusAt::Main, Guard::SameVersion);
+        match write_status(&api, &now, &status, at, guard, FIELD_MANAGER).await {
+            Err(StatusError::Api {
+                source: kube::Error::Api(refusal),
+                ..
+            }) if refusal.is_conflict() => {}
+            Err(StatusError::Gone(_)) => return Ok(false),
+            written => return Ok(written.map(|_| true)?),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -1,21 +1,24 @@
 //! How long volumes may take: as long as their data moves, each for itself; and no longer than a limit, where there is one.
 
+use std::fmt::Debug;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use jackline_crds::names::{CONTROLLER, annotation};
 use jackline_crds::velero::{
-    Backup, BackupPhase, BackupSpec, PodVolumeBackup, PodVolumePhase, PodVolumeRestore, Restore,
-    RestorePhase, RestoreSpec,
+    Backup, BackupPhase, PodVolumeBackup, PodVolumePhase, PodVolumeRestore, Restore, RestorePhase,
 };
 use jackline_e2e::deploy::{self, Settings};
 use jackline_e2e::{Env, NAMESPACE, until, wait_gone};
 use jackline_faults::{Proxy, When};
 use jackline_test_cluster::Options;
+use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::Namespace;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use kube::Api;
 use kube::api::{DeleteParams, ListParams, PostParams};
+use kube::{Api, Resource, ResourceExt};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -51,8 +54,8 @@ async fn volumes_have_as_long_as_their_data_moves() -> Result<()> {
     a_limit_is_no_nonsense(&env).await?;
     // More than can move in both of the limits below, which a small volume has to keep on a busy machine too.
     fill(&env, "long", MEBIBYTES)?;
-    an_annotation_limits_the_whole(&env).await?;
-    the_flag_limits_the_whole(&env).await?;
+    an_annotation_limits_the_whole(&env, &proxy).await?;
+    the_flag_limits_the_whole(&env, &proxy).await?;
     env.cluster.down()
 }
 
@@ -73,29 +76,32 @@ fn fill(env: &Env, namespace: &str, mebibytes: u32) -> Result<()> {
 }
 
 async fn back_up(env: &Env, name: &str, namespaces: &[&str], limit: Option<&str>) -> Result<()> {
-    let spec: BackupSpec =
-        serde_json::from_value(json!({"includedNamespaces": namespaces, "storageLocation": SLOW}))?;
-    let mut backup = Backup::new(name, spec);
-    backup.metadata.annotations = limited(limit);
-    env.api::<Backup>()
-        .create(&PostParams::default(), &backup)
-        .await?;
-    Ok(())
+    let spec = json!({"includedNamespaces": namespaces, "storageLocation": SLOW});
+    create(env, Backup::new(name, serde_json::from_value(spec)?), limit).await
 }
 
 async fn restore(env: &Env, name: &str, spec: Value, limit: Option<&str>) -> Result<()> {
-    let spec: RestoreSpec = serde_json::from_value(spec)?;
-    let mut restore = Restore::new(name, spec);
-    restore.metadata.annotations = limited(limit);
-    env.api::<Restore>()
-        .create(&PostParams::default(), &restore)
-        .await?;
-    Ok(())
+    create(
+        env,
+        Restore::new(name, serde_json::from_value(spec)?),
+        limit,
+    )
+    .await
 }
 
-fn limited(limit: Option<&str>) -> Option<std::collections::BTreeMap<String, String>> {
-    let limit = limit?.to_owned();
-    Some([(annotation::POD_VOLUME_TIMEOUT.to_owned(), limit)].into())
+async fn create<K>(env: &Env, mut object: K, limit: Option<&str>) -> Result<()>
+where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+        + Clone
+        + Debug
+        + Serialize
+        + DeserializeOwned,
+{
+    let limit = limit.map(|limit| (annotation::POD_VOLUME_TIMEOUT.to_owned(), limit.to_owned()));
+    object.annotations_mut().extend(limit);
+    let api = env.api::<K>();
+    api.create(&PostParams::default(), &object).await?;
+    Ok(())
 }
 
 /// The volume of a backup that lies in a namespace.
@@ -210,7 +216,12 @@ async fn a_limit_is_no_nonsense(env: &Env) -> Result<()> {
 }
 
 /// What is done by then is kept; what is not fails, though its data moves.
-async fn the_whole_is_limited(env: &Env, name: &str, limit: Option<&str>) -> Result<()> {
+async fn the_whole_is_limited(
+    env: &Env,
+    proxy: &Proxy,
+    name: &str,
+    limit: Option<&str>,
+) -> Result<()> {
     back_up(env, name, &["long", "quick"], limit).await?;
     let copies = json!({"long": format!("long-{name}"), "quick": format!("quick-{name}")});
     let copy = json!({"backupName": "all", "includedNamespaces": ["long", "quick"], "namespaceMapping": copies});
@@ -233,21 +244,33 @@ async fn the_whole_is_limited(env: &Env, name: &str, limit: Option<&str>) -> Res
     let results = env.packed(&key).await?.to_string();
     let late = "timed out waiting for all PodVolumeRestores to complete";
     ensure!(results.contains(late), "{results}");
+    let quick = volume_restored(env, name, &format!("quick-{name}")).await?;
+    ensure!(quick.phase() == PodVolumePhase::Completed, "{quick:?}");
     running(env, &format!("quick-{name}")).await?;
     let long = volume_restored(env, name, &format!("long-{name}")).await?;
     ensure!(long.phase() == PodVolumePhase::Failed, "{long:?}");
+    // Whoever went on with it would keep the next ones from their turn.
+    let moved = || {
+        let requests = proxy.requests().into_iter();
+        requests
+            .filter(|request| request.contains("/restic/long/data/"))
+            .count()
+    };
+    let before = moved();
+    tokio::time::sleep(Duration::from_secs(8)).await;
+    ensure!(moved() == before, "{before} requests, now {}", moved());
     Ok(())
 }
 
-async fn an_annotation_limits_the_whole(env: &Env) -> Result<()> {
-    the_whole_is_limited(env, "annotated", Some("24s")).await
+async fn an_annotation_limits_the_whole(env: &Env, proxy: &Proxy) -> Result<()> {
+    the_whole_is_limited(env, proxy, "annotated", Some("24s")).await
 }
 
-async fn the_flag_limits_the_whole(env: &Env) -> Result<()> {
+async fn the_flag_limits_the_whole(env: &Env, proxy: &Proxy) -> Result<()> {
     let deployment = format!("deployment/{CONTROLLER}");
     let limit = "JACKLINE_FS_BACKUP_TIMEOUT=24s";
     env.cluster
         .kubectl(["-n", NAMESPACE, "set", "env", &deployment, limit])?;
     deploy::rolled_out(&env.cluster, &deployment)?;
-    the_whole_is_limited(env, "flagged", None).await
+    the_whole_is_limited(env, proxy, "flagged", None).await
 }
