@@ -44,7 +44,7 @@ use crate::{
     collect::{self, CollectError, Collection, collect, discover},
     context::Context,
     fence, location,
-    tarball::TarballWriter,
+    tarball::{Limits, TarballWriter},
 };
 
 /// Why a backup did not end.
@@ -260,6 +260,10 @@ impl Job<'_> {
             .await
             .map_err(|error| JobError::Again(Failure::transient("TarballNotWritten", error)))?;
         let archive = archive.map_err(spool)?;
+        if let Some(why) = Limits::default().refusal(archive.stored.len()) {
+            let text = format!("No restore will take this backup: {why}. Split it by namespaces");
+            log.error(&text, &[]);
+        }
         log.info(
             &format!("Backed up a total of {} items", archive.stored.len()),
             &[],

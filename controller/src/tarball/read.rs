@@ -36,6 +36,13 @@ impl Default for Limits {
     }
 }
 
+impl Limits {
+    /// Why an archive of so many objects is refused.
+    pub fn refusal(&self, objects: usize) -> Option<TarballError> {
+        (objects > self.objects).then(|| TarballError::TooMany(self.objects, "objects"))
+    }
+}
+
 /// Bytes of an entry that carries a long name.
 const EXTENSION: u64 = 64 << 10;
 
@@ -229,8 +236,8 @@ fn entries(
             }
             if place.version.is_none() {
                 objects += 1;
-                if objects > limits.objects {
-                    return Err(TarballError::TooMany(limits.objects, "objects"));
+                if let Some(refusal) = limits.refusal(objects) {
+                    return Err(refusal);
                 }
                 if !kinds.contains(&place.resource) {
                     kinds.insert(place.resource.clone());

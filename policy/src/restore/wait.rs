@@ -57,7 +57,8 @@ pub fn remove(pod: &mut Value) {
 /// Puts the waiter first among the pod's init containers.
 ///
 /// It runs as the pod's first container does, for what that one can read the waiter can read too; the volume's root may be closed to
-/// everyone else. Where that one has no context of its own, the settings may have.
+/// everyone else. Where that one has no context of its own, the settings may have. It asks for what that one asks for, too: then the
+/// pod finds a node, and its namespace's quotas and limits let it in, as they did without the waiter.
 pub fn add(pod: &mut Value, waiter: Waiter<'_>) {
     remove(pod);
     waiter
@@ -65,6 +66,8 @@ pub fn add(pod: &mut Value, waiter: Waiter<'_>) {
         .keys()
         .for_each(|volume| open_for_data(pod, volume));
     let security = security_context(pod).or_else(|| waiter.settings.security.clone());
+    let resources = waiter.settings.resources.clone();
+    let resources = resources.unwrap_or_else(|| resources_of_first(pod));
     let mut mounts: Vec<Value> = waiter
         .volumes
         .keys()
@@ -89,7 +92,7 @@ pub fn add(pod: &mut Value, waiter: Waiter<'_>) {
             {"name": "JACKLINE_WAITERS", "value": counts.join(",")},
         ],
         "volumeMounts": mounts,
-        "resources": waiter.settings.resources,
+        "resources": resources,
     });
     if let (Some(security), Some(container)) = (security, container.as_object_mut()) {
         container.insert("securityContext".to_owned(), Value::Object(security));
@@ -142,6 +145,17 @@ fn security_context(pod: &Value) -> Option<Map<String, Value>> {
         context.remove("allowPrivilegeEscalation");
     }
     Some(context).filter(|context| !context.is_empty())
+}
+
+/// The first container's resources, but for devices.
+fn resources_of_first(pod: &Value) -> Value {
+    let first = list(pod, "/spec/containers").first();
+    let kept = ["requests", "limits"].into_iter().filter_map(|kind| {
+        let mut amounts = first?["resources"][kind].as_object()?.clone();
+        amounts.retain(|name, _| !name.contains('/'));
+        Some((kind.to_owned(), Value::Object(amounts)))
+    });
+    Value::Object(kept.collect())
 }
 
 /// The restore that a pod of the cluster waits or waited for: its waiter's argument.
@@ -247,10 +261,31 @@ mod tests {
         add(&mut pod, waiter(&volumes, &settings));
         let container = &pod["spec"]["initContainers"][0];
         assert_eq!(container["securityContext"], security);
-        assert_eq!(container["resources"]["limits"]["memory"], "128Mi");
+        assert_eq!(container["resources"], json!({}));
         pod["spec"]["containers"][0]["securityContext"] = json!({"runAsUser": 999});
         add(&mut pod, waiter(&volumes, &settings));
         let container = &pod["spec"]["initContainers"][0];
         assert_eq!(container["securityContext"], json!({"runAsUser": 999}));
+    }
+
+    #[test]
+    fn the_waiter_asks_for_what_the_first_container_asks_for() {
+        let volumes = [("data".to_owned(), 1)].into();
+        let own = json!({"requests": {"cpu": "5m", "memory": "8Mi", "ephemeral-storage": "1Mi", "example.com/gpu": "1"},
+            "limits": {"example.com/gpu": "1"}});
+        let pod = json!({"spec": {"containers": [{"name": "c", "resources": own}, {"name": "d"}]}});
+        let resources = |settings: &Settings| {
+            let mut pod = pod.clone();
+            add(&mut pod, waiter(&volumes, settings));
+            pod["spec"]["initContainers"][0]["resources"].take()
+        };
+        let kept = json!({"requests": {"cpu": "5m", "memory": "8Mi", "ephemeral-storage": "1Mi"}, "limits": {}});
+        assert_eq!(resources(&Settings::default()), kept);
+        let said = json!({"requests": {"cpu": "50m"}});
+        let settings = Settings {
+            resources: Some(said.clone()),
+            ..Settings::default()
+        };
+        assert_eq!(resources(&settings), said);
     }
 }

@@ -9,27 +9,17 @@ use serde_json::{Map, Value, json};
 use super::hook::go_bool;
 use crate::{Invalid, Yaml, quantity};
 
-/// The resources that the waiter has where nobody says otherwise.
+/// What stands for the keys that are left out where others are there, as at Velero.
 const CPU: &str = "100m";
 const MEMORY: &str = "128Mi";
 
 /// How the waiter runs.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Settings {
-    /// `requests` and `limits`.
-    pub resources: Value,
+    /// `requests` and `limits`. `None`: those of the pod's first container.
+    pub resources: Option<Value>,
     /// For pods whose first container has none.
     pub security: Option<Map<String, Value>>,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        let both = json!({"cpu": CPU, "memory": MEMORY});
-        Self {
-            resources: json!({"requests": both, "limits": both}),
-            security: None,
-        }
-    }
 }
 
 impl Settings {
@@ -55,12 +45,17 @@ fn text<'a>(data: &'a BTreeMap<String, String>, key: &str) -> Option<&'a str> {
     text.filter(|text| !text.is_empty())
 }
 
-fn resources(data: &BTreeMap<String, String>) -> Result<Value, Invalid> {
+fn resources(data: &BTreeMap<String, String>) -> Result<Option<Value>, Invalid> {
+    let kinds = [
+        ("cpu", "cpuRequest", "cpuLimit", CPU),
+        ("memory", "memRequest", "memLimit", MEMORY),
+    ];
+    let said = |key: &str| text(data, key).is_some();
+    if !kinds.iter().any(|kind| said(kind.1) || said(kind.2)) {
+        return Ok(None);
+    }
     let (mut requests, mut limits) = (Map::new(), Map::new());
-    let cpu = ("cpu", "cpuRequest", "cpuLimit", CPU);
-    for (name, request_key, limit_key, default) in
-        [cpu, ("memory", "memRequest", "memLimit", MEMORY)]
-    {
+    for (name, request_key, limit_key, default) in kinds {
         let read = |key: &str| {
             let found = text(data, key).unwrap_or(default);
             let allowed = "a quantity, such as 100m or 128Mi";
@@ -80,7 +75,7 @@ fn resources(data: &BTreeMap<String, String>) -> Result<Value, Invalid> {
             }
         }
     }
-    Ok(json!({"requests": requests, "limits": limits}))
+    Ok(Some(json!({"requests": requests, "limits": limits})))
 }
 
 /// The core API's, its own fields read strictly.
@@ -181,7 +176,9 @@ mod tests {
         assert_eq!(wrong, Vec::<String>::new());
         assert_eq!(
             settings.resources,
-            json!({"requests": {"cpu": "50m", "memory": "16Mi"}, "limits": {"memory": "0.5Gi"}})
+            Some(
+                json!({"requests": {"cpu": "50m", "memory": "16Mi"}, "limits": {"memory": "0.5Gi"}})
+            )
         );
         assert_eq!(
             settings.security.map(Value::Object),
@@ -195,7 +192,9 @@ mod tests {
         let (settings, _) = parse(&[("cpuLimit", "200m")]);
         assert_eq!(
             settings.resources,
-            json!({"requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"cpu": "200m", "memory": "128Mi"}})
+            Some(
+                json!({"requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"cpu": "200m", "memory": "128Mi"}})
+            )
         );
     }
 

@@ -1,6 +1,6 @@
 //! What Velero's users do, from beginning to end, with the data compared.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -8,7 +8,7 @@ use jackline_crds::velero::{Backup, BackupRepository, PodVolumePhase, Repository
 use jackline_e2e::{BUCKET, Env, Jackline, Velero, until, wait_gone};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, PersistentVolumeClaim, Pod};
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
+use kube::api::{DeleteParams, ListParams, LogParams, Patch, PatchParams};
 use kube::{Api, ResourceExt};
 use serde_json::json;
 
@@ -27,7 +27,7 @@ async fn what_users_follow_ends_as_they_expect() -> Result<()> {
     two_pods_share_a_claim(&env, &velero).await?;
     hundred_backups_begin(&env, &velero).await?;
     a_schedule_makes_backups_and_their_time_ends(&env, &velero).await?;
-    hundred_namespaces(&env, &velero).await?;
+    hundred_namespaces_come_back(&env, &velero).await?;
     env.cluster.down()
 }
 
@@ -400,7 +400,7 @@ fn hundred_namespaces_begin(env: &Env) -> Result<()> {
             "metadata": {"name": "box", "namespace": name, "labels": {"app": "box"}, "annotations": {"backup.velero.io/backup-volumes": "data"}},
             "spec": {"terminationGracePeriodSeconds": 0, "volumes": [{"name": "data", "emptyDir": {}}],
                 "containers": [{"name": "box", "image": "docker.io/local/busybox:1", "imagePullPolicy": "Never",
-                    "command": ["sh", "-c", "test -e /data/id || cat /proc/sys/kernel/random/uuid > /data/id; exec sleep 100000"],
+                    "command": ["sh", "-c", "test -e /data/id || cat /proc/sys/kernel/random/uuid > /data/id; cat /data/id; exec sleep 100000"],
                     "volumeMounts": [{"name": "data", "mountPath": "/data"}]}]}})
     });
     // The pods last: each needs its namespace's service account.
@@ -412,26 +412,29 @@ fn hundred_namespaces_begin(env: &Env) -> Result<()> {
     Ok(())
 }
 
+/// What the boxes of all namespaces read in their volumes, as soon as all run.
+async fn hundred_ids(env: &Env) -> Result<BTreeMap<String, String>> {
+    let mut ids = BTreeMap::new();
+    for name in hundred_names() {
+        running(env, &name, "app=box").await?;
+        let pods = env.api_in::<Pod>(&name);
+        let id = pods.logs("box", &LogParams::default()).await?;
+        ids.insert(name, id);
+    }
+    ensure!(ids.values().all(|id| !id.is_empty()));
+    Ok(ids)
+}
+
 /// One backup of all of them, which goes on while the others are looked at.
 async fn hundred_backups_begin(env: &Env, velero: &Velero) -> Result<()> {
-    let pods: Api<Pod> = Api::all(env.cluster.client());
-    let boxes = ListParams::default().labels("app=box");
-    until("all pods run", 4 * MINUTE, async || {
-        let pods = pods.list(&boxes).await?.items;
-        let running = pods.iter().filter(|pod| {
-            let status = pod.status.as_ref();
-            status.and_then(|status| status.phase.as_deref()) == Some("Running")
-        });
-        Ok((running.count() == HUNDRED).then_some(()))
-    })
-    .await?;
+    hundred_ids(env).await?;
     let names = hundred_names().join(",");
     velero.run(&format!("backup create many --include-namespaces {names}"))?;
     Ok(())
 }
 
-/// A repository for each.
-async fn hundred_namespaces(env: &Env, velero: &Velero) -> Result<()> {
+/// From a repository for each.
+async fn hundred_namespaces_come_back(env: &Env, velero: &Velero) -> Result<()> {
     env.backup_completed("many", 4 * MINUTE).await?;
     let volumes = env.volumes_of("many").await?;
     ensure!(volumes.len() == HUNDRED, "{}", volumes.len());
@@ -453,18 +456,15 @@ async fn hundred_namespaces(env: &Env, velero: &Velero) -> Result<()> {
             "{name}: {status:?}"
         );
     }
-    completed(&velero.run(
-        "restore create many --from-backup many --include-namespaces many-0,many-42,many-99 \
-         --namespace-mappings many-0:again-0,many-42:again-42,many-99:again-99 --wait",
-    )?)?;
-    for number in [0, 42, 99] {
-        let namespace = format!("again-{number}");
-        running(env, &namespace, "app=box").await?;
-        let id = |namespace: &str| env.cluster.exec(namespace, "box", &["cat", "/data/id"]);
-        ensure!(
-            id(&namespace)? == id(&format!("many-{number}"))?,
-            "{namespace}"
-        );
+    let ids = hundred_ids(env).await?;
+    let namespaces: Api<Namespace> = Api::all(env.cluster.client());
+    for name in ids.keys() {
+        namespaces.delete(name, &DeleteParams::default()).await?;
     }
+    for name in ids.keys() {
+        wait_gone(&namespaces, name, 4 * MINUTE).await?;
+    }
+    completed(&velero.run("restore create many --from-backup many --wait")?)?;
+    ensure!(hundred_ids(env).await? == ids);
     Ok(())
 }

@@ -113,6 +113,9 @@ fn swarms_of_objects_are_refused() {
         read(bytes.as_slice(), limits, |_, _| Ok(())).map_err(|error| error.to_string())
     };
     // The second path of an object is not another object.
+    let limits = Limits::default();
+    assert!(limits.refusal(limits.objects).is_none());
+    assert!(limits.refusal(limits.objects + 1).is_some());
     assert_eq!(read(3, 2).map(|totals| totals.objects), Ok(6));
     let objects = "the tarball holds more than 2 objects";
     assert_eq!(read(2, 2).unwrap_err(), objects);
