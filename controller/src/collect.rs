@@ -14,4 +14,4 @@ pub use discover::{Discovered, discover};
 pub use facts::{Facts, PodFacts, VolumeFacts};
 pub use gather::{CollectError, Request, collect};
 pub use spool::{Collection, Item};
-pub use walk::{order, resource_list};
+pub use walk::{in_order, order, resource_list};

@@ -212,7 +212,8 @@ impl Lane {
         while self.read < wanted {
             let end = length.min(self.read + READ);
             if room.sealed.len() < end {
-                // Grown as it fills: a length that the pack does not have takes no memory.
+                // Filled as it is read: a length that the pack does not have takes no memory, and may be more than there is.
+                let _ = room.sealed.try_reserve(length - room.sealed.len());
                 room.sealed.resize(end, 0);
             }
             let at = u64::from(self.blob.offset) + self.read as u64;

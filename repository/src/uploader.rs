@@ -81,11 +81,11 @@ impl<'a> Uploader<'a> {
 
     fn start(&mut self, pack: FinishedPack) -> Result<()> {
         self.guard.ensure()?;
-        let settled = self.guard.settled();
+        let shielded = self.guard.shields();
         self.bytes += pack.bytes.len() as u64;
         let files = self.files.clone();
         self.uploads.spawn(async move {
-            settled.await?;
+            shielded.await?;
             lock::store(&files, FileKind::Pack, &pack.id, pack.bytes).await?;
             Ok((pack.id, pack.blobs))
         });

@@ -320,7 +320,16 @@ impl Job<'_> {
             if let Some(plan) = plan.take() {
                 // Nobody listens any more: the backup is being given up.
                 let facts = &collection.facts;
-                let _ = plan.send(Plan::new(context, facts, &mode, &policies, claims_stored));
+                let in_order = collect::in_order(&collection.catalogue, &spec.ordered_resources);
+                let in_order = in_order.into_iter().map(|(wanted, _)| wanted).collect();
+                let _ = plan.send(Plan::new(
+                    context,
+                    facts,
+                    &mode,
+                    &policies,
+                    claims_stored,
+                    in_order,
+                ));
             }
         };
         collect(client, discovered, &request, log, early)

@@ -1,6 +1,7 @@
 //! The volumes of a backup: hooks before, PodVolumeBackups, waiting for the agents, hooks after.
 //!
-//! Every pod goes its own way, so a slow one holds up nobody. Nothing is polled: the agents' progress comes by watch.
+//! Every pod goes its own way, so a slow one holds up nobody but those that were wished for behind it. Nothing is polled: the agents'
+//! progress comes by watch.
 
 mod create;
 mod successor;
@@ -53,6 +54,7 @@ use crate::{
 };
 use successor::Successor;
 
+const PODS: &str = "pods";
 /// Requests about volumes that are under way at once.
 const PARALLEL: usize = 16;
 /// How long the policy half may take to say what a policy governs.
@@ -68,6 +70,8 @@ pub(super) struct Plan {
     pods: Vec<PodFacts>,
     chosen: BTreeMap<usize, Vec<(Selected, Option<ClaimFacts>)>>,
     notes: Vec<Note>,
+    /// Objects, pods among them, that `orderedResources` names.
+    in_order: Vec<ObjectRef>,
 }
 
 /// How the volumes of a backup are chosen.
@@ -102,6 +106,7 @@ impl Plan {
         mode: &Mode,
         policies: &VolumePolicies,
         claims_stored: bool,
+        in_order: Vec<ObjectRef>,
     ) -> Self {
         let facts_of: Vec<PodFacts> = facts.pods.values().cloned().collect();
         let pods: Vec<PodVolumes> = facts_of.iter().map(|pod| pod.volumes.clone()).collect();
@@ -130,7 +135,18 @@ impl Plan {
             pods: facts_of,
             chosen,
             notes: selection.notes,
+            in_order,
         }
+    }
+
+    /// The pod's place among those that go one after the other.
+    fn turn(&self, pod: &PodFacts) -> Option<usize> {
+        let is = |wanted: &ObjectRef| {
+            wanted.resource == PODS
+                && wanted.namespace.as_deref() == Some(pod.volumes.namespace.as_str())
+                && wanted.name == pod.volumes.name
+        };
+        self.in_order.iter().position(is)
     }
 }
 
@@ -187,9 +203,10 @@ pub(super) async fn run(
     let Ok(mut plan) = planned.await else {
         return Ok(Volumes::default());
     };
+    let mut chosen = std::mem::take(&mut plan.chosen);
     for note in &plan.notes {
         let fields = [
-            ("resource", "pods"),
+            ("resource", PODS),
             ("namespace", note.namespace.as_str()),
             ("name", note.pod.as_str()),
         ];
@@ -201,8 +218,7 @@ pub(super) async fn run(
     }
     let uid = job.backup.uid().unwrap_or_default();
     let known = of_backup(job.context, &uid);
-    let namespaces: BTreeSet<String> = plan
-        .chosen
+    let namespaces: BTreeSet<String> = chosen
         .keys()
         .filter_map(|&pod| plan.pods.get(pod))
         .map(|pod| pod.volumes.namespace.clone())
@@ -228,17 +244,29 @@ pub(super) async fn run(
     };
     let (verdict, mut verdicts) = mpsc::unbounded_channel();
     let mut ways = FuturesUnordered::new();
+    let mut in_turn = Vec::new();
     let mut hooked = 0;
     for (index, pod) in plan.pods.iter().enumerate() {
-        let chosen = plan.chosen.remove(&index).unwrap_or_default();
+        let chosen = chosen.remove(&index).unwrap_or_default();
         let hooks = hooks::of(pod, job.backup.spec.hooks.as_ref());
         if chosen.is_empty() && hooks.is_empty() {
             continue;
         }
         hooked += usize::from(!hooks.is_empty());
-        ways.push(work.pod(pod, hooks, chosen, verdict.clone()).boxed());
+        let way = work.pod(pod, hooks, chosen, verdict.clone()).boxed();
+        match plan.turn(pod) {
+            Some(turn) => in_turn.push((turn, way)),
+            None => ways.push(way),
+        }
     }
     drop(verdict);
+    in_turn.sort_by_key(|(turn, _)| *turn);
+    let one_by_one = async {
+        for (_, way) in in_turn {
+            way.await;
+        }
+    };
+    ways.push(one_by_one.boxed());
     let tell = async {
         let mut forbidden = Vec::new();
         for _ in 0..hooked {
@@ -350,7 +378,7 @@ impl Work<'_> {
     ) {
         let volumes = &pod.volumes;
         let fields = [
-            ("resource", "pods"),
+            ("resource", PODS),
             ("namespace", volumes.namespace.as_str()),
             ("name", volumes.name.as_str()),
         ];
@@ -360,7 +388,7 @@ impl Work<'_> {
         let tell = |forbidden: bool| {
             if !hooks.is_empty() {
                 let pod = ObjectRef {
-                    resource: "pods".to_owned(),
+                    resource: PODS.to_owned(),
                     namespace: Some(volumes.namespace.clone()),
                     name: volumes.name.clone(),
                 };
@@ -802,7 +830,7 @@ impl Work<'_> {
 
 fn fields<'a>(pod: &'a PodFacts, selected: &'a Selected) -> [(&'a str, &'a str); 4] {
     [
-        ("resource", "pods"),
+        ("resource", PODS),
         ("namespace", &pod.volumes.namespace),
         ("name", &pod.volumes.name),
         ("volume", &selected.volume),

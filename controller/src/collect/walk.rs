@@ -2,12 +2,39 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use jackline_policy::backup::{object::ObjectRef, resource::ordered};
+use jackline_policy::backup::{
+    object::ObjectRef,
+    resource::{Catalogue, ordered},
+};
 
 use super::spool::Collection;
 
 /// Deepest chain of needs that is followed: pod → claim → volume is the longest there is.
 const DEPTH: usize = 8;
+
+/// The objects that `orderedResources` names, in their order, and how it names them.
+pub fn in_order(
+    catalogue: &Catalogue,
+    first: &BTreeMap<String, String>,
+) -> Vec<(ObjectRef, String)> {
+    let of_kind = |(kind, names): (&String, &String)| {
+        let resource = catalogue.resolve(kind).unwrap_or_else(|| kind.clone());
+        let named = ordered(names).into_iter().map(|name| {
+            let (namespace, plain) = match name.split_once('/') {
+                Some((namespace, plain)) => (Some(namespace.to_owned()), plain),
+                None => (None, name.as_str()),
+            };
+            let wanted = ObjectRef {
+                resource: resource.clone(),
+                namespace,
+                name: plain.to_owned(),
+            };
+            (wanted, format!("{kind} {name}"))
+        });
+        named.collect::<Vec<_>>()
+    };
+    first.iter().flat_map(of_kind).collect()
+}
 
 /// The indices of all objects to store: kind by kind, in each kind first those that `orderedResources` names, every object after what
 /// it needs. Also the names in `orderedResources` that are not there.
@@ -30,28 +57,13 @@ pub fn order(
     }
     let mut unknown = Vec::new();
     let mut front: HashMap<usize, Vec<usize>> = HashMap::new();
-    for (kind, names) in first {
-        let resource = collection
-            .catalogue
-            .resolve(kind)
-            .unwrap_or_else(|| kind.clone());
-        for name in ordered(names) {
-            let (namespace, plain) = match name.split_once('/') {
-                Some((namespace, plain)) => (Some(namespace.to_owned()), plain),
-                None => (None, name.as_str()),
-            };
-            let wanted = ObjectRef {
-                resource: resource.clone(),
-                namespace,
-                name: plain.to_owned(),
-            };
-            match collection
-                .find(&wanted)
-                .and_then(|index| Some((index, collection.items().get(index)?)))
-            {
-                Some((index, item)) => front.entry(item.resource).or_default().push(index),
-                None => unknown.push(format!("{kind} {name}")),
-            }
+    for (wanted, name) in in_order(&collection.catalogue, first) {
+        match collection
+            .find(&wanted)
+            .and_then(|index| Some((index, collection.items().get(index)?)))
+        {
+            Some((index, item)) => front.entry(item.resource).or_default().push(index),
+            None => unknown.push(name),
         }
     }
     let mut walk = Walk {

@@ -70,6 +70,8 @@ struct State {
     refused: Mutex<Option<Refusal>>,
     /// Cancelled when it is known whether anybody came at the same moment.
     settled: CancellationToken,
+    /// Whether nobody can remove anything without having seen it.
+    seen_by_all: bool,
     /// Takes the index files that were read before that.
     reading: Mutex<Option<oneshot::Sender<Vec<Id>>>>,
     lost: CancellationToken,
@@ -112,7 +114,7 @@ impl From<&Refusal> for Error {
 impl LockGuard {
     /// `begun`: when the lock file `id` was written. `healed`: whether shared locks of the dead were removed on the way.
     /// `look`: the second look at the others, after which the lock is settled; it tells when it saw the own one. `reading`
-    /// tells it of [`LockGuard::rely_on`].
+    /// tells it of [`LockGuard::rely_on`]; there is none where nobody can have begun to remove anything without seeing the lock.
     pub(super) fn hold(
         files: Files,
         lock: StoredLock,
@@ -120,7 +122,7 @@ impl LockGuard {
         begun: Moment,
         healed: Arc<AtomicBool>,
         look: impl Future<Output = Result<Option<Instant>>> + Send + 'static,
-        reading: oneshot::Sender<Vec<Id>>,
+        reading: Option<oneshot::Sender<Vec<Id>>>,
     ) -> Self {
         let state = Arc::new(State {
             files,
@@ -129,7 +131,8 @@ impl LockGuard {
             seen: Mutex::new(None),
             refused: Mutex::new(None),
             settled: CancellationToken::new(),
-            reading: Mutex::new(Some(reading)),
+            seen_by_all: reading.is_none(),
+            reading: Mutex::new(reading),
             lost: CancellationToken::new(),
             given_back: CancellationToken::new(),
             writes: TaskTracker::new(),
@@ -167,6 +170,19 @@ impl LockGuard {
     pub(crate) fn settled(&self) -> impl Future<Output = Result<()>> + Send + use<> {
         let state = Arc::clone(&self.state);
         async move { state.settled().await }
+    }
+
+    /// Waits until nobody can remove what is stored now: where the lock came to sight at once, that is so from the beginning, for
+    /// whoever is about to remove something looks a second time 200 ms after they came. To be awaited before packs, on which
+    /// nobody relies yet: where somebody came at the same moment, they are left over.
+    pub(crate) fn shields(&self) -> impl Future<Output = Result<()>> + Send + use<> {
+        let state = Arc::clone(&self.state);
+        async move {
+            match state.seen_by_all {
+                true => state.ensure(),
+                false => state.settled().await,
+            }
+        }
     }
 
     /// Fails unless the lock was refreshed lately. Call before each write.

@@ -66,9 +66,9 @@ pub(crate) async fn acquire(
     }
 }
 
-/// Attempts to read, and to add, under a shared lock. Reading begins at once; what others may see in the repository waits until
+/// Attempts to read, and to add, under a shared lock. Reading begins at once; what others may rely on waits until
 /// they had time to show themselves, and until it is certain that the index is still the one that was read, which has to be
-/// named by [`LockGuard::rely_on`]. Where somebody came at the same moment, nothing was written, and all begins anew.
+/// named by [`LockGuard::rely_on`]. Where somebody came at the same moment, no more than packs was written, and all begins anew.
 pub(crate) struct Adding<'a> {
     files: &'a Files,
     options: &'a OpenOptions,
@@ -219,14 +219,14 @@ async fn try_begin(
     let id = guard::put(&files, &lock).await?;
     // Whoever came after the first look looks again when ours is long there.
     let seen_by_all = guard::since(first_look) < SETTLE / 2;
-    let (reading, read) = oneshot::channel();
+    let (reading, read) = (!seen_by_all).then(oneshot::channel).unzip();
     let look = {
         let (files, healed) = (files.clone(), Arc::clone(&healed));
         async move {
             tokio::time::sleep(SETTLE).await;
             let looked = Instant::now();
             let seen = refuse_conflict(&files, &options, mode, Some(&id), &healed).await?;
-            if !seen_by_all {
+            if let Some(read) = read {
                 refuse_changes(&files, read).await?;
             }
             Ok(seen.then_some(looked))

@@ -138,6 +138,27 @@ async fn who_reads_at_once_writes_nothing_before_others_had_time_to_show_themsel
 }
 
 #[tokio::test(start_paused = true)]
+async fn packs_wait_where_somebody_may_remove_them_unseen() {
+    let place = Place::new();
+    for (millis, waits) in [(10, false), (150, true)] {
+        place.store.on(move |request| match request {
+            request if request.starts_with("put locks/") => {
+                Fate::Delay(Duration::from_millis(millis))
+            }
+            _ => Fate::Pass,
+        });
+        let mut attempts = Adding::new(&place.files, &place.options, &place.never);
+        let guard = attempts.begin().await.unwrap();
+        guard.rely_on(Vec::new());
+        let begun = Instant::now();
+        guard.shields().await.unwrap();
+        assert_eq!(begun.elapsed() >= SETTLE, waits, "{millis}");
+        guard.settled().await.unwrap();
+        guard.release(&place.never).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_was_read_before_has_to_be_there_after_the_second_look() {
     let place = Place::new();
     let held = place.take(Mode::Shared).await.unwrap();

@@ -50,6 +50,7 @@ async fn volumes_have_as_long_as_their_data_moves() -> Result<()> {
         )?;
     }
     a_backup_goes_on_while_data_moves(&env, &proxy).await?;
+    pods_go_in_the_order_that_is_wished_for(&env, &proxy).await?;
     a_restore_goes_on_while_data_moves(&env, &proxy).await?;
     a_limit_is_no_nonsense(&env).await?;
     // More than can move in both of the limits below, which a small volume has to keep on a busy machine too.
@@ -156,8 +157,20 @@ async fn a_backup_goes_on_while_data_moves(env: &Env, proxy: &Proxy) -> Result<(
         status.completion_timestamp.as_ref(),
     )?;
     ensure!(time >= 2 * PATIENCE, "that was no test: {time:?}");
-    back_up(env, "all", &["long", "still", "quick"], None).await?;
+    Ok(())
+}
+
+async fn pods_go_in_the_order_that_is_wished_for(env: &Env, proxy: &Proxy) -> Result<()> {
+    let hold = proxy.hold(&["PUT", "/restic/still/data/"], When::Before);
+    let spec = json!({"includedNamespaces": ["long", "still", "quick"], "storageLocation": SLOW,
+        "orderedResources": {"pods": "still/box, quick/box"}});
+    create(env, Backup::new("all", serde_json::from_value(spec)?), None).await?;
+    hold.arrived().await;
+    volume_of(env, "all", "long").await?;
+    ensure!(volume_of(env, "all", "quick").await.is_err());
+    drop(hold);
     env.backup_completed("all", 2 * MINUTE).await?;
+    ensure!(env.volumes_of("all").await?.len() == 3);
     Ok(())
 }
 
