@@ -81,7 +81,7 @@ impl<'a> Uploader<'a> {
 
     fn start(&mut self, pack: FinishedPack) -> Result<()> {
         self.guard.ensure()?;
-        let shielded = self.guard.shields();
+        let shielded = self.guard.shielded();
         self.bytes += pack.bytes.len() as u64;
         let files = self.files.clone();
         self.uploads.spawn(async move {

@@ -141,12 +141,16 @@ impl Plan {
 
     /// The pod's place among those that go one after the other.
     fn turn(&self, pod: &PodFacts) -> Option<usize> {
-        let is = |wanted: &ObjectRef| {
-            wanted.resource == PODS
-                && wanted.namespace.as_deref() == Some(pod.volumes.namespace.as_str())
-                && wanted.name == pod.volumes.name
-        };
-        self.in_order.iter().position(is)
+        let pod = pod_ref(pod);
+        self.in_order.iter().position(|wanted| *wanted == pod)
+    }
+}
+
+fn pod_ref(pod: &PodFacts) -> ObjectRef {
+    ObjectRef {
+        resource: PODS.to_owned(),
+        namespace: Some(pod.volumes.namespace.clone()),
+        name: pod.volumes.name.clone(),
     }
 }
 
@@ -387,13 +391,8 @@ impl Work<'_> {
         }
         let tell = |forbidden: bool| {
             if !hooks.is_empty() {
-                let pod = ObjectRef {
-                    resource: PODS.to_owned(),
-                    namespace: Some(volumes.namespace.clone()),
-                    name: volumes.name.clone(),
-                };
                 // The receiver counts to the number of pods with hooks and no further.
-                let _ = verdict.send(forbidden.then_some(pod));
+                let _ = verdict.send(forbidden.then(|| pod_ref(pod)));
             }
         };
         // What was begun before a restart is only waited for; whoever leads pays what is owed for it.

@@ -234,11 +234,7 @@ impl Run<'_> {
         }
         if deadline.is_some_and(|deadline| Instant::now() > deadline) {
             let why = "timed out waiting for all PodVolumeRestores to complete".to_owned();
-            self.token.check()?;
-            return Ok(match give_up(self.context, &volume, &why).await? {
-                true => Progress::Lost(format!("{why}: {what}")),
-                false => Progress::Going,
-            });
+            return self.lose(&volume, &why, format!("{why}: {what}")).await;
         }
         let status = volume.status.as_ref();
         let progress = status.and_then(|status| status.progress.as_ref());
@@ -252,14 +248,25 @@ impl Run<'_> {
         };
         match obstacle {
             Some(why) => {
-                self.token.check()?;
-                Ok(match give_up(self.context, &volume, &why).await? {
-                    true => Progress::Lost(format!("pod volume restore failed: {what}: {why}")),
-                    false => Progress::Going,
-                })
+                let text = format!("pod volume restore failed: {what}: {why}");
+                self.lose(&volume, &why, text).await
             }
             None => Ok(Progress::Going),
         }
+    }
+
+    /// Gives a volume up; one that has ended by itself meanwhile is seen at the next look.
+    async fn lose(
+        &self,
+        volume: &PodVolumeRestore,
+        why: &str,
+        text: String,
+    ) -> Result<Progress, Failure> {
+        self.token.check()?;
+        Ok(match give_up(self.context, volume, why).await? {
+            true => Progress::Lost(text),
+            false => Progress::Going,
+        })
     }
 
     /// Whether the pod that is to carry the data is gone, or over: evicted, or deleted.

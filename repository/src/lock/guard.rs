@@ -175,7 +175,7 @@ impl LockGuard {
     /// Waits until nobody can remove what is stored now: where the lock came to sight at once, that is so from the beginning, for
     /// whoever is about to remove something looks a second time 200 ms after they came. To be awaited before packs, on which
     /// nobody relies yet: where somebody came at the same moment, they are left over.
-    pub(crate) fn shields(&self) -> impl Future<Output = Result<()>> + Send + use<> {
+    pub(crate) fn shielded(&self) -> impl Future<Output = Result<()>> + Send + use<> {
         let state = Arc::clone(&self.state);
         async move {
             match state.seen_by_all {

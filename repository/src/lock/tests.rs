@@ -54,6 +54,17 @@ impl Place {
         write(&self.files, guard, FileKind::Index, b"{}").await
     }
 
+    /// From now on the requests that begin like this take so long, and no others.
+    fn delay(&self, requests: &'static str, by: Duration) {
+        self.store.on(move |request| {
+            if request.starts_with(requests) {
+                Fate::Delay(by)
+            } else {
+                Fate::Pass
+            }
+        });
+    }
+
     /// Nothing is written any more.
     async fn assert_lost(&self, guard: &LockGuard) {
         self.store.asked("");
@@ -141,17 +152,12 @@ async fn who_reads_at_once_writes_nothing_before_others_had_time_to_show_themsel
 async fn packs_wait_where_somebody_may_remove_them_unseen() {
     let place = Place::new();
     for (millis, waits) in [(10, false), (150, true)] {
-        place.store.on(move |request| match request {
-            request if request.starts_with("put locks/") => {
-                Fate::Delay(Duration::from_millis(millis))
-            }
-            _ => Fate::Pass,
-        });
+        place.delay("put locks/", Duration::from_millis(millis));
         let mut attempts = Adding::new(&place.files, &place.options, &place.never);
         let guard = attempts.begin().await.unwrap();
         guard.rely_on(Vec::new());
         let begun = Instant::now();
-        guard.shields().await.unwrap();
+        guard.shielded().await.unwrap();
         assert_eq!(begun.elapsed() >= SETTLE, waits, "{millis}");
         guard.settled().await.unwrap();
         guard.release(&place.never).await;
@@ -170,12 +176,7 @@ async fn what_was_read_before_has_to_be_there_after_the_second_look() {
         (150, vec![id], true),
         (150, gone, false),
     ] {
-        place.store.on(move |request| match request {
-            request if request.starts_with("put locks/") => {
-                Fate::Delay(Duration::from_millis(millis))
-            }
-            _ => Fate::Pass,
-        });
+        place.delay("put locks/", Duration::from_millis(millis));
         let mut attempts = Adding::new(&place.files, &place.options, &place.never);
         let guard = attempts.begin().await.unwrap();
         // However long reading takes.
@@ -194,10 +195,7 @@ async fn one_that_was_taken_away_while_it_was_refreshed_is_lost() {
     let place = Place::new();
     let guard = place.take(Mode::Shared).await.unwrap();
     let locks = place.locks().await;
-    place.store.on(|request| match request {
-        request if request.starts_with("put locks/") => Fate::Delay(Duration::from_secs(5)),
-        _ => Fate::Pass,
-    });
+    place.delay("put locks/", Duration::from_secs(5));
     pass(REFRESH.as_secs() + 2).await;
     // The look is over, the new file under way.
     place.memory.delete(&locks[0]).await.unwrap();
@@ -439,10 +437,7 @@ async fn every_write_ends_within_a_minute() {
 async fn the_lock_stays_until_what_others_rely_on_is_written() {
     let place = Place::new();
     let guard = place.take(Mode::Shared).await.unwrap();
-    place.store.on(|request| match request {
-        request if request.starts_with("put ") => Fate::Delay(Duration::from_secs(30)),
-        _ => Fate::Pass,
-    });
+    place.delay("put ", Duration::from_secs(30));
     let cancel = CancellationToken::new();
     for kind in [FileKind::Index, FileKind::Snapshot] {
         let abandoned = write(&place.files, &guard, kind, b"{}");
@@ -527,10 +522,7 @@ async fn the_dead_are_healed_and_the_living_are_not() {
 async fn one_that_is_refreshed_while_others_look_is_seen() {
     let place = Place::new();
     let guard = place.take(Mode::Shared).await.unwrap();
-    place.store.on(|request| match request {
-        request if request.starts_with("get locks/") => Fate::Delay(Duration::from_secs(10)),
-        _ => Fate::Pass,
-    });
+    place.delay("get locks/", Duration::from_secs(10));
     pass(REFRESH.as_secs() - 5).await;
     // Listed under its old name, which is gone when it is read.
     let looked = living(&place.files, &place.options, None, &AtomicBool::default()).await;
@@ -550,10 +542,7 @@ async fn what_the_dead_added_is_remembered_until_an_attempt_succeeds() {
         let _left = left.unwrap();
         place.options.lock_wait = Duration::from_secs(60);
         // So slow that a prune may have come and gone.
-        place.store.on(|request| match request {
-            request if request.starts_with("put locks/") => Fate::Delay(SETTLE),
-            _ => Fate::Pass,
-        });
+        place.delay("put locks/", SETTLE);
         let mut attempts = Adding::new(&place.files, &place.options, &place.never);
         for _ in 0..2 {
             let guard = attempts.begin().await.unwrap();
