@@ -187,52 +187,78 @@ async fn agents(client: &Client, namespace: &str) -> Vec<Finding> {
     vec![finding(CHECK, verdict, detail)]
 }
 
-async fn veleros(client: &Client, namespace: &str) -> Vec<Finding> {
-    const CHECK: &str = "no other server";
-    let api: Api<Pod> = Api::namespaced(client.clone(), namespace);
-    let pods = match api.list(&ListParams::default()).await {
-        Ok(pods) => pods.items,
-        Err(error) => return unread(CHECK, &error),
-    };
-    let controllers: Api<Deployment> = Api::namespaced(client.clone(), namespace);
-    let beside = match controllers.get_opt(CONTROLLER).await {
-        Ok(controller) => controller.as_ref().is_some_and(is_beside_velero),
-        Err(error) => return unread(CHECK, &error),
-    };
-    if beside {
-        let mut roles = pods.iter().filter_map(foreign::role);
-        return vec![match roles.any(|role| role == foreign::Role::Server) {
-            true => finding(
-                CHECK,
-                Verdict::Ok,
-                "a Velero moves the data, as --engine velero says",
-            ),
-            false => finding(
-                CHECK,
-                Verdict::Problem,
-                "the controller runs with --engine velero, and no server of Velero runs: nothing is backed up or restored",
-            ),
-        }];
-    }
-    let found: Vec<_> = pods
-        .iter()
-        .filter_map(|pod| {
-            let role = foreign::role(pod)?;
-            Some(finding(
-                CHECK,
-                Verdict::Problem,
-                foreign::warning(pod, role),
-            ))
+/// What of Velero runs in Jackline's namespace.
+struct Veleros {
+    /// The controller leaves backups and restores to a Velero.
+    beside: bool,
+    pods: Vec<(Pod, foreign::Role)>,
+}
+
+impl Veleros {
+    async fn find(client: &Client, namespace: &str) -> Result<Self, kube::Error> {
+        let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
+        let controllers: Api<Deployment> = Api::namespaced(client.clone(), namespace);
+        let pods = pods.list(&ListParams::default()).await?.items;
+        let controller = controllers.get_opt(CONTROLLER).await?;
+        let role = |pod: Pod| foreign::role(&pod).map(|role| (pod, role));
+        Ok(Self {
+            beside: controller.as_ref().is_some_and(is_beside_velero),
+            pods: pods.into_iter().filter_map(role).collect(),
         })
-        .collect();
-    if found.is_empty() {
-        return vec![finding(
-            CHECK,
-            Verdict::Ok,
-            "no Velero runs in the namespace",
-        )];
     }
-    found
+
+    fn findings(&self) -> Vec<Finding> {
+        const CHECK: &str = "no other server";
+        let server = |(_, role): &(Pod, foreign::Role)| *role == foreign::Role::Server;
+        match self.pods.iter().any(server) {
+            true if self.beside => {
+                let detail = "a Velero moves the data, as --engine velero says";
+                return vec![finding(CHECK, Verdict::Ok, detail)];
+            }
+            false if self.beside => {
+                let detail = "the controller runs with --engine velero, and no server of Velero runs: nothing is backed up or restored";
+                return vec![finding(CHECK, Verdict::Problem, detail)];
+            }
+            _ => {}
+        }
+        if self.pods.is_empty() {
+            let detail = "no Velero runs in the namespace";
+            return vec![finding(CHECK, Verdict::Ok, detail)];
+        }
+        let warning = |(pod, role): &(Pod, foreign::Role)| foreign::warning(pod, *role);
+        let warnings = self.pods.iter().map(warning);
+        warnings
+            .map(|warning| finding(CHECK, Verdict::Problem, warning))
+            .collect()
+    }
+
+    /// Why Jackline restores nothing, if that is so.
+    fn obstacle(&self) -> Option<String> {
+        if self.beside {
+            return Some("a Velero moves the data, as --engine velero says: restore with `velero restore create`".to_owned());
+        }
+        let (pod, role) = self.pods.first()?;
+        Some(foreign::warning(pod, *role))
+    }
+}
+
+async fn veleros(client: &Client, namespace: &str) -> Vec<Finding> {
+    match Veleros::find(client, namespace).await {
+        Ok(veleros) => veleros.findings(),
+        Err(error) => unread("no other server", &error),
+    }
+}
+
+/// Refuses what Jackline would not do in this namespace because of a Velero.
+pub(crate) async fn alone(client: &Client, namespace: &str) -> Result<(), Exit> {
+    match Veleros::find(client, namespace).await {
+        Ok(veleros) => veleros
+            .obstacle()
+            .map_or(Ok(()), |why| Err(Exit::failed(why))),
+        // Whoever may restore into a claim need not see the pods of Jackline.
+        Err(kube::Error::Api(status)) if status.code == 403 => Ok(()),
+        Err(error) => Err(Exit::failed(chain(&error))),
+    }
 }
 
 /// Whether the controller leaves backups and restores to a Velero.
@@ -396,6 +422,25 @@ fn not_ready(status: &PolicyStatus) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_velero_keeps_jackline_from_restoring() {
+        let pod = |program: &str| -> Pod {
+            serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "velero"}, "status": {"phase": "Running"},
+                "spec": {"containers": [{"name": "velero", "image": "x", "command": [program], "args": ["server"]}]}}))
+            .unwrap()
+        };
+        let veleros = |beside, program: &str| {
+            let pod = pod(program);
+            let role = foreign::role(&pod);
+            let pods = role.map(|role| (pod, role)).into_iter().collect();
+            Veleros { beside, pods }.obstacle().unwrap_or_default()
+        };
+        assert_eq!(veleros(false, "/other"), "");
+        assert!(veleros(false, "/velero").contains("scale the Deployment velero to zero"));
+        assert!(veleros(true, "/velero").contains("velero restore create"));
+        assert!(veleros(true, "/other").contains("--engine velero"));
+    }
 
     #[test]
     fn what_is_wrong_is_said_whole_below_the_table() {

@@ -46,6 +46,7 @@ pub(crate) async fn volume(args: RestoreVolumeArgs) -> Result<ExitCode, Exit> {
         }
         Some(_) => return Err(Exit::failed("--source is NAMESPACE/CLAIM")),
     };
+    crate::doctor::alone(&client, &args.jackline_namespace).await?;
     let copy = copy(&client, &args, source).await?;
     let node = place(&client, &args, &target).await?;
     let image = image(&client, &args.jackline_namespace).await?;

@@ -2,8 +2,9 @@
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
-use clap::{Parser, ValueEnum};
+use clap::{ArgAction, Parser, ValueEnum, builder::BoolishValueParser};
 use jackline_crds::{GoDuration, names::annotation};
+use jackline_policy::restore::order::Order;
 use jackline_runtime::kit::RuntimeArgs;
 
 /// Who moves the data.
@@ -66,7 +67,17 @@ pub struct Args {
     )]
     pub default_backup_storage_location: String,
     /// Back up all volumes of pods unless a Backup says otherwise
-    #[arg(long, env = "JACKLINE_DEFAULT_VOLUMES_TO_FS_BACKUP")]
+    #[arg(
+        long,
+        env = "JACKLINE_DEFAULT_VOLUMES_TO_FS_BACKUP",
+        default_value_t = false,
+        hide_default_value = true,
+        default_missing_value = "true",
+        num_args = 0..=1,
+        require_equals = true,
+        action = ArgAction::Set,
+        value_parser = BoolishValueParser::new()
+    )]
     pub default_volumes_to_fs_backup: bool,
     /// Backups that run at once
     #[arg(
@@ -76,6 +87,29 @@ pub struct Args {
         value_name = "N"
     )]
     pub concurrent_backups: usize,
+    /// A Schedule that does not say makes its first backup when it is next due, not at once
+    #[arg(
+        long,
+        env = "JACKLINE_SCHEDULE_SKIP_IMMEDIATELY",
+        default_value_t = false,
+        hide_default_value = true,
+        default_missing_value = "true",
+        num_args = 0..=1,
+        require_equals = true,
+        action = ArgAction::Set,
+        value_parser = BoolishValueParser::new()
+    )]
+    pub schedule_skip_immediately: bool,
+    /// Kinds that are restored first, in this order, and behind a `-` those that come last, as plural.group separated by commas; else
+    /// Velero's order
+    #[arg(
+        long,
+        env = "JACKLINE_RESTORE_RESOURCE_PRIORITIES",
+        default_value = "",
+        hide_default_value = true,
+        value_name = "KINDS"
+    )]
+    pub restore_resource_priorities: Order,
     /// Objects per page of a list
     #[arg(
         long,
@@ -148,6 +182,44 @@ mod tests {
             (Engine::Builtin, "velero")
         );
         assert_eq!(args.default_backup_ttl.to_string(), "720h0m0s");
+    }
+
+    /// Those of `velero install` and of the chart that the table of compatibility has as "yes".
+    #[test]
+    fn flags_are_taken_as_velero_s_installers_write_them() {
+        let args = Args::try_parse_from([
+            "jackline-controller",
+            "--fs-backup-timeout=4h0m0s",
+            "--client-page-size=100",
+            "--default-backup-storage-location=main",
+            "--default-backup-ttl=24h",
+            "--default-volumes-to-fs-backup=true",
+            "--schedule-skip-immediately=true",
+            "--resource-timeout=5m0s",
+            "--log-format=json",
+            "--log-level=warning",
+            "--metrics-address=:9000",
+            "--restore-resource-priorities=namespaces,pods",
+            "--namespace=backup",
+        ])
+        .unwrap();
+        assert!(args.default_volumes_to_fs_backup && args.schedule_skip_immediately);
+        assert_eq!(args.runtime.admin.metrics_address.port(), 9000);
+        assert_eq!(args.runtime.log.log_level, "warn");
+        let switch = |flags: &[&str]| {
+            let args = Args::try_parse_from([&["jackline-controller"], flags].concat());
+            args.map(|args| args.default_volumes_to_fs_backup).ok()
+        };
+        for (flags, want) in [
+            (&[][..], Some(false)),
+            (&["--default-volumes-to-fs-backup"], Some(true)),
+            (&["--default-volumes-to-fs-backup=1"], Some(true)),
+            (&["--default-volumes-to-fs-backup=false"], Some(false)),
+            (&["--default-volumes-to-fs-backup=maybe"], None),
+            (&["--default-volumes-to-fs-backup", "true"], None),
+        ] {
+            assert_eq!(switch(flags), want, "{flags:?}");
+        }
     }
 
     #[test]

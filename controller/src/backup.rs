@@ -24,7 +24,7 @@ use std::{
 use futures::FutureExt;
 use jackline_crds::{
     names::{finalizer as name, label},
-    velero::{Backup, BackupPhase, BackupStatus, PodVolumeBackup},
+    velero::{Backup, BackupPhase, BackupStatus, BackupStorageLocation, PodVolumeBackup},
 };
 use jackline_runtime::{
     Class, Event, EventKind, Failure, Key, Kit, LeaderToken, Lease, Next, Queue, RunOptions,
@@ -35,6 +35,7 @@ use serde_json::{Value, json};
 
 use crate::{context::Context, deletion, fence, finalizer, location, remove::remove};
 use holds::Holds;
+use log::BackupLog;
 use metrics::BackupMetrics;
 
 /// Time that running backups have to end cleanly at a shutdown; they are resumable, so it is short.
@@ -45,6 +46,8 @@ const PATIENCE: Duration = Duration::from_secs(4 * 3600);
 const PATIENCE_WITH_API: Duration = Duration::from_secs(30);
 /// For how long a deleted Backup waits until what it left behind can be removed.
 const CLEAN_UP: Duration = Duration::from_secs(600);
+/// How long the log of a backup that fails has to be stored.
+const LAST_WORDS: Duration = Duration::from_secs(60);
 /// A pass that got on for this long before it failed is none of those.
 const GOT_ON: Duration = Duration::from_secs(600);
 
@@ -196,7 +199,7 @@ impl Controller {
             phase if is_begun(phase) => {
                 let Some(location) = prepare::location(context, &backup) else {
                     let why = "its backup storage location is gone";
-                    self.fail(&backup, why, &token).await?;
+                    self.fail(&backup, None, why, &token).await?;
                     return Ok(Next::Done);
                 };
                 // Whoever had it before writes it no more.
@@ -240,11 +243,14 @@ impl Controller {
                 Arc::new(Begun { backup, touched })
             })
             .clone();
+        let log = BackupLog::new(key.to_string(), &context.args.scratch())
+            .map_err(|error| Failure::transient("NoTemporarySpace", error))?;
         let job = job::Job {
             context,
             token: &token,
             backup: &backup,
             location: &location,
+            log: &log,
             collecting: &self.collecting,
             holds: &self.holds,
             touched: &begun.touched,
@@ -265,6 +271,7 @@ impl Controller {
                 return self.bury(&key, &token).await;
             }
         };
+        let words = Some((&*location, &log));
         match outcome {
             Ok(done) => {
                 self.begun.lock().remove(&key);
@@ -273,11 +280,12 @@ impl Controller {
                 Ok(Next::Done)
             }
             Err(job::JobError::Fatal(why)) => {
-                self.fail(&backup, &why, &token).await?;
+                self.fail(&backup, words, &why, &token).await?;
                 Ok(Next::Done)
             }
             Err(job::JobError::Again(failure)) if self.is_hopeless(&backup, began) => {
-                self.fail(&backup, &failure.to_string(), &token).await?;
+                let why = failure.to_string();
+                self.fail(&backup, words, &why, &token).await?;
                 Ok(Next::Done)
             }
             Err(job::JobError::Again(failure)) => Err(failure),
@@ -385,8 +393,27 @@ impl Controller {
         }
     }
 
-    /// Ends a backup of which nothing usable is in the bucket.
-    async fn fail(&self, backup: &Backup, why: &str, token: &LeaderToken) -> Result<(), Failure> {
+    /// Ends a backup of which nothing usable is in the bucket but, where there is one, its log.
+    async fn fail(
+        &self,
+        backup: &Backup,
+        log: Option<(&BackupStorageLocation, &BackupLog)>,
+        why: &str,
+        token: &LeaderToken,
+    ) -> Result<(), Failure> {
+        if let Some((location, log)) = log {
+            log.error(why, &[]);
+            token.check()?;
+            let left = tokio::time::timeout(LAST_WORDS, self.leave_log(backup, location, log));
+            let failed = match left.await {
+                Ok(left) => left.err(),
+                Err(late) => Some(late.into()),
+            };
+            if let Some(error) = failed {
+                let why = location::chain(&*error);
+                tracing::warn!(backup = backup.name_any(), why, "the log is not stored");
+            }
+        }
         let ended = now();
         let status = |backup: &Backup| BackupStatus {
             phase: Some(BackupPhase::Failed),
@@ -406,6 +433,20 @@ impl Controller {
             ..job::Done::default()
         });
         self.event(&backup, "Failed", why.to_owned());
+        Ok(())
+    }
+
+    async fn leave_log(
+        &self,
+        backup: &Backup,
+        location: &BackupStorageLocation,
+        log: &BackupLog,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let context = &self.context;
+        let store = location::open(&context.clients.call, &context.namespace, location).await?;
+        let (name, uid) = (backup.name_any(), backup.uid().unwrap_or_default());
+        let scratch = context.args.scratch();
+        upload::log_alone(&*store, &name, &uid, log.finish()?, &scratch).await?;
         Ok(())
     }
 

@@ -7,6 +7,9 @@ mod discover;
 mod facts;
 mod gather;
 mod list;
+mod pages;
+#[cfg(test)]
+mod scripted;
 mod spool;
 mod walk;
 

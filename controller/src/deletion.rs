@@ -8,32 +8,34 @@ mod snapshots;
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
+use futures::TryStreamExt;
 use jackline_crds::{
-    names::{FIELD_MANAGER, label, label_value},
+    names::{FIELD_MANAGER, annotation, label, label_value},
     velero::{
         Backup, BackupPhase, BackupStorageLocation, DeleteBackupRequest, DeleteBackupRequestStatus,
         DeletePhase, Restore,
     },
 };
+use jackline_policy::elsewhere::Elsewhere;
 use jackline_runtime::{
     Class, Event, EventKind, Failure, Key, Kit, LeaderToken, Lease, Next, Queue, RunOptions,
     status::{Guard, StatusAt, write_status},
 };
 use jackline_storage::{
-    ObjectStore,
+    ObjectMeta, ObjectStore,
     layout::{BackupFile, backup_directory, backup_object, restore_directory},
 };
 use jiff::Timestamp;
 use kube::{
     Resource, ResourceExt,
-    api::{Patch, PatchParams},
+    api::{ListParams, Patch, PatchParams},
 };
 use prometheus::{IntCounterVec, Opts};
 use serde_json::json;
 
-use crate::{context::Context, fence, location, maintenance, remove::remove, sync};
+use crate::{context::Context, elsewhere, fence, location, maintenance, remove::remove, sync};
 
-pub use request::{is_requested, request};
+pub use request::{asked, is_requested, request};
 use snapshots::{Snapshots, Tags};
 
 /// A request that is done with errors is kept this long.
@@ -182,6 +184,14 @@ impl Deletion<'_> {
 
     async fn delete(&self, request: &DeleteBackupRequest, backup: &Backup) -> Result<(), Stop> {
         let name = backup.name_any();
+        let uid = backup.uid().unwrap_or_default();
+        if let Some(meant) = request::other_backup(request, backup) {
+            return Err(Stop::Refused(vec![format!(
+                "the request is for a backup {name} with UID {meant} (label {}), the one that is here has UID {uid}: to delete \
+                 this one, make a new request",
+                label::BACKUP_UID
+            )]));
+        }
         self.label(request, backup).await?;
         for other in self.requests(&name) {
             if other.metadata.uid != request.metadata.uid && older(request, &other) {
@@ -196,17 +206,8 @@ impl Deletion<'_> {
         )
         .await
         .map_err(|error| Failure::transient("LocationClosed", error))?;
-        let restores = self.restores(&name);
-        if let Some(running) = restores
-            .iter()
-            .find(|restore| !restore.phase().is_terminal())
-        {
-            let why = format!(
-                "restore {} of this backup is in progress",
-                running.name_any()
-            );
-            return Err(Failure::waiting(RETRY, "RestoreInProgress", why).into());
-        }
+        is_read(self.restores(&name).iter().map(AsRef::as_ref))?;
+        self.keep_what_is_elsewhere(backup, &*store).await?;
         if request.phase() != DeletePhase::InProgress {
             self.families
                 .attempts
@@ -217,11 +218,16 @@ impl Deletion<'_> {
         }
         let stored = snapshots::stored_uid(&*store, &name).await?;
         self.mark(backup).await?;
+        // From now on no restore of it begins. Asked for anew: one may have begun that the watch has not told of.
+        let restores = self.context.api::<Restore>();
+        let mut restores = restores.list(&ListParams::default()).await?.items;
+        restores.retain(|restore| is_of(restore, &name));
+        is_read(restores.iter())?;
         self.forget(backup, &location, &*store).await?;
         // That may have taken long, and another leader may have been here: a new backup may have the name by now.
         self.still(backup).await?;
         if snapshots::stored_uid(&*store, &name).await? == stored {
-            remove_files(&*store, &name).await?;
+            remove_files(&*store, &name, self.token).await?;
         }
         for restore in restores {
             // Its finalizer finds them through the backup, which may be gone by then.
@@ -282,11 +288,40 @@ impl Deletion<'_> {
         .await
     }
 
+    /// A backup that is the only record of snapshots which only a Velero can delete stays until somebody says that they may.
+    async fn keep_what_is_elsewhere(
+        &self,
+        backup: &Backup,
+        store: &dyn ObjectStore,
+    ) -> Result<(), Stop> {
+        if elsewhere::may_stay(backup) {
+            return Ok(());
+        }
+        let name = backup.name_any();
+        let mut found = elsewhere::in_cluster(self.context, backup);
+        let unnamed = match elsewhere::in_bucket(store, &name).await {
+            Ok(Some(stored)) => {
+                found.extend(stored.into_iter().filter(|copy| !copy.failed));
+                0
+            }
+            // Nothing names them, but the Backup may count them.
+            Ok(None) => elsewhere::counted(backup),
+            Err(error) if error.is_damage() => elsewhere::counted(backup),
+            Err(error) => return Err(Failure::from(error).into()),
+        };
+        match lost(&found, unnamed) {
+            Some(what) => Err(Stop::Refused(vec![format!(
+                "the backup is the only record of {what}, which Jackline cannot delete: delete it through a Velero, or let them stay \
+                 where they are (annotation {}: \"true\" of the Backup) and ask again",
+                annotation::LEAVE_SNAPSHOTS
+            )])),
+            None => Ok(()),
+        }
+    }
+
     fn restores(&self, backup: &str) -> Vec<Arc<Restore>> {
-        self.context.stores.restores.filter(|restore| {
-            restore.spec.backup_name.as_deref() == Some(backup)
-                && restore.metadata.deletion_timestamp.is_none()
-        })
+        let restores = &self.context.stores.restores;
+        restores.filter(|restore| is_of(restore, backup))
     }
 
     fn requests(&self, backup: &str) -> Vec<Arc<DeleteBackupRequest>> {
@@ -454,6 +489,36 @@ impl Deletion<'_> {
     }
 }
 
+fn is_of(restore: &Restore, backup: &str) -> bool {
+    restore.spec.backup_name.as_deref() == Some(backup)
+        && restore.metadata.deletion_timestamp.is_none()
+}
+
+/// Waits for restores that read the backup.
+fn is_read<'a>(mut restores: impl Iterator<Item = &'a Restore>) -> Result<(), Failure> {
+    let Some(running) = restores.find(|restore| !restore.phase().is_terminal()) else {
+        return Ok(());
+    };
+    let why = format!(
+        "restore {} of this backup is in progress",
+        running.name_any()
+    );
+    Err(Failure::waiting(RETRY, "RestoreInProgress", why))
+}
+
+/// What would be lost with a backup, in words; `unnamed`: snapshots that are only counted.
+fn lost(found: &BTreeSet<Elsewhere>, unnamed: i32) -> Option<String> {
+    const NAMED: usize = 5;
+    if found.is_empty() {
+        return (unnamed > 0).then(|| format!("{unnamed} snapshots of volumes"));
+    }
+    let mut what: Vec<String> = found.iter().take(NAMED).map(Elsewhere::what).collect();
+    if found.len() > NAMED {
+        what.push(format!("{} more", found.len() - NAMED));
+    }
+    Some(what.join(", "))
+}
+
 async fn forget(
     context: &Context,
     backup: &str,
@@ -535,9 +600,8 @@ pub async fn clear_up(
             );
         }
     }
-    token.check()?;
     if snapshots::stored_uid(&*store, &name).await?.is_none() {
-        remove_files(&*store, &name).await?;
+        remove_files(&*store, &name, token).await?;
     }
     tracing::info!(
         backup = name,
@@ -568,17 +632,27 @@ fn schedule(backup: &Backup) -> &str {
         .map_or("", String::as_str)
 }
 
-/// What says that the backup exists goes first: whoever looks in the middle sees no backup instead of half of one.
-async fn remove_files(store: &dyn ObjectStore, backup: &str) -> Result<(), Failure> {
+/// What says that the backup exists goes first: whoever looks in the middle sees no backup instead of half of one. Where a new one
+/// appears under the name meanwhile, nothing more is removed.
+async fn remove_files(
+    store: &dyn ObjectStore,
+    backup: &str,
+    token: &LeaderToken,
+) -> Result<(), Failure> {
     let failed = |error: jackline_storage::Error| Failure::transient(error.reason(), error);
-    store
-        .delete(&backup_object(backup, BackupFile::Metadata))
-        .await
-        .map_err(failed)?;
-    store
-        .delete_prefix(&backup_directory(backup))
-        .await
-        .map_err(failed)?;
+    token.check()?;
+    let metadata = backup_object(backup, BackupFile::Metadata);
+    store.delete(&metadata).await.map_err(failed)?;
+    let directory = format!("{}/", backup_directory(backup));
+    let files: Vec<ObjectMeta> = store.list(&directory).try_collect().await.map_err(failed)?;
+    for file in files {
+        token.check()?;
+        if store.head(&metadata).await.map_err(failed)?.is_some() {
+            let why = format!("{metadata} has been written anew");
+            return Err(Failure::new(Class::Conflict, "WrittenAnew", why));
+        }
+        store.delete(&file.key).await.map_err(failed)?;
+    }
     Ok(())
 }
 
@@ -586,5 +660,49 @@ fn patch_params() -> PatchParams {
     PatchParams {
         field_manager: Some(FIELD_MANAGER.to_owned()),
         ..PatchParams::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jackline_policy::elsewhere::Method;
+    use jackline_storage::memory::MemoryStore;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn files_go_only_while_this_leader_leads() {
+        let store = MemoryStore::new();
+        for key in ["backups/b/b-logs.gz", "backups/bb/bb-logs.gz"] {
+            store.put(key, "x".into()).await.unwrap();
+        }
+        let (token, held) = LeaderToken::for_tests();
+        remove_files(&store, "b", &token).await.unwrap();
+        let left = async || store.list_level("backups").await.unwrap().prefixes;
+        assert_eq!(left().await, ["backups/bb/"]);
+        drop(held);
+        assert!(remove_files(&store, "bb", &token).await.is_err());
+        assert_eq!(left().await, ["backups/bb/"]);
+    }
+
+    #[test]
+    fn what_would_be_lost_is_named() {
+        assert_eq!(lost(&BTreeSet::new(), 0), None);
+        let counted = lost(&BTreeSet::new(), 2);
+        assert_eq!(counted.as_deref(), Some("2 snapshots of volumes"));
+        let of = |claim: i32| Elsewhere {
+            namespace: "shop".to_owned(),
+            claim: Some(format!("c{claim}")),
+            volume: String::new(),
+            method: Method::Csi,
+            failed: false,
+        };
+        let found = (0..7).map(of).collect();
+        let what = lost(&found, 0).unwrap();
+        assert!(
+            what.starts_with("CSI snapshot of claim shop/c0, "),
+            "{what}"
+        );
+        assert!(what.ends_with("shop/c4, 2 more"), "{what}");
     }
 }

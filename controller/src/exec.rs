@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 
 use crate::context::Context;
 
-/// How much of a command's output is kept for the log.
+/// How much of each of a command's outputs is kept for the log.
 const OUTPUT: usize = 4096;
 
 /// Counts hooks.
@@ -42,7 +42,7 @@ impl HookCount {
 /// Why a command did not end well.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ExecError {
-    /// It did not begin, or it ended with an error: which, with the beginning of what it wrote to standard error.
+    /// It did not begin, or it ended with an error: which, with the beginning of what it wrote.
     Failed(String),
     /// It may have done its work, or still be at it.
     Unknown(String),
@@ -55,7 +55,24 @@ impl fmt::Display for ExecError {
     }
 }
 
-/// Runs a command to its end.
+/// The beginning of what a command wrote.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Output {
+    stdout: String,
+    stderr: String,
+}
+
+impl Output {
+    /// A line for the log for each output that is not empty, in Velero's words.
+    pub fn lines(&self) -> impl Iterator<Item = String> {
+        let both = [("stdout", &self.stdout), ("stderr", &self.stderr)];
+        both.into_iter()
+            .filter(|(_, text)| !text.is_empty())
+            .map(|(name, text)| format!("{name}: {text}"))
+    }
+}
+
+/// Runs a command to its end; gives what it wrote.
 ///
 /// # Errors
 /// When it fails, or has not ended within `limit`.
@@ -65,7 +82,7 @@ pub async fn exec(
     container: &str,
     command: &[String],
     limit: Duration,
-) -> Result<(), ExecError> {
+) -> Result<Output, ExecError> {
     let ended = tokio::time::timeout(limit, run(context, target, container, command)).await;
     ended.unwrap_or_else(|_| Err(ExecError::Unknown(format!("timed out after {limit:?}"))))
 }
@@ -75,7 +92,7 @@ async fn run(
     (namespace, pod): (&str, &str),
     container: &str,
     command: &[String],
-) -> Result<(), ExecError> {
+) -> Result<Output, ExecError> {
     // The client for streams: a command may be silent for longer than a request may take.
     let api: Api<Pod> = Api::namespaced(context.clients.watch.clone(), namespace);
     let params = AttachParams::default()
@@ -87,17 +104,21 @@ async fn run(
     let mut process = process.map_err(|error| ExecError::Failed(error.to_string()))?;
     let status = process.take_status();
     let (stdout, stderr) = (process.stdout(), process.stderr());
-    let (_, errors) = tokio::join!(drain(stdout), drain(stderr));
+    let (stdout, stderr) = tokio::join!(drain(stdout), drain(stderr));
     let status = match status {
         Some(status) => status.await,
         None => None,
     };
     match status {
-        Some(status) if status.status.as_deref() == Some("Success") => Ok(()),
+        Some(status) if status.status.as_deref() == Some("Success") => {
+            Ok(Output { stdout, stderr })
+        }
         Some(status) => {
             let message = status.message.unwrap_or_default();
+            // Some say on the one what others say on the other.
+            let said = if stderr.is_empty() { stdout } else { stderr };
             Err(ExecError::Failed(
-                format!("{message} {errors}").trim().to_owned(),
+                format!("{message} {said}").trim().to_owned(),
             ))
         }
         None => Err(ExecError::Unknown(
@@ -111,14 +132,49 @@ async fn drain(stream: Option<impl AsyncRead + Unpin>) -> String {
     let Some(mut stream) = stream else {
         return String::new();
     };
-    let mut kept = Vec::new();
+    let (mut kept, mut whole) = (Vec::new(), true);
     let mut buffer = vec![0; OUTPUT];
     while let Ok(read) = stream.read(&mut buffer).await {
         if read == 0 {
             break;
         }
         let room = OUTPUT.saturating_sub(kept.len()).min(read);
+        whole &= room == read;
         kept.extend_from_slice(buffer.get(..room).unwrap_or_default());
     }
-    String::from_utf8_lossy(&kept).trim().to_owned()
+    let text = String::from_utf8_lossy(&kept);
+    if whole {
+        text.trim().to_owned()
+    } else {
+        // A character may be cut in two.
+        let text = text.trim().trim_end_matches(char::REPLACEMENT_CHARACTER);
+        format!("{text} … (cut after {OUTPUT} bytes)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_beginning_of_an_output_is_kept() {
+        assert_eq!(drain(Some(&b" frozen\n"[..])).await, "frozen");
+        assert_eq!(drain(None::<&[u8]>).await, "");
+        let exact = "x".repeat(OUTPUT);
+        assert_eq!(drain(Some(exact.as_bytes())).await, exact);
+        let long = format!("{}äb", "x".repeat(OUTPUT - 1));
+        let cut = format!("{} … (cut after 4096 bytes)", "x".repeat(OUTPUT - 1));
+        assert_eq!(drain(Some(long.as_bytes())).await, cut);
+    }
+
+    #[test]
+    fn what_a_command_did_not_write_is_no_line() {
+        let lines = |stdout: &str, stderr: &str| {
+            let (stdout, stderr) = (stdout.to_owned(), stderr.to_owned());
+            Output { stdout, stderr }.lines().collect::<Vec<_>>()
+        };
+        assert!(lines("", "").is_empty());
+        assert_eq!(lines("done", ""), ["stdout: done"]);
+        assert_eq!(lines("a", "b"), ["stdout: a", "stderr: b"]);
+    }
 }

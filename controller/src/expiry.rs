@@ -1,5 +1,5 @@
 //! Backups whose time is over are deleted, each when it is: Velero looks once an hour. What may go is decided by
-//! `jackline_policy::expiry`. A deletion that could not be carried out is asked for again when its request is forgotten, after a day.
+//! `jackline_policy::expiry`. A deletion that could not be carried out is asked for again an hour later, as by Velero.
 
 use std::{sync::Arc, time::Duration};
 
@@ -15,7 +15,7 @@ use kube::{
     api::{Patch, PatchParams},
 };
 
-use crate::{context::Context, deletion};
+use crate::{context::Context, deletion, elsewhere};
 
 /// How soon it is looked again whether a restore has ended.
 const SOON: Duration = Duration::from_secs(30);
@@ -27,6 +27,14 @@ pub fn register(context: &Arc<Context>, kit: &Kit, lease: &Lease) {
     let queue = Queue::new("expiry");
     let backups = &context.stores.backups;
     backups.enqueue(&queue, |change| vec![change.key.clone()]);
+    {
+        let namespace = context.namespace.clone();
+        context.stores.deletions.enqueue(&queue, move |change| {
+            let backup = change.either().map(|request| &request.spec.backup_name);
+            let key = |backup: &String| Key::namespaced(&namespace, backup);
+            backup.map(key).into_iter().collect()
+        });
+    }
     let context = context.clone();
     kit.run_leading(&queue, RunOptions::new(), lease, move |key, token| {
         let context = context.clone();
@@ -82,12 +90,12 @@ fn facts(context: &Context, backup: &Backup) -> Facts {
             _ => Location::Writable,
         }
     });
-    let requested = deletion::is_requested(context, &name);
     Facts {
         expires: status.and_then(|status| Some(status.expiration.as_ref()?.0)),
         ended: backup.phase().is_terminal(),
-        going: requested,
-        abandoned: backup.phase() == BackupPhase::Deleting && !requested,
+        asked: deletion::asked(context, &name),
+        begun: backup.phase() == BackupPhase::Deleting,
+        elsewhere: elsewhere::is_known(context, backup) && !elsewhere::may_stay(backup),
         foreign: cluster.is_some_and(|cluster| *cluster != context.cluster_uid),
         read: context.stores.restores.find(reads).is_some(),
         location,

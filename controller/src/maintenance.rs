@@ -213,17 +213,20 @@ fn due(facts: Facts) -> Timestamp {
     }
 }
 
-fn facts(repository: &BackupRepository) -> Facts {
+/// `last`: how the youngest finished Job ended, if there is one. Definitions of Velero before 1.16 keep no `recentMaintenance`.
+fn facts(repository: &BackupRepository, last: Option<&Outcome>) -> Facts {
     let status = repository.status.clone().unwrap_or_default();
     let time = |time: &Option<Time>| time.as_ref().map(|time| time.0);
-    let last_attempt = status.recent_maintenance.last();
-    let failed =
-        last_attempt.filter(|attempt| attempt.result != Some(MaintenanceResult::Succeeded));
+    let last_attempt = match status.recent_maintenance.last() {
+        Some(kept) => Some((kept.result, time(&kept.complete_timestamp))),
+        None => last.map(|last| (Some(last.result), Some(last.end))),
+    };
+    let failed = last_attempt.filter(|(result, _)| *result != Some(MaintenanceResult::Succeeded));
     let every = repository.spec.maintenance_frequency;
     Facts {
         created: time(&repository.metadata.creation_timestamp).unwrap_or(Timestamp::UNIX_EPOCH),
         last: time(&status.last_maintenance_time),
-        failed: failed.and_then(|attempt| time(&attempt.complete_timestamp)),
+        failed: failed.and_then(|(_, end)| end),
         forgotten: repository
             .annotations()
             .get(annotation::FORGOTTEN_AT)
@@ -287,13 +290,15 @@ async fn pass(
             Ok(_) => {}
         }
     }
-    start(context, &repository, token).await
+    let last = finished.last().map(|(_, outcome)| outcome);
+    start(context, &repository, last, token).await
 }
 
 /// Makes the Job if it is due.
 async fn start(
     context: &Context,
     repository: &BackupRepository,
+    last: Option<&Outcome>,
     token: &LeaderToken,
 ) -> Result<Next, Failure> {
     let spec = &repository.spec;
@@ -308,7 +313,7 @@ async fn start(
     if repository.phase() != RepositoryPhase::Ready || !usable {
         return Ok(Next::After(Duration::from_secs(60)));
     }
-    let facts = facts(repository);
+    let facts = facts(repository, last);
     let check = check(repository, facts);
     let pruning = due(facts);
     let due = check.map_or(pruning, |check| check.due.min(pruning));
@@ -345,6 +350,17 @@ async fn start(
     Ok(Next::OnChange)
 }
 
+/// Whether a finished Job's outcome was written down, or that of a later one.
+fn is_recorded(repository: &BackupRepository, outcome: &Outcome) -> bool {
+    let status = repository.status.iter();
+    let recent = status.flat_map(|status| &status.recent_maintenance);
+    let kept = recent.filter_map(|one| one.start_timestamp.as_ref().map(|time| time.0));
+    // Definitions of Velero before 1.16 drop the list.
+    let noted = repository.annotations().get(annotation::MAINTAINED_AT);
+    let noted = noted.and_then(|text| text.parse().ok());
+    kept.chain(noted).max() >= Some(outcome.start)
+}
+
 /// Writes a finished Job's outcome into the repository's status. Whether it was news.
 async fn record(
     context: &Context,
@@ -353,15 +369,10 @@ async fn record(
     outcome: &Outcome,
     token: &LeaderToken,
 ) -> Result<bool, Failure> {
-    let mut status = repository.status.clone().unwrap_or_default();
-    let known = |recent: &MaintenanceStatus| recent.start_timestamp == Some(Time(outcome.start));
-    let old = status
-        .recent_maintenance
-        .last()
-        .and_then(|last| last.start_timestamp.clone());
-    if status.recent_maintenance.iter().any(known) || old.is_some_and(|old| old.0 > outcome.start) {
+    if is_recorded(repository, outcome) {
         return Ok(false);
     }
+    let mut status = repository.status.clone().unwrap_or_default();
     let succeeded = outcome.result == MaintenanceResult::Succeeded;
     let message = if succeeded {
         None
@@ -384,16 +395,17 @@ async fn record(
     });
     let surplus = status.recent_maintenance.len().saturating_sub(KEPT);
     status.recent_maintenance.drain(..surplus);
-    let mut metadata = serde_json::json!({});
+    let began = outcome.start.to_string();
+    let mut metadata = serde_json::json!({"annotations": {(annotation::MAINTAINED_AT): began}});
     if succeeded {
         status.last_maintenance_time = Some(Time(outcome.end));
         // What was forgotten while the Job ran waits for the next one.
-        let forgotten = facts(repository).forgotten;
+        let forgotten = facts(repository, None).forgotten;
         if forgotten.is_some_and(|forgotten| forgotten <= outcome.start) {
             metadata["annotations"][annotation::FORGOTTEN_AT] = serde_json::Value::Null;
         }
         if job.annotations().contains_key(annotation::CHECKED_AT) {
-            metadata["annotations"][annotation::CHECKED_AT] = outcome.start.to_string().into();
+            metadata["annotations"][annotation::CHECKED_AT] = began.into();
         }
     }
     token.check()?;
@@ -414,6 +426,52 @@ async fn record(
 mod tests {
     use super::*;
 
+    fn at(minutes: i64) -> Timestamp {
+        Timestamp::from_second(1_700_000_000 + minutes * 60).unwrap()
+    }
+
+    #[test]
+    fn an_outcome_is_recorded_once_whatever_the_definitions_keep() {
+        let repository = |annotation: Option<i64>, recent: &[i64]| -> BackupRepository {
+            let annotations = annotation.map(
+                |time| serde_json::json!({"jackline.dev/maintained-at": at(time).to_string()}),
+            );
+            let recent: Vec<_> = recent
+                .iter()
+                .map(|time| serde_json::json!({"result": "Succeeded", "startTimestamp": at(*time).to_string()}))
+                .collect();
+            serde_json::from_value(serde_json::json!({
+                "metadata": {"name": "r", "annotations": annotations},
+                "spec": {"volumeNamespace": "n", "backupStorageLocation": "default", "maintenanceFrequency": "168h0m0s"},
+                "status": {"recentMaintenance": recent},
+            }))
+            .unwrap()
+        };
+        let job = Outcome {
+            result: MaintenanceResult::Failed,
+            start: at(10),
+            end: at(11),
+            message: None,
+        };
+        for (why, annotation, recent, want) in [
+            ("nothing was recorded", None, &[][..], false),
+            ("only the annotation is kept", Some(10), &[], true),
+            ("Velero's own server recorded it", None, &[5, 10], true),
+            ("an earlier one was recorded", Some(5), &[5], false),
+            ("a later one was recorded", Some(20), &[], true),
+        ] {
+            assert_eq!(
+                is_recorded(&repository(annotation, recent), &job),
+                want,
+                "{why}"
+            );
+        }
+        // When the last one failed has to be known, or it would be due at once again.
+        let dropped = repository(Some(10), &[]);
+        assert_eq!(facts(&dropped, Some(&job)).failed, Some(at(11)));
+        assert_eq!(facts(&repository(None, &[10]), Some(&job)).failed, None);
+    }
+
     #[test]
     fn a_check_is_due_after_the_last_good_one() {
         let repository = |annotations: serde_json::Value| -> BackupRepository {
@@ -423,7 +481,6 @@ mod tests {
             }))
             .unwrap()
         };
-        let at = |minutes: i64| Timestamp::from_second(1_700_000_000 + minutes * 60).unwrap();
         let facts = Facts {
             created: at(0),
             last: None,
@@ -457,7 +514,6 @@ mod tests {
 
     #[test]
     fn when_maintenance_is_due() {
-        let at = |minutes: i64| Timestamp::from_second(1_700_000_000 + minutes * 60).unwrap();
         let quiet = Facts {
             created: at(0),
             last: None,

@@ -16,6 +16,7 @@ use jackline_crds::{
     },
 };
 use jackline_holder::{ApiJudge, holder};
+use jackline_policy::naming;
 use jackline_repository::{OpenOptions, Repository};
 use jackline_runtime::{
     Failure, Key, Kit, LeaderToken, Lease, Next, Queue, RunOptions, WatchEvent, WatchSpec,
@@ -28,6 +29,7 @@ use kube::{
     api::{ObjectMeta, Patch, PatchParams, PostParams},
 };
 use parking_lot::Mutex;
+use tokio::{sync::Semaphore, time::Instant};
 
 use crate::{
     context::Context,
@@ -38,8 +40,10 @@ use crate::{
 pub const MAINTENANCE: GoDuration = GoDuration::from_hours(168);
 /// How soon one that could not be opened is tried again.
 const RETRY: Duration = Duration::from_secs(30);
-/// How long whoever needs a repository waits for it.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// How long whoever needs a repository waits for one that says no: it is tried again meanwhile.
+const REFUSED: Duration = Duration::from_secs(120);
+/// BackupRepositories that are made at once.
+static CREATES: Semaphore = Semaphore::const_new(8);
 /// How long forget waits for an exclusive lock to go away.
 const LOCK_WAIT: Duration = Duration::from_secs(30);
 
@@ -84,13 +88,14 @@ impl RepositoryError {
 
 /// Name of the object for a namespace's repository in a location.
 pub fn name(namespace: &str, location: &str) -> String {
-    format!("{namespace}-{location}-restic")
+    let full = format!("{namespace}-{location}-restic");
+    naming::shorten(full.clone(), &full, naming::LONGEST_NAME)
 }
 
 /// The object of a namespace's repository, made if it is missing; waits until it is ready.
 ///
 /// # Errors
-/// When it cannot be made, or is not ready within two minutes; says why.
+/// When it cannot be made, or is not ready in time ([`Patience`]); says why.
 pub async fn ensure(
     context: &Context,
     location: &BackupStorageLocation,
@@ -99,21 +104,69 @@ pub async fn ensure(
     let store = &context.stores.repositories;
     let name = ask(context, location, namespace).await?;
     let key = Key::namespaced(&context.namespace, &name);
-    let ready = store.wait_for(|store| {
-        store
-            .get(&key)
-            .filter(|repository| repository.phase() == RepositoryPhase::Ready)
-    });
-    tokio::time::timeout(PATIENCE, ready).await.map_err(|_| {
-        let status = store
-            .get(&key)
-            .and_then(|repository| repository.status.clone());
-        let message = status.and_then(|status| status.message);
-        RepositoryError::NotReady {
-            name: name.clone(),
-            message: message.unwrap_or_else(|| "it was not looked at yet".to_owned()),
+    let place = location.name_any();
+    let ready = |repository: &BackupRepository| {
+        repository.phase() == RepositoryPhase::Ready
+            && repository.spec.backup_storage_location == place
+    };
+    let limit = context.args.resource_timeout.to_std();
+    let mut patience = Patience::new(limit, store.filter(ready).len(), Instant::now());
+    loop {
+        let change = store.next_change();
+        let repository = store.get(&key);
+        let phase = repository.as_ref().map(|repository| repository.phase());
+        if let (Some(repository), Some(RepositoryPhase::Ready)) = (repository, phase) {
+            return Ok(repository);
         }
+        let refused = phase == Some(RepositoryPhase::NotReady);
+        patience.look(refused, store.filter(ready).len(), Instant::now());
+        if tokio::time::timeout_at(patience.until, change)
+            .await
+            .is_err()
+        {
+            break;
+        }
+    }
+    let status = store
+        .get(&key)
+        .and_then(|repository| repository.status.clone());
+    let message = status.and_then(|status| status.message);
+    Err(RepositoryError::NotReady {
+        name,
+        message: message.unwrap_or_else(|| "it was not looked at yet".to_owned()),
     })
+}
+
+/// How long somebody waits for a repository. Many may be asked for at once: as long as others get ready, its turn comes.
+#[derive(Debug)]
+struct Patience {
+    limit: Duration,
+    ready: usize,
+    refused: bool,
+    until: Instant,
+}
+
+impl Patience {
+    /// `ready`: the repositories of the location that are ready now.
+    fn new(limit: Duration, ready: usize, now: Instant) -> Self {
+        Self {
+            limit,
+            ready,
+            refused: false,
+            until: now + limit,
+        }
+    }
+
+    /// Takes note of how things are; `refused`: the one that is waited for was tried, in vain.
+    fn look(&mut self, refused: bool, ready: usize, now: Instant) {
+        if refused && !self.refused {
+            self.refused = true;
+            self.until = now + self.limit.min(REFUSED);
+        } else if !self.refused && ready > self.ready {
+            self.until = now + self.limit;
+        }
+        self.ready = self.ready.max(ready);
+    }
 }
 
 /// The name of the object of a namespace's repository, made if it is missing; does not wait until it is ready.
@@ -146,6 +199,8 @@ async fn create(
     location: &BackupStorageLocation,
     namespace: &str,
 ) -> Result<String, RepositoryError> {
+    // Never closed, so never an error.
+    let _turn = CREATES.acquire().await;
     let location_name = location.name_any();
     let name = name(namespace, &location_name);
     let settings = location::settings(&context.clients.call, &context.namespace, location).await?;
@@ -434,4 +489,51 @@ async fn write(
     )
     .await?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(600);
+
+    #[test]
+    fn a_repository_is_waited_for_as_long_as_others_get_ready() {
+        let began = Instant::now();
+        let after = |seconds| began + Duration::from_secs(seconds);
+        let mut patience = Patience::new(LIMIT, 3, began);
+        // What others lose is no progress, nor is what they get back.
+        for ready in [3, 2, 3] {
+            patience.look(false, ready, after(300));
+            assert_eq!(patience.until, after(600), "{ready}");
+        }
+        patience.look(false, 4, after(500));
+        assert_eq!(patience.until, after(1100));
+        patience.look(false, 4, after(800));
+        assert_eq!(patience.until, after(1100));
+    }
+
+    #[test]
+    fn a_repository_that_says_no_is_not_waited_for_as_long() {
+        let began = Instant::now();
+        let after = |seconds| began + Duration::from_secs(seconds);
+        let mut patience = Patience::new(LIMIT, 0, began);
+        patience.look(false, 1, after(100));
+        patience.look(true, 2, after(200));
+        assert_eq!(patience.until, after(320));
+        patience.look(true, 9, after(300));
+        assert_eq!(patience.until, after(320));
+        let mut hasty = Patience::new(Duration::from_secs(5), 0, began);
+        hasty.look(true, 0, began);
+        assert_eq!(hasty.until, after(5));
+    }
+
+    #[test]
+    fn a_name_is_never_too_long() {
+        assert_eq!(name("shop", "default"), "shop-default-restic");
+        let (a, b) = ("a".repeat(253), format!("{}b", "a".repeat(252)));
+        let (a, b) = (name("shop", &a), name("shop", &b));
+        assert_eq!((a.len(), b.len()), (253, 253));
+        assert_ne!(a, b);
+    }
 }

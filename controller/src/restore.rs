@@ -28,9 +28,10 @@ mod waiters;
 use std::{sync::Arc, time::Duration};
 
 use jackline_crds::{
-    names::{FIELD_MANAGER, finalizer, label},
+    names::{FIELD_MANAGER, annotation, finalizer, label},
     velero::{Restore, RestorePhase, RestoreProgress, RestoreStatus},
 };
+use jackline_policy::restore::skip::NOT_RESTORABLE;
 use jackline_runtime::{
     Class, Event, EventKind, Failure, Key, Kit, LeaderToken, Lease, Next, Queue, RunOptions, Store,
     WatchSpec,
@@ -43,7 +44,7 @@ use kube::{
     api::{Patch, PatchParams},
 };
 use prometheus::{IntCounterVec, IntGauge, Opts};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 pub use pods::RestoredPod;
 
@@ -214,7 +215,11 @@ impl Controller<'_> {
                 why,
             ));
         }
-        let restore = self.claim(restore).await?;
+        // One that names two sources stays as it is: claimed, the backup would seem to be the schedule's.
+        let restore = match validate::has_source(&restore) {
+            true => self.claim(restore).await?,
+            false => restore,
+        };
         let served = Served::discover(&self.context.clients.call).await?;
         let checked = validate::validate(self.context, &served, &restore).await?;
         let mut status = restore.status.clone().unwrap_or_default();
@@ -255,39 +260,28 @@ impl Controller<'_> {
     }
 
     fn is_location_new(&self, restore: &Restore) -> bool {
-        let backup = validate::backup_name(self.context, &restore.spec);
+        let backup = validate::backup_name(self.context, restore);
         let location = backup.and_then(|name| location::of_backup(self.context, &name));
         location.is_ok_and(|location| location::is_new(&location))
     }
 
-    /// Adds the finalizer, the name of the backup where only the schedule is given, and Velero's default of a time limit that
-    /// nothing here takes.
+    /// Adds the finalizer, and to the spec what Velero adds: the name of the backup beside that of the schedule, the kinds that are
+    /// not restorable, its default of a time limit that nothing here takes.
     async fn claim(&self, restore: Restore) -> Result<Restore, Failure> {
-        let name = validate::backup_name(self.context, &restore.spec).ok();
-        let named = restore.spec.backup_name.is_some() || name.is_none();
-        let finalizers = restore.finalizers().to_vec();
+        let spec = completed(&restore, validate::backup_name(self.context, &restore).ok());
+        let mut finalizers = restore.finalizers().to_vec();
         let kept = finalizers.iter().any(|entry| entry == finalizer::RESTORE);
-        let limited = restore.spec.item_operation_timeout;
-        let limited = limited.is_some_and(|limit| !limit.is_zero());
-        if kept && named && limited {
+        if kept && spec.is_empty() {
             return Ok(restore);
         }
         fence::check(&restore, self.token)?;
-        let mut patch = json!({"metadata": {
+        let mut patch = json!({"spec": spec, "metadata": {
             "uid": restore.metadata.uid,
             "resourceVersion": restore.metadata.resource_version,
         }});
-        if !limited {
-            patch["spec"]["itemOperationTimeout"] = json!("4h0m0s");
-        }
         if !kept {
-            let mut all = finalizers;
-            all.push(finalizer::RESTORE.to_owned());
-            patch["metadata"]["finalizers"] = json!(all);
-        }
-        if let (false, Some(name)) = (named, name) {
-            patch["spec"]["backupName"] = json!(name);
-            patch["spec"]["scheduleName"] = Value::Null;
+            finalizers.push(finalizer::RESTORE.to_owned());
+            patch["metadata"]["finalizers"] = json!(finalizers);
         }
         let api = self.context.api::<Restore>();
         Ok(api
@@ -416,8 +410,12 @@ impl Controller<'_> {
                 (RestorePhase::Failed, why)
             }
             Ending::Done(finished) => {
-                self.finish(&newest, &finished, &mut status).await?;
-                let text = format!("{} warnings, {} errors", status.warnings, status.errors);
+                let lost = self.finish(&newest, &finished, &mut status).await?;
+                let mut text = format!("{} warnings, {} errors", status.warnings, status.errors);
+                if let Some(why) = lost {
+                    text = format!("{text}: {why}");
+                    status.failure_reason = Some(why);
+                }
                 let whole = status.errors == 0;
                 (
                     if whole {
@@ -432,7 +430,10 @@ impl Controller<'_> {
         over::tell(self.context, self.token, &newest, &note).await?;
         status.phase = Some(phase);
         status.completion_timestamp = Some(Time(Timestamp::now()));
-        let written = self.write(&newest, status).await?;
+        // Of no use to anybody after this.
+        let forget = json!({"annotations": {(annotation::RESTORED_KINDS): null}});
+        let api = self.context.api::<Restore>();
+        let written = fence::write(&api, &newest, &status, forget, self.token).await?;
         self.families.ended(phase, schedule);
         tracing::info!(restore = written.name_any(), %phase, note, "restore has ended");
         let good = phase == RestorePhase::Completed;
@@ -450,29 +451,31 @@ impl Controller<'_> {
         Ok(Next::OnChange)
     }
 
+    /// Leaves the restore's files in the bucket. Where the bucket does not take them, the restore ends all the same, with that as an
+    /// error: the reason is returned.
     async fn finish(
         &self,
         restore: &Restore,
         finished: &Finished,
         status: &mut RestoreStatus,
-    ) -> Result<(), Failure> {
-        let (warnings, errors) = finished.report.counts();
+    ) -> Result<Option<String>, Failure> {
+        let (name, report) = (restore.name_any(), &finished.report);
+        let files = files::deliver(&*finished.store, &name, report, &finished.volumes, || {
+            self.token.check()
+        });
+        let lost = files.await?.err();
+        if let Some(why) = &lost {
+            report.error(Place::Velero, why);
+        }
+        let (warnings, errors) = report.counts();
         status.warnings = warnings;
         status.errors = errors;
         status.hook_status = Some(finished.hooks.clone());
         status.progress = Some(RestoreProgress {
             total_items: finished.total,
-            items_restored: finished.report.items(),
+            items_restored: report.items(),
         });
-        self.token.check()?;
-        files::upload(
-            &*finished.store,
-            &restore.name_any(),
-            &finished.report,
-            &finished.volumes,
-        )
-        .await
-        .map_err(|error| Failure::transient(error.reason(), error))
+        Ok(lost)
     }
 
     /// A restore goes with its files; objects stay, and of its pods none waits any more.
@@ -547,6 +550,29 @@ impl Controller<'_> {
     }
 }
 
+/// The fields of a spec that Velero fills in.
+fn completed(restore: &Restore, backup: Option<String>) -> Map<String, Value> {
+    let spec = &restore.spec;
+    let mut fields = Map::new();
+    if let (Some(name), true) = (backup, spec.backup_name.is_none()) {
+        fields.insert("backupName".to_owned(), json!(name));
+    }
+    if spec
+        .item_operation_timeout
+        .is_none_or(|limit| limit.is_zero())
+    {
+        fields.insert("itemOperationTimeout".to_owned(), json!("4h0m0s"));
+    }
+    let mut excluded = spec.excluded_resources.clone();
+    let missing = |kind: &&str| !spec.excluded_resources.iter().any(|known| known == kind);
+    let missing = NOT_RESTORABLE.into_iter().filter(missing);
+    excluded.extend(missing.map(str::to_owned));
+    if excluded != spec.excluded_resources {
+        fields.insert("excludedResources".to_owned(), json!(excluded));
+    }
+    fields
+}
+
 fn params() -> PatchParams {
     PatchParams {
         field_manager: Some(FIELD_MANAGER.to_owned()),
@@ -560,4 +586,36 @@ fn schedule(valid: &Valid) -> &str {
         .labels()
         .get(label::SCHEDULE_NAME)
         .map_or("", String::as_str)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_spec_is_completed_as_by_velero_and_only_once() {
+        let mut restore: Restore = serde_json::from_value(json!({
+            "metadata": {"name": "r"},
+            "spec": {"scheduleName": "s", "excludedResources": ["secrets", "nodes"]}
+        }))
+        .unwrap();
+        let fields = completed(&restore, Some("b".to_owned()));
+        assert_eq!(fields["backupName"], "b");
+        assert_eq!(fields["itemOperationTimeout"], "4h0m0s");
+        let excluded: Vec<String> =
+            serde_json::from_value(fields["excludedResources"].clone()).unwrap();
+        assert_eq!(
+            excluded[..4],
+            ["secrets", "nodes", "events", "events.events.k8s.io"]
+        );
+        assert_eq!(excluded.len(), 10);
+
+        let mut spec = serde_json::to_value(&restore.spec).unwrap();
+        for (field, value) in fields {
+            spec[field] = value;
+        }
+        restore.spec = serde_json::from_value(spec).unwrap();
+        assert_eq!(restore.spec.schedule_name.as_deref(), Some("s"));
+        assert_eq!(completed(&restore, Some("b".to_owned())), Map::new());
+    }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use jackline_crds::names::{FIELD_MANAGER, label};
+use jackline_crds::names::{FIELD_MANAGER, label, label_value};
 use jackline_crds::velero::{Backup, BackupPhase, Schedule, SchedulePhase, ScheduleStatus};
 use jackline_policy::cron::Cron;
 use jackline_policy::naming;
@@ -29,14 +29,17 @@ pub fn register(context: &Arc<Context>, metrics: &Arc<PolicyMetrics>, kit: &Kit,
         .schedules
         .enqueue(&queue, |change| vec![change.key.clone()]);
     // A run that ended lets the next one start.
-    context.stores.backups.enqueue(&queue, |change| {
-        let schedule = change
+    let known = context.stores.schedules.clone();
+    context.stores.backups.enqueue(&queue, move |change| {
+        let label = change
             .either()
             .and_then(|backup| backup.labels().get(label::SCHEDULE_NAME).cloned());
-        schedule
-            .map(|name| Key::namespaced(change.key.ns(), name))
-            .into_iter()
-            .collect()
+        let of = |label: String| {
+            let schedule = known.find(|schedule| label_value(&schedule.name_any()) == label);
+            let name = schedule.map_or(label, |schedule| schedule.name_any());
+            Key::namespaced(change.key.ns(), name)
+        };
+        label.map(of).into_iter().collect()
     });
     let schedules = Arc::new(Schedules {
         context: context.clone(),
@@ -58,38 +61,40 @@ impl Schedules {
     async fn pass(&self, key: &Key, token: &LeaderToken) -> Result<Next, Failure> {
         self.context.stores.ready().await;
         self.context.alone().await?;
+        let label = label_value(&key.name);
         let Some(schedule) = self.context.stores.schedules.get(key) else {
             // The name may be that of a policy's backups, whose series is its own.
             let is_policys = |backup: &Backup| {
-                backup.labels().get(label::SCHEDULE_NAME) == Some(&key.name)
+                backup.labels().get(label::SCHEDULE_NAME) == Some(&label)
                     && crate::policies::policy_of(backup).is_some()
             };
             if self.context.stores.backups.find(is_policys).is_none() {
-                self.metrics.interval(&key.name, None);
+                self.metrics.interval(&label, None);
             }
             return Ok(Next::Done);
         };
         let now = Timestamp::now();
         let mut status = schedule.status.clone().unwrap_or_default();
-        let cron = match Cron::parse(&schedule.spec.schedule) {
+        let cron = match validate(&schedule, now) {
             Ok(cron) => cron,
-            Err(error) => {
+            Err(errors) => {
                 status.phase = Some(SchedulePhase::FailedValidation);
-                status.validation_errors = vec![format!("invalid schedule: {error}")];
-                self.metrics.interval(&key.name, None);
+                status.validation_errors = errors;
+                self.metrics.interval(&label, None);
                 self.write(&schedule, &status, token).await?;
                 return Ok(Next::OnChange);
             }
         };
         self.metrics.interval(
-            &key.name,
+            &label,
             cron.longest_interval()
                 .map(|interval| interval.as_secs_f64()),
         );
         status.phase = Some(SchedulePhase::Enabled);
         status.validation_errors.clear();
-        if schedule.spec.skip_immediately == Some(true) {
-            // Asked for once, by `velero schedule unpause --skip-immediately`: the wish is taken back as it is fulfilled.
+        let skip = schedule.spec.skip_immediately;
+        if skip.unwrap_or(self.context.args.schedule_skip_immediately) {
+            // Asked for once, as by `velero schedule unpause --skip-immediately`: the wish is taken back as it is fulfilled.
             status.last_skipped = Some(Time(now));
             self.consume_skip(&schedule, &status, token).await?;
             return Ok(Next::After(Duration::from_millis(100)));
@@ -107,7 +112,7 @@ impl Schedules {
             return Ok(Next::At(after));
         };
         let active = |backup: &Backup| {
-            backup.labels().get(label::SCHEDULE_NAME) == Some(&key.name)
+            backup.labels().get(label::SCHEDULE_NAME) == Some(&label)
                 && !backup.phase().is_terminal()
                 && backup.phase() != BackupPhase::Deleting
         };
@@ -189,6 +194,28 @@ impl Schedules {
     }
 }
 
+/// The times of the runs, or all that is wrong with the Schedule.
+fn validate(schedule: &Schedule, now: Timestamp) -> Result<Cron, Vec<String>> {
+    let name = schedule.name_any();
+    let backup = naming::backup_name(&name, now);
+    let excess = backup.len().saturating_sub(naming::LONGEST_NAME);
+    let too_long = (excess > 0).then(|| {
+        format!(
+            "metadata.name has {} characters, of which {excess} are too many: a backup is named <name>-<time>, in at most {} characters",
+            name.len(),
+            naming::LONGEST_NAME
+        )
+    });
+    match (Cron::parse(&schedule.spec.schedule), too_long) {
+        (Ok(cron), None) => Ok(cron),
+        (Ok(_), Some(why)) => Err(vec![why]),
+        (Err(error), why) => {
+            let error = format!("invalid schedule: {error}");
+            Err([error].into_iter().chain(why).collect())
+        }
+    }
+}
+
 /// From when the next run is counted: the last one (or creation), or the last one that was left out.
 fn base(schedule: &Schedule) -> Timestamp {
     let created = schedule.metadata.creation_timestamp.as_ref();
@@ -232,7 +259,7 @@ fn backup(schedule: &Schedule, tick: Timestamp) -> Backup {
     } else {
         given.labels
     };
-    labels.insert(label::SCHEDULE_NAME.to_owned(), name.clone());
+    labels.insert(label::SCHEDULE_NAME.to_owned(), label_value(&name));
     let mut annotations: BTreeMap<String, String> = if given.annotations.is_empty() {
         schedule.annotations().clone()
     } else {
@@ -323,6 +350,25 @@ mod tests {
         schedule.spec.template.metadata = Some(own);
         let made = backup(&schedule, tick);
         assert!(!made.labels().contains_key("team") && made.labels()["x"] == "y");
+    }
+
+    #[test]
+    fn a_long_name_is_shortened_in_the_label_and_refused_where_no_backup_can_have_it() {
+        let at = at("2026-11-23T02:00:00Z");
+        let named = |length: usize, cron: &str| {
+            let mut schedule = Schedule::default();
+            schedule.metadata.name = Some("n".repeat(length));
+            schedule.spec.schedule = cron.to_owned();
+            schedule
+        };
+        let made = backup(&named(64, "@daily"), at);
+        assert_eq!(made.labels()[label::SCHEDULE_NAME].len(), 63);
+        assert!(made.name_any().starts_with(&"n".repeat(64)));
+        assert!(validate(&named(238, "@daily"), at).is_ok());
+        let errors = validate(&named(240, "never"), at).unwrap_err();
+        assert!(errors[0].starts_with("invalid schedule"), "{errors:?}");
+        let expected = "metadata.name has 240 characters, of which 2 are too many";
+        assert!(errors[1].starts_with(expected), "{errors:?}");
     }
 
     #[test]

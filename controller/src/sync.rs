@@ -8,7 +8,8 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use jackline_crds::{
     names::{FIELD_MANAGER, annotation, label, label_value},
     velero::{
-        Backup, BackupPhase, BackupStorageLocation, LocationPhase, PodVolumeBackup, Schedule,
+        Backup, BackupPhase, BackupStorageLocation, LocationPhase, PodVolumeBackup,
+        PodVolumeBackupStatus, PodVolumePhase, Schedule,
     },
 };
 use jackline_runtime::{
@@ -25,15 +26,16 @@ use k8s_openapi::{
 };
 use kube::{
     Resource, ResourceExt,
-    api::{DeleteParams, ObjectMeta, PostParams, Preconditions},
+    api::{DeleteParams, ObjectMeta, PartialObjectMeta, PostParams, Preconditions},
 };
 use parking_lot::Mutex;
 
 use crate::{context::Context, location};
 
 mod read;
+mod split;
 
-pub use read::{METADATA, ReadFileError, read_list, read_object};
+pub use read::{List, ReadFileError, read_backup, read_list};
 
 /// How often a bucket is listed when its location does not say.
 const PERIOD: Duration = Duration::from_secs(60);
@@ -249,13 +251,10 @@ async fn adopt(
     location: &str,
     name: &str,
 ) -> Result<usize, Failure> {
-    let key = backup_object(name, BackupFile::Metadata);
-    let Some(body) = read_object(store, &key, METADATA).await? else {
+    let Some(stored) = read_backup(store, name).await? else {
         // Leftovers of a backup that failed or is being deleted.
         return Ok(0);
     };
-    let stored: Backup = serde_json::from_slice(&body)
-        .map_err(|source| Failure::from(ReadFileError::Json { key, source }))?;
     let done = [
         BackupPhase::Completed,
         BackupPhase::PartiallyFailed,
@@ -281,8 +280,7 @@ async fn adopt(
         location,
         "backup of the bucket is in the cluster now"
     );
-    let stored = stored_pod_volumes(store, name).await?.unwrap_or_default();
-    Ok(1 + volumes(context, stored, location, &made).await?)
+    Ok(1 + volumes_of(context, store, &[], location, &made).await?)
 }
 
 /// Whether the API server does not want the object; to one that is too large for etcd it says 500.
@@ -338,14 +336,32 @@ async fn complete(
         BackupPhase::Failed,
     ];
     let ours = backup.spec.storage_location.as_deref() == Some(location);
-    let here = pod_volumes(context, backup);
+    let mut here = pod_volumes(context, backup);
+    // Those of a Backup of the same name that was deleted go with it.
+    here.retain(|volume| !is_of_old(&volume.metadata, backup));
     if !ours || !done.contains(&backup.phase()) || is_whole(backup, &here) {
         return Ok(0);
     }
+    volumes_of(context, store, &here, location, backup).await
+}
+
+/// Makes the PodVolumeBackups of the bucket's list that are not here.
+async fn volumes_of(
+    context: &Context,
+    store: &dyn ObjectStore,
+    here: &[Arc<PodVolumeBackup>],
+    location: &str,
+    backup: &Backup,
+) -> Result<usize, Failure> {
     let stored = stored_pod_volumes(store, &backup.name_any())
         .await?
         .unwrap_or_default();
-    volumes(context, missing(&here, stored), location, backup).await
+    let doubt = stored.doubt();
+    let made = volumes(context, missing(here, stored.volumes), location, backup).await?;
+    match doubt {
+        None => Ok(made),
+        Some(why) => Err(Failure::terminal("EntriesRefused", why)),
+    }
 }
 
 /// Whether the backup itself says that its list in the cluster is whole: then the bucket need not be asked.
@@ -392,9 +408,9 @@ pub fn pod_volumes(context: &Context, backup: &Backup) -> Vec<Arc<PodVolumeBacku
 pub async fn stored_pod_volumes(
     store: &dyn ObjectStore,
     backup: &str,
-) -> Result<Option<Vec<PodVolumeBackup>>, ReadFileError> {
+) -> Result<Option<List>, ReadFileError> {
     let key = backup_object(backup, BackupFile::PodVolumeBackups);
-    read_list(store, &key).await
+    read::read_volumes(store, &key).await
 }
 
 async fn volumes(
@@ -404,13 +420,18 @@ async fn volumes(
     backup: &Backup,
 ) -> Result<usize, Failure> {
     let api = context.api::<PodVolumeBackup>();
-    let mut made = 0;
+    let (mut made, mut in_the_way) = (0, None);
     for stored in stored {
         let volume = desired_volume(context, stored, location, backup);
         match api.create(&PostParams::default(), &volume).await {
             Ok(_) => made += 1,
             Err(kube::Error::Api(status)) if status.is_already_exists() => {
                 let there = api.get_metadata_opt(&volume.name_any()).await?;
+                let is_old = |there: &PartialObjectMeta<_>| is_of_old(&there.metadata, backup);
+                if there.as_ref().is_none_or(is_old) {
+                    in_the_way = Some(volume.name_any());
+                    continue;
+                }
                 let of = there.and_then(|there| there.labels().get(label::BACKUP_UID).cloned());
                 if of != backup.metadata.uid {
                     tracing::warn!(
@@ -431,10 +452,25 @@ async fn volumes(
             Err(error) => return Err(error.into()),
         }
     }
-    Ok(made)
+    match in_the_way {
+        Some(name) => {
+            let why =
+                format!("PodVolumeBackup {name} of the Backup that was deleted is still there");
+            Err(Failure::transient("VolumeOfOld", why))
+        }
+        None => Ok(made),
+    }
 }
 
-/// A stored PodVolumeBackup as this cluster holds it: same name, labels, spec and status; owner and location are ours.
+/// Whether the garbage collector is about to remove a PodVolumeBackup: its owner was a Backup of the same name.
+fn is_of_old(volume: &ObjectMeta, backup: &Backup) -> bool {
+    let owners = volume.owner_references.iter().flatten();
+    let mut backups = owners.filter(|owner| owner.kind == "Backup");
+    let name = backup.name_any();
+    backups.any(|owner| owner.name == name && Some(&owner.uid) != backup.metadata.uid.as_ref())
+}
+
+/// A stored PodVolumeBackup as this cluster holds it: same name, labels, spec and how it ended; owner and location are ours.
 fn desired_volume(
     context: &Context,
     stored: PodVolumeBackup,
@@ -472,7 +508,24 @@ fn desired_volume(
             ..ObjectMeta::default()
         },
         spec,
-        status: stored.status,
+        status: Some(ended(stored.status)),
+    }
+}
+
+/// How a stored PodVolumeBackup ended. One that has not ends here: an agent would begin it, and forget what its tags name.
+fn ended(status: Option<PodVolumeBackupStatus>) -> PodVolumeBackupStatus {
+    let status = status.unwrap_or_default();
+    let phase = status.phase.unwrap_or_default();
+    if phase.is_terminal() {
+        return status;
+    }
+    PodVolumeBackupStatus {
+        phase: Some(PodVolumePhase::Failed),
+        message: Some(format!(
+            "the list in the bucket has it unfinished, as {}: nobody goes on with it",
+            phase.as_str()
+        )),
+        ..status
     }
 }
 
@@ -497,6 +550,12 @@ async fn remove(context: &Context, backup: &Backup) -> Result<(), Failure> {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    fn volume_in(status: serde_json::Value) -> PodVolumeBackup {
+        let mut volume = volume("b-1", "one", "");
+        volume.status = serde_json::from_value(status).unwrap();
+        volume
+    }
 
     fn volume(name: &str, pod: &str, snapshot: &str) -> PodVolumeBackup {
         serde_json::from_value(json!({
@@ -524,6 +583,39 @@ mod tests {
         assert_eq!(names(&missing(&here, stored.clone())), ["two", "three"]);
         assert_eq!(missing(&[], stored).len(), 3);
         assert!(missing(&here, Vec::new()).is_empty());
+    }
+
+    #[test]
+    fn no_volume_of_the_bucket_s_list_is_there_to_be_begun() {
+        let stored = |phase: &str| volume_in(json!({"phase": phase, "snapshotID": "aa"}));
+        for phase in ["Completed", "Failed", "Canceled"] {
+            let stored = stored(phase).status;
+            assert_eq!(Some(ended(stored.clone())), stored);
+        }
+        for phase in ["New", "InProgress", "Accepted", "Canceling", "", "Ours"] {
+            let status = ended(stored(phase).status);
+            assert_eq!(status.phase, Some(PodVolumePhase::Failed), "{phase}");
+            // A deletion has to find it.
+            assert_eq!(status.snapshot_id.as_deref(), Some("aa"));
+        }
+        let status = ended(volume_in(json!(null)).status);
+        assert_eq!(status.phase, Some(PodVolumePhase::Failed));
+        let why = "the list in the bucket has it unfinished, as New: nobody goes on with it";
+        assert_eq!(status.message.as_deref(), Some(why));
+    }
+
+    #[test]
+    fn what_a_deleted_backup_of_the_name_owns_is_about_to_go() {
+        let mut backup = Backup::new("b", Default::default());
+        backup.metadata.uid = Some("new".to_owned());
+        for (name, uid, old) in [("b", "old", true), ("b", "new", false), ("c", "old", false)] {
+            let owner =
+                json!({"apiVersion": "velero.io/v1", "kind": "Backup", "name": name, "uid": uid});
+            let volume: ObjectMeta =
+                serde_json::from_value(json!({"name": "b-1", "ownerReferences": [owner]})).unwrap();
+            assert_eq!(is_of_old(&volume, &backup), old, "{name} {uid}");
+        }
+        assert!(!is_of_old(&ObjectMeta::default(), &backup));
     }
 
     #[test]

@@ -106,6 +106,8 @@ pub mod annotation {
     pub const RESTORE_HOOKS: &str = "jackline.dev/restore-hooks";
     /// On a restored pod that waits for data which will not come: why. Its `restore-wait` reads it and ends.
     pub const RESTORE_OVER: &str = "jackline.dev/restore-over";
+    /// On a Restore: the kinds whose objects it has made, so that whoever takes it over makes none of them again; JSON.
+    pub const RESTORED_KINDS: &str = "jackline.dev/restored-kinds";
     /// On a claim, pod or namespace: `true` takes it out of the policies. Needs a reason.
     pub const EXEMPT: &str = "jackline.dev/exempt";
     /// On the same: why.
@@ -122,6 +124,8 @@ pub mod annotation {
     pub const LEADER_EPOCH: &str = "jackline.dev/leader-epoch";
     /// On a PodVolumeBackup: since when its volume is known to exist no more, RFC 3339.
     pub const VOLUME_GONE_SINCE: &str = "jackline.dev/volume-gone-since";
+    /// On a Backup of Velero: `true` lets its snapshots stay where they are, without a record, when it is deleted.
+    pub const LEAVE_SNAPSHOTS: &str = "jackline.dev/leave-snapshots";
     /// On a Backup: the time it was due, RFC 3339.
     pub const TICK: &str = "jackline.dev/tick";
     /// On a Backup: the volumes it moves, as the policy governs them; JSON.
@@ -134,6 +138,10 @@ pub mod annotation {
     pub const CHECK_READ_DATA: &str = "jackline.dev/check-read-data";
     /// On the same: when the last check that found nothing wrong began, RFC 3339. On its Jobs: that they check.
     pub const CHECKED_AT: &str = "jackline.dev/checked-at";
+    /// On the same: when the last maintenance that its status tells of began, RFC 3339.
+    pub const MAINTAINED_AT: &str = "jackline.dev/maintained-at";
+    /// On a PodVolumeRestore: the node whose agent has begun it.
+    pub const NODE: &str = "jackline.dev/node";
     /// On a PodVolumeRestore of a shared claim: every pod that waited for the data has gone on.
     pub const WAITERS_LEFT: &str = "jackline.dev/waiters-left";
     /// On a policy: confirms a held mass deletion. The value is the present time, RFC 3339; it counts for a day.

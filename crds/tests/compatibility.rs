@@ -100,7 +100,7 @@ fn every_setting_of_a_location_is_spoken_of() {
 
 #[test]
 fn every_annotation_and_label_is_spoken_of() {
-    let spoken: Vec<String> = named(section("## Annotations and labels"))
+    let spoken: Vec<String> = named(section("## Annotations, labels and finalizers"))
         .into_iter()
         .map(|name| name.replace('…', ""))
         .collect();
@@ -123,7 +123,7 @@ fn every_annotation_and_label_that_counts_is_known() -> io::Result<()> {
         let room = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(room);
         append(&room.join("src"), &mut code)?;
     }
-    let rows = section("## Annotations and labels").lines();
+    let rows = section("## Annotations, labels and finalizers").lines();
     let rows = rows.filter(|row| row.starts_with("| `") && !row.contains("| no |"));
     let mut seen = 0;
     for name in rows.flat_map(named) {

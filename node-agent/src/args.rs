@@ -54,6 +54,7 @@ pub struct ServerArgs {
     /// ConfigMap with Velero's settings of node agents, read at the start: its `loadConcurrency` says how many volumes at once
     #[arg(
         long,
+        global = true,
         env = "JACKLINE_NODE_AGENT_CONFIGMAP",
         default_value = "node-agent-config",
         value_name = "NAME"
@@ -100,10 +101,32 @@ pub struct MaintainArgs {
 mod tests {
     use super::*;
     use clap::CommandFactory;
+    use jackline_runtime::logging::LogFormat;
 
     #[test]
     fn the_command_line_is_consistent() {
         Args::command().debug_assert();
+    }
+
+    #[test]
+    fn flags_are_taken_as_velero_s_installers_write_them() {
+        let args = Args::try_parse_from([
+            "jackline-node-agent",
+            "server",
+            "--node-agent-configmap=mine",
+            "--log-level=warning",
+            "--log-format=json",
+            "--metrics-address=:9000",
+            "--namespace=backup",
+        ])
+        .unwrap();
+        assert!(matches!(args.command, Some(Command::Server)));
+        let (server, runtime) = (&args.server, &args.server.runtime);
+        assert_eq!(server.namespace, "backup");
+        assert_eq!(server.node_agent_configmap, "mine");
+        assert_eq!(runtime.log.log_level, "warn");
+        assert_eq!(runtime.log.log_format, LogFormat::Json);
+        assert_eq!(runtime.admin.metrics_address.port(), 9000);
     }
 
     #[test]

@@ -162,6 +162,9 @@ impl Backups {
                 "uploader type kopia is not supported; supported: restic".to_owned(),
             ));
         }
+        if let Some(why) = parent::taken_over(object) {
+            return Err(Stop::Failed(why));
+        }
         let pod = self.pod(object).await?;
         let found = context
             .resolve(&pod, &spec.volume)

@@ -7,11 +7,11 @@
 
 use jackline_crds::{
     names::label,
-    velero::{PodVolumeBackup, PodVolumePhase},
+    velero::{Backup, PodVolumeBackup, PodVolumePhase},
 };
 use jackline_repository::{Repository, SnapshotId, SnapshotInfo};
 use jackline_runtime::Failure;
-use kube::api::ListParams;
+use kube::{Resource, api::ListParams};
 
 use crate::context::Context;
 
@@ -73,20 +73,45 @@ pub(crate) fn newest(identity: &Identity, snapshots: &[SnapshotInfo]) -> Option<
     best.map(|(_, info)| info.id)
 }
 
-/// Snapshots that an interrupted run of this very PodVolumeBackup left behind.
+/// The UIDs of the Backups that an object says to belong to.
+fn named(backup: &PodVolumeBackup) -> impl Iterator<Item = &str> {
+    let metadata = &backup.metadata;
+    let owners = metadata.owner_references.iter().flatten();
+    let owners = owners.filter(|owner| owner.kind == Backup::kind(&()));
+    let labels = metadata.labels.as_ref();
+    let label = labels.and_then(|labels| labels.get(label::BACKUP_UID));
+    owners
+        .map(|owner| owner.uid.as_str())
+        .chain(label.map(String::as_str))
+}
+
+fn backup_uid(backup: &PodVolumeBackup) -> Option<&str> {
+    let uid = backup.spec.tags.get("backup-uid").map(String::as_str);
+    uid.filter(|uid| !uid.is_empty())
+}
+
+/// Why an object is not to be worked on: its Backup and its tags speak of different backups. So is what was taken over from a bucket,
+/// where anybody may have written it, for the Backup has another UID here. What names no Backup was made by hand.
+pub(crate) fn taken_over(backup: &PodVolumeBackup) -> Option<String> {
+    let tag = backup_uid(backup);
+    let other = named(backup).find(|uid| Some(*uid) != tag)?;
+    let tag = tag.unwrap_or_default();
+    Some(format!(
+        "it belongs to the Backup of UID {other:?}, and its tag backup-uid is {tag:?}: only what a backup of this cluster asks for is \
+         backed up"
+    ))
+}
+
+/// Snapshots that an interrupted run of this very PodVolumeBackup left behind. None are of what was made by hand: its tags may say
+/// anything.
 pub(crate) fn leftovers(backup: &PodVolumeBackup, snapshots: &[SnapshotInfo]) -> Vec<SnapshotId> {
-    let tag = |key: &str| {
-        backup
-            .spec
-            .tags
-            .get(key)
-            .map(String::as_str)
-            .filter(|v| !v.is_empty())
-    };
     let pod_uid = backup.spec.pod.uid.as_deref();
-    let (Some(uid), Some(pod_uid)) = (tag("backup-uid"), pod_uid) else {
+    let (Some(uid), Some(pod_uid)) = (backup_uid(backup), pod_uid) else {
         return Vec::new();
     };
+    if named(backup).next().is_none() || taken_over(backup).is_some() {
+        return Vec::new();
+    }
     snapshots
         .iter()
         .filter(|info| {
@@ -208,7 +233,8 @@ mod tests {
 
     #[test]
     fn leftovers_are_only_of_this_very_backup() {
-        let backup = backup(json!({}), json!({"backup-uid": "b1"}));
+        let label = json!({"velero.io/backup-uid": "b1"});
+        let backup = backup(label, json!({"backup-uid": "b1"}));
         let own = snapshot(
             1,
             "2026-01-01T00:00:00Z",
@@ -236,6 +262,52 @@ mod tests {
         assert_eq!(leftovers(&backup, &all), [own.id]);
         let untagged = self::backup(json!({}), json!({}));
         assert!(leftovers(&untagged, &all).is_empty());
+    }
+
+    /// Labels and tags that speak of these backups.
+    fn of(label: Option<&str>, tag: Option<&str>) -> PodVolumeBackup {
+        let entry = |key: &str, uid: Option<&str>| uid.map_or(json!({}), |uid| json!({key: uid}));
+        backup(
+            entry("velero.io/backup-uid", label),
+            entry("backup-uid", tag),
+        )
+    }
+
+    fn owned(mut backup: PodVolumeBackup, kind: &str, uid: &str) -> PodVolumeBackup {
+        backup.metadata.owner_references = serde_json::from_value(json!([
+            {"apiVersion": "velero.io/v1", "kind": kind, "name": "b", "uid": uid}
+        ]))
+        .unwrap();
+        backup
+    }
+
+    #[test]
+    fn what_was_taken_over_from_a_bucket_is_not_begun() {
+        let ours = of(Some("b1"), Some("b1"));
+        assert_eq!(taken_over(&owned(ours.clone(), "Backup", "b1")), None);
+        assert_eq!(taken_over(&ours), None);
+        // By hand.
+        assert_eq!(taken_over(&of(None, Some("anything"))), None);
+        assert_eq!(taken_over(&owned(of(None, Some("b1")), "Pod", "p1")), None);
+        for foreign in [
+            of(Some("here"), Some("b1")),
+            of(Some("here"), None),
+            of(Some("here"), Some("")),
+            owned(of(None, Some("b1")), "Backup", "here"),
+            owned(ours, "Backup", "here"),
+        ] {
+            let why = taken_over(&foreign).unwrap();
+            assert!(why.contains("the Backup of UID \"here\""), "{why}");
+        }
+    }
+
+    #[test]
+    fn tags_alone_make_no_snapshot_a_leftover() {
+        let tags = ["backup-uid=b1", "pod-uid=pod1", "volume=data"];
+        let all = [snapshot(1, "2026-01-01T00:00:00Z", &tags)];
+        assert_eq!(leftovers(&of(Some("b1"), Some("b1")), &all).len(), 1);
+        assert_eq!(leftovers(&of(None, Some("b1")), &all), []);
+        assert_eq!(leftovers(&of(Some("here"), Some("b1")), &all), []);
     }
 
     #[test]

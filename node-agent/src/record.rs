@@ -5,11 +5,12 @@ use std::fmt::Debug;
 use jackline_crds::names::AGENT_FIELD_MANAGER;
 use jackline_runtime::{
     Failure,
-    status::{Guard, StatusAt, write_status},
+    status::{Guard, write_status_and_metadata},
 };
 use kube::{Api, Resource, ResourceExt, core::object::HasStatus};
 use parking_lot::Mutex;
 use serde::{Serialize, de::DeserializeOwned};
+use serde_json::{Value, json};
 
 pub(crate) struct Record<K> {
     api: Api<K>,
@@ -34,12 +35,17 @@ where
 
     /// Writes what differs, onto this very object.
     pub async fn write(&self, status: &K::Status) -> Result<(), Failure> {
+        self.write_with(status, &json!({})).await
+    }
+
+    /// As [`Self::write`], with labels or annotations.
+    pub async fn write_with(&self, status: &K::Status, metadata: &Value) -> Result<(), Failure> {
         let observed = self.object.lock().clone();
-        let written = write_status(
+        let written = write_status_and_metadata(
             &self.api,
             &observed,
             status,
-            StatusAt::Main,
+            metadata,
             Guard::SameObject,
             AGENT_FIELD_MANAGER,
         )

@@ -20,6 +20,7 @@ use jiff::Timestamp;
 use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::Time};
 use kube::ResourceExt;
 use parking_lot::Mutex;
+use serde_json::json;
 
 use crate::{
     context::{Context, PodHere},
@@ -56,6 +57,13 @@ pub(crate) fn restore_uid(object: &PodVolumeRestore) -> String {
         .map(|owner| owner.uid.clone())
         .or_else(|| object.labels().get(label::RESTORE_UID).cloned())
         .unwrap_or_default()
+}
+
+/// The node that has begun it. Definitions of Velero before 1.17 know no `status.node`.
+fn node(object: &PodVolumeRestore) -> Option<&str> {
+    let status = object.status.as_ref();
+    let said = status.and_then(|status| status.node.as_deref());
+    said.or_else(|| Some(object.annotations().get(annotation::NODE)?))
 }
 
 impl Restores {
@@ -95,7 +103,7 @@ impl Restores {
             _ => return Ok(Next::OnChange),
         };
         let uid = restore_uid(&object);
-        if self.was_ours(&object) && pods::has_waited(&pod, &uid) {
+        if object.phase() == PodVolumePhase::InProgress && pods::has_waited(&pod, &uid) {
             // Killed between the done-file and the status: the data is complete, and now it is the pod's.
             let Some((object, record)) = self.fresh(key).await? else {
                 return Ok(Next::Done);
@@ -143,11 +151,7 @@ impl Restores {
 
     /// Whether this node has begun it.
     fn was_ours(&self, object: &PodVolumeRestore) -> bool {
-        let node = object
-            .status
-            .as_ref()
-            .and_then(|status| status.node.as_deref());
-        object.phase() == PodVolumePhase::InProgress && node == Some(&self.context.node)
+        object.phase() == PodVolumePhase::InProgress && node(object) == Some(&self.context.node)
     }
 
     async fn end(
@@ -250,7 +254,9 @@ impl Restores {
             .get_or_insert_with(|| Time(Timestamp::now()));
         status.node = Some(context.node.clone());
         status.message = None;
-        record.write(&status).await.map_err(Stop::Retry)?;
+        let node = json!({"annotations": {(annotation::NODE): context.node}});
+        let begun = record.write_with(&status, &node).await;
+        begun.map_err(Stop::Retry)?;
 
         let repository = context
             .repositories
@@ -464,4 +470,31 @@ fn incomplete(summary: &RestoreSummary) -> String {
         text.push_str(&format!("; {}: {}", problem.path, problem.message));
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_node_is_known_where_the_definitions_drop_it() {
+        let object = |metadata: serde_json::Value, status: serde_json::Value| -> PodVolumeRestore {
+            let spec = json!({"pod": {}, "volume": "v", "backupStorageLocation": "default", "repoIdentifier": "",
+                "snapshotID": "s", "sourceNamespace": "n"});
+            serde_json::from_value(json!({"metadata": metadata, "spec": spec, "status": status}))
+                .unwrap()
+        };
+        let noted = json!({"name": "r", "annotations": {"jackline.dev/node": "a"}});
+        let plain = json!({"name": "r"});
+        let begun = json!({"phase": "InProgress"});
+        let full = json!({"phase": "InProgress", "node": "b"});
+        for (metadata, status, want) in [
+            (&noted, &begun, Some("a")),
+            (&plain, &full, Some("b")),
+            (&noted, &full, Some("b")),
+            (&plain, &begun, None),
+        ] {
+            assert_eq!(node(&object(metadata.clone(), status.clone())), want);
+        }
+    }
 }

@@ -1,6 +1,29 @@
 //! When a backup whose time is over is deleted (velero-compat §5.13).
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
+
+/// How long after a deletion that was refused another is asked for.
+const AGAIN: SignedDuration = SignedDuration::from_hours(1);
+
+/// Whether the deletion of a backup has been asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asked {
+    No,
+    /// It is not done yet.
+    Open,
+    /// It could not be carried out; this is when the last one was asked for.
+    Refused(Timestamp),
+}
+
+impl Asked {
+    /// Until when none is asked for, where one was refused.
+    pub fn rests(self, now: Timestamp) -> Option<Timestamp> {
+        let Self::Refused(asked) = self else {
+            return None;
+        };
+        asked.checked_add(AGAIN).ok().filter(|until| *until > now)
+    }
+}
 
 /// What is known about a backup.
 #[derive(Debug, Clone, Copy)]
@@ -9,10 +32,12 @@ pub struct Facts {
     pub expires: Option<Timestamp>,
     /// It is not at work any more.
     pub ended: bool,
-    /// Its deletion has been asked for.
-    pub going: bool,
-    /// Its deletion was begun, and nobody is at it any more.
-    pub abandoned: bool,
+    /// Whether its deletion has been asked for.
+    pub asked: Asked,
+    /// Its deletion was begun.
+    pub begun: bool,
+    /// It is the only record of snapshots that cannot be deleted here, and nobody has said that they may stay behind.
+    pub elsewhere: bool,
     /// It was made in another cluster, which deletes it itself.
     pub foreign: bool,
     /// A restore reads it.
@@ -47,18 +72,24 @@ pub enum Verdict {
 
 /// Decides about one backup.
 pub fn expiry(facts: Facts, now: Timestamp) -> Verdict {
-    if facts.foreign || facts.going || !(facts.ended || facts.abandoned) {
+    if facts.foreign || facts.asked == Asked::Open || !(facts.ended || facts.begun) {
         return Verdict::Keep;
     }
     // Of a backup that is half gone nothing is worth waiting for.
     match facts.expires {
-        _ if facts.abandoned => {}
+        _ if facts.begun => {}
         None => return Verdict::Keep,
         Some(expires) if expires > now => return Verdict::At(expires),
         Some(_) => {}
     }
     if facts.read {
         return Verdict::Later;
+    }
+    if facts.elsewhere {
+        return Verdict::Blocked("SnapshotsOfVelero");
+    }
+    if let Some(until) = facts.asked.rests(now) {
+        return Verdict::At(until);
     }
     match facts.location {
         Location::Writable => Verdict::Delete,
@@ -74,83 +105,69 @@ mod tests {
 
     #[test]
     fn a_backup_goes_when_its_time_is_over_and_nothing_needs_it() {
-        let now = Timestamp::from_second(1_000).unwrap();
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let (now, later) = (at(10_000), at(10_001));
         let over = Facts {
             expires: Some(now),
             ended: true,
-            going: false,
-            abandoned: false,
+            asked: Asked::No,
+            begun: false,
+            elsewhere: false,
             foreign: false,
             read: false,
             location: Location::Writable,
         };
-        let later = Timestamp::from_second(1_001).unwrap();
         let half_gone = Facts {
             ended: false,
-            abandoned: true,
+            begun: true,
             expires: Some(later),
             ..over
         };
-        let at = |location| Facts { location, ..over };
+        let expires = |expires| Facts { expires, ..over };
+        let lies = |location| Facts { location, ..over };
+        let asked = |asked| Facts { asked, ..over };
+        let foreign = |facts| Facts {
+            foreign: true,
+            ..facts
+        };
+        let still_open = Facts {
+            asked: Asked::Open,
+            ..half_gone
+        };
+        let refused = Facts {
+            asked: Asked::Refused(now),
+            ..half_gone
+        };
+        let unended = Facts {
+            ended: false,
+            ..over
+        };
+        let read = Facts { read: true, ..over };
+        let elsewhere = Facts {
+            elsewhere: true,
+            ..over
+        };
         for (facts, want) in [
             (over, Verdict::Delete),
-            (
-                Facts {
-                    expires: None,
-                    ..over
-                },
-                Verdict::Keep,
-            ),
-            (
-                Facts {
-                    expires: Some(later),
-                    ..over
-                },
-                Verdict::At(later),
-            ),
-            (
-                Facts {
-                    ended: false,
-                    ..over
-                },
-                Verdict::Keep,
-            ),
-            (
-                Facts {
-                    going: true,
-                    ..over
-                },
-                Verdict::Keep,
-            ),
-            (
-                Facts {
-                    foreign: true,
-                    ..over
-                },
-                Verdict::Keep,
-            ),
+            (expires(None), Verdict::Keep),
+            (expires(Some(later)), Verdict::At(later)),
+            (unended, Verdict::Keep),
+            (foreign(over), Verdict::Keep),
             (half_gone, Verdict::Delete),
+            (foreign(half_gone), Verdict::Keep),
+            (still_open, Verdict::Keep),
+            (refused, Verdict::At(at(13_600))),
+            (asked(Asked::Open), Verdict::Keep),
+            (asked(Asked::Refused(at(6_401))), Verdict::At(later)),
+            (asked(Asked::Refused(at(6_400))), Verdict::Delete),
+            (read, Verdict::Later),
+            (elsewhere, Verdict::Blocked("SnapshotsOfVelero")),
+            (lies(Location::ReadOnly), Verdict::Blocked("BSLReadOnly")),
             (
-                Facts {
-                    going: true,
-                    ..half_gone
-                },
-                Verdict::Keep,
-            ),
-            (
-                Facts {
-                    foreign: true,
-                    ..half_gone
-                },
-                Verdict::Keep,
-            ),
-            (Facts { read: true, ..over }, Verdict::Later),
-            (at(Location::ReadOnly), Verdict::Blocked("BSLReadOnly")),
-            (
-                at(Location::Unavailable),
+                lies(Location::Unavailable),
                 Verdict::Blocked("BSLUnavailable"),
             ),
-            (at(Location::Missing), Verdict::Blocked("BSLNotFound")),
+            (lies(Location::Missing), Verdict::Blocked("BSLNotFound")),
         ] {
             assert_eq!(expiry(facts, now), want, "{facts:?}");
         }

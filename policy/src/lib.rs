@@ -10,6 +10,7 @@ pub mod condition;
 pub mod coverage;
 pub mod cron;
 pub mod elect;
+pub mod elsewhere;
 pub mod expiry;
 pub mod facts;
 pub mod govern;

@@ -6,6 +6,8 @@ use crate::spec::{PolicyId, PolicyKind};
 
 /// Longest label value. A Backup's name goes into labels of everything that belongs to it, unshortened wherever possible.
 const LONGEST: usize = 63;
+/// Longest name of an object.
+pub const LONGEST_NAME: usize = 253;
 /// `-YYYYMMDDhhmmss`
 const TICK: usize = 15;
 
@@ -33,11 +35,12 @@ pub fn delete_request_name(backup: &str, backup_uid: &str) -> String {
     let suffix = format!("-{:010x}", hash(backup_uid) & 0xff_ffff_ffff);
     // Object names may be longer than label values.
     let mut name = backup.to_owned();
-    name.truncate(name.floor_char_boundary(253 - suffix.len()));
+    name.truncate(name.floor_char_boundary(LONGEST_NAME - suffix.len()));
     name + &suffix
 }
 
-fn shorten(full: String, identity: &str, longest: usize) -> String {
+/// The name, or where it is too long its beginning and a hash of what it stands for.
+pub fn shorten(full: String, identity: &str, longest: usize) -> String {
     if full.len() <= longest {
         return full;
     }

@@ -39,11 +39,23 @@ pub struct AdminArgs {
     /// Address of /metrics, /livez and /readyz
     #[arg(
         long,
+        global = true,
         env = "JACKLINE_METRICS_ADDRESS",
         default_value = "0.0.0.0:8085",
+        value_parser = listen_address,
         value_name = "ADDRESS"
     )]
     pub metrics_address: SocketAddr,
+}
+
+/// An address to listen on; as Go has it, one without a host is every address of this machine.
+fn listen_address(text: &str) -> Result<SocketAddr, String> {
+    let whole = match text.strip_prefix(':') {
+        Some(port) => format!("0.0.0.0:{port}"),
+        None => text.to_owned(),
+    };
+    let wrong = |_| "allowed: an IP address and a port, or :port alone".to_owned();
+    whole.parse().map_err(wrong)
 }
 
 impl Default for AdminArgs {
@@ -320,4 +332,24 @@ pub fn instance() -> String {
 async fn never_fails(task: impl Future<Output = ()>) -> Result<(), Infallible> {
     task.await;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_may_lack_the_host() {
+        for (text, want) in [
+            (":8085", Some("0.0.0.0:8085")),
+            ("127.0.0.1:1", Some("127.0.0.1:1")),
+            ("[::]:8085", Some("[::]:8085")),
+            ("8085", None),
+            (":http", None),
+            ("", None),
+        ] {
+            let want = want.map(|want| want.parse().unwrap());
+            assert_eq!(listen_address(text).ok(), want, "{text:?}");
+        }
+    }
 }

@@ -20,10 +20,23 @@ pub enum LogFormat {
 #[derive(Debug, Clone, Args)]
 pub struct LogArgs {
     /// Log filter: a level, or target=level pairs
-    #[arg(long, env = "JACKLINE_LOG_LEVEL", default_value = DEFAULT_FILTER, value_name = "FILTER")]
+    #[arg(
+        long,
+        global = true,
+        env = "JACKLINE_LOG_LEVEL",
+        default_value = DEFAULT_FILTER,
+        value_parser = filter,
+        value_name = "FILTER"
+    )]
     pub log_level: String,
     /// Log format
-    #[arg(long, env = "JACKLINE_LOG_FORMAT", value_enum, default_value = "text")]
+    #[arg(
+        long,
+        global = true,
+        env = "JACKLINE_LOG_FORMAT",
+        value_enum,
+        default_value = "text"
+    )]
     pub log_format: LogFormat,
 }
 
@@ -39,20 +52,35 @@ impl Default for LogArgs {
 /// The filter does not parse.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "--log-level {filter:?} is not a log filter; allowed: error, warn, info, debug, trace, or target=level,…"
+    "{filter:?} is not a log filter; allowed: error, warn, info, debug, trace, off, the levels of Velero, or target=level,…"
 )]
 pub struct BadFilter {
     filter: String,
-    #[source]
-    source: tracing_subscriber::filter::ParseError,
+}
+
+/// A filter as [`EnvFilter`] has it. Velero's levels have other names, and two that are above every one of ours.
+fn filter(text: &str) -> Result<String, BadFilter> {
+    let wrong = || BadFilter {
+        filter: text.to_owned(),
+    };
+    let level = text.trim().to_ascii_lowercase();
+    let filter = match level.as_str() {
+        "warning" => "warn".to_owned(),
+        "fatal" | "panic" => "error".to_owned(),
+        "error" | "warn" | "info" | "debug" | "trace" | "off" => level,
+        // One word alone would be taken as a target, and nothing else be logged.
+        word if !word.contains(['=', ',']) => return Err(wrong()),
+        _ => text.to_owned(),
+    };
+    match EnvFilter::try_new(&filter) {
+        Ok(_) => Ok(filter),
+        Err(_) => Err(wrong()),
+    }
 }
 
 /// Installs the process-wide log output. A second call keeps the first one's output.
 pub fn init(args: &LogArgs) -> Result<(), BadFilter> {
-    let filter = EnvFilter::try_new(&args.log_level).map_err(|source| BadFilter {
-        filter: args.log_level.clone(),
-        source,
-    })?;
+    let filter = EnvFilter::new(filter(&args.log_level)?);
     let registry = tracing_subscriber::registry().with(filter);
     // Failure means that an output is installed already (tests that run several processes' worth of code in one).
     let _ = match args.log_format {
@@ -92,7 +120,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bad_filter_is_refused_with_what_is_allowed() {
+    fn levels_of_velero_are_understood_and_what_is_none_is_refused() {
+        for (text, want) in [
+            ("info", Some("info")),
+            ("DEBUG", Some("debug")),
+            ("warning", Some("warn")),
+            ("fatal", Some("error")),
+            ("panic", Some("error")),
+            ("off", Some("off")),
+            ("info,kube=warn", Some("info,kube=warn")),
+            (DEFAULT_FILTER, Some(DEFAULT_FILTER)),
+            ("jackline=loud", None),
+            ("loud", None),
+            ("", None),
+        ] {
+            assert_eq!(filter(text).ok().as_deref(), want, "{text:?}");
+        }
         let args = LogArgs {
             log_level: "jackline=loud".to_owned(),
             ..LogArgs::default()

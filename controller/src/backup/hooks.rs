@@ -7,12 +7,13 @@ use jackline_policy::backup::{
     hook::{DEFAULT_TIMEOUT, Hook},
     names::Names,
 };
+use jackline_runtime::LeaderToken;
 
 use super::{log::BackupLog, outcome::Outcome, prepare};
 use crate::{
     collect::PodFacts,
     context::Context,
-    exec::{ExecError, exec},
+    exec::{ExecError, Output, exec},
 };
 
 /// The hooks of a pod.
@@ -98,6 +99,7 @@ fn of_spec(hook: &BackupResourceHook, pod: &PodFacts) -> Hook {
 /// Runs hooks one after another. What they have led to may still be undone by others: it is not over.
 pub(super) async fn run(
     context: &Context,
+    token: &LeaderToken,
     pod: &PodFacts,
     hooks: &[Hook],
     log: &BackupLog,
@@ -105,6 +107,10 @@ pub(super) async fn run(
     let volumes = &pod.volumes;
     let mut outcome = Outcome::default();
     for hook in hooks {
+        // A leader that stood still between two hooks may have a successor that has thawed what the first one froze.
+        if token.check().is_err() {
+            break;
+        }
         outcome.attempted += 1;
         let command = hook.command.join(" ");
         log.info(
@@ -124,6 +130,9 @@ pub(super) async fn run(
         );
         let result = result.await;
         outcome.effect |= !matches!(result, Err(ExecError::Failed(_)));
+        for line in result.iter().flat_map(Output::lines) {
+            log.info(&line, &fields(pod));
+        }
         if let Err(why) = result {
             let why = why.to_string();
             failed(pod, &why, log);
@@ -138,15 +147,16 @@ pub(super) async fn run(
 }
 
 /// Hooks that cannot run have failed.
-pub(super) fn not_run(pod: &PodFacts, hooks: &[Hook], why: &str, log: &BackupLog) -> Outcome {
+pub(super) fn not_run(pod: &PodFacts, hooks: &PodHooks, why: &str, log: &BackupLog) -> Outcome {
     let why = format!("not run: the pod cannot be marked as one whose post hooks are owed: {why}");
-    for _ in hooks {
+    let count = hooks.pre.len() + hooks.post.len();
+    for _ in 0..count {
         failed(pod, &why, log);
     }
     Outcome {
-        attempted: i32::try_from(hooks.len()).unwrap_or(i32::MAX),
-        errors: vec![why; hooks.len()],
-        forbidden: hooks.iter().any(|hook| hook.required),
+        attempted: i32::try_from(count).unwrap_or(i32::MAX),
+        errors: vec![why; count],
+        forbidden: hooks.pre.iter().any(|hook| hook.required),
         effect: false,
         over: true,
     }

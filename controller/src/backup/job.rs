@@ -87,6 +87,7 @@ pub(super) struct Job<'a> {
     pub(super) token: &'a LeaderToken,
     pub(super) backup: &'a Backup,
     pub(super) location: &'a BackupStorageLocation,
+    pub(super) log: &'a BackupLog,
     pub(super) collecting: &'a tokio::sync::Semaphore,
     pub(super) holds: &'a Holds,
     /// Namespaces in whose repositories it may have snapshots.
@@ -129,7 +130,6 @@ pub(super) fn timeout(context: &Context, backup: &Backup) -> Option<Duration> {
 impl Job<'_> {
     pub(super) async fn run(&self) -> Result<Done, JobError> {
         let context = self.context;
-        let name = self.backup.name_any();
         let store = location::open(&context.clients.call, &context.namespace, self.location).await;
         let store = store.map_err(|error| {
             if error.is_retryable() {
@@ -144,22 +144,19 @@ impl Job<'_> {
         if let Some(stored) = self.stored(&*store).await? {
             return self.adopt(&*store, stored).await;
         }
-        let scratch = context.args.scratch();
-        let log =
-            BackupLog::new(format!("{}/{name}", context.namespace), &scratch).map_err(spool)?;
-        self.notes(&log);
+        self.notes(self.log);
 
         let counter = Arc::new(Counter::default());
         let (plan, planned) = oneshot::channel();
         let (leave_out, left_out) = oneshot::channel();
-        let volumes = volumes::run(self, &log, planned, leave_out);
-        let objects = self.objects(&log, counter.clone(), plan, left_out);
+        let volumes = volumes::run(self, self.log, planned, leave_out);
+        let objects = self.objects(self.log, counter.clone(), plan, left_out);
         let (volumes, archive) = tokio::select! {
             both = async { tokio::try_join!(volumes, objects) } => both?,
             never = self.show_progress(&counter) => match never {},
         };
         self.token.check()?;
-        self.end(&*store, log, &counter, archive, volumes).await
+        self.end(&*store, &counter, archive, volumes).await
     }
 
     /// This backup as it is in the bucket.
@@ -369,15 +366,14 @@ impl Job<'_> {
     async fn end(
         &self,
         store: &dyn ObjectStore,
-        log: BackupLog,
         counter: &Counter,
         archive: Archive,
         volumes: Volumes,
     ) -> Result<Done, JobError> {
         let name = self.backup.name_any();
         let mut backup = newest(self.context, self.backup, self.token).await?;
-        let (warnings, errors) = log.counts();
-        let (results, last_error) = (log.results(), log.last_error());
+        let (warnings, errors) = self.log.counts();
+        let (results, last_error) = (self.log.results(), self.log.last_error());
         let finished = if errors == 0 {
             BackupPhase::Completed
         } else {
@@ -390,7 +386,7 @@ impl Job<'_> {
             warnings: count(warnings),
             errors: count(errors),
             progress: Some(counter.progress()),
-            hook_status: (volumes.hooks.hooks_attempted > 0).then(|| volumes.hooks.clone()),
+            hook_status: Some(volumes.hooks.clone()),
             ..backup.status.clone().unwrap_or_default()
         };
         let with_snapshot = volumes.objects.iter().filter(|volume| {
@@ -411,7 +407,7 @@ impl Job<'_> {
         if let Some(stored) = self.stored(store).await? {
             return self.adopt(store, stored).await;
         }
-        let log = log.finish().map_err(spool)?;
+        let log = self.log.finish().map_err(spool)?;
         let scratch = self.context.args.scratch();
         upload::all(store, self.token, &name, &scratch, log, archive.file, small)
             .await

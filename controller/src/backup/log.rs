@@ -46,7 +46,8 @@ pub struct Results {
 }
 
 struct Inner {
-    writer: GzEncoder<File>,
+    /// Until the log is finished.
+    writer: Option<GzEncoder<File>>,
     failed: Option<io::Error>,
     results: Results,
     warnings: usize,
@@ -76,7 +77,7 @@ impl BackupLog {
     pub fn new(backup: String, directory: &Path) -> io::Result<Self> {
         let writer = GzEncoder::new(tempfile::tempfile_in(directory)?, Compression::fast());
         let inner = Inner {
-            writer,
+            writer: Some(writer),
             failed: None,
             results: Results::default(),
             warnings: 0,
@@ -128,7 +129,10 @@ impl BackupLog {
     fn write(&self, level: &str, message: &str, fields: &[(&str, &str)]) {
         let line = line(Timestamp::now(), level, message, &self.backup, fields);
         let mut inner = self.inner.lock();
-        if let Err(error) = inner.writer.write_all(line.as_bytes()) {
+        let Some(writer) = &mut inner.writer else {
+            return;
+        };
+        if let Err(error) = writer.write_all(line.as_bytes()) {
             inner.failed.get_or_insert(error);
         }
     }
@@ -149,16 +153,19 @@ impl BackupLog {
         self.inner.lock().last_error.clone()
     }
 
-    /// The compressed log; nothing can be logged any more.
+    /// The compressed log; what comes later is not in it.
     ///
     /// # Errors
     /// The first failed write.
-    pub fn finish(self) -> io::Result<File> {
-        let inner = self.inner.into_inner();
-        match inner.failed {
-            Some(error) => Err(error),
-            None => inner.writer.finish(),
+    pub fn finish(&self) -> io::Result<File> {
+        let mut inner = self.inner.lock();
+        if let Some(error) = inner.failed.take() {
+            return Err(error);
         }
+        let writer = inner.writer.take();
+        writer
+            .ok_or_else(|| io::Error::other("the log was finished before"))?
+            .finish()
     }
 }
 

@@ -5,7 +5,10 @@ use std::{
     sync::Arc,
 };
 
-use jackline_crds::velero::{Backup, BackupPhase};
+use jackline_crds::{
+    names::label_value,
+    velero::{Backup, BackupPhase},
+};
 use jackline_runtime::{Lease, Store, metrics::add};
 use kube::ResourceExt;
 use parking_lot::Mutex;
@@ -317,7 +320,7 @@ impl Collector for ObjectFacts {
             self.schedules
                 .list()
                 .iter()
-                .map(|schedule| schedule.name_any()),
+                .map(|schedule| label_value(&schedule.name_any())),
         );
         seen.insert(String::new());
         {

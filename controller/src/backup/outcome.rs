@@ -14,8 +14,8 @@ use serde_json::json;
 
 use crate::context::Context;
 
-/// How much of an error is kept, in characters: annotations have little room.
-const TEXT: usize = 500;
+/// How much of an error is kept, in bytes: annotations have little room, 256 KiB for all pods together.
+const TEXT: usize = 300;
 
 /// What hooks have led to.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +27,7 @@ pub(super) struct Outcome {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(super) errors: Vec<String>,
     /// A required one failed: the pod is not to be backed up.
+    #[serde(skip_serializing_if = "is_false")]
     pub(super) forbidden: bool,
     /// One of them did its work, or may have.
     #[serde(skip)]
@@ -44,6 +45,10 @@ impl Outcome {
         self.effect |= later.effect;
         self.over = later.over;
     }
+}
+
+fn is_false(flag: &bool) -> bool {
+    !flag
 }
 
 fn key(pod: &str) -> String {
@@ -74,9 +79,7 @@ pub(super) async fn keep(
 ) -> Result<(), kube::Error> {
     let mut outcome = outcome.clone();
     for error in &mut outcome.errors {
-        if let Some((end, _)) = error.char_indices().nth(TEXT) {
-            error.truncate(end);
-        }
+        error.truncate(error.floor_char_boundary(TEXT));
     }
     let text = serde_json::to_string(&outcome).map_err(kube::Error::SerdeError)?;
     let patch = json!({"metadata": {"uid": backup.uid(), "annotations": {(key(pod)): text}}});

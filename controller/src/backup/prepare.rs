@@ -96,11 +96,7 @@ pub(super) async fn begin(
     defaults(context, &mut spec, &name);
     let mut errors = problems(&spec);
     match &location {
-        None => errors.push(format!(
-            "an existing backup storage location was not specified at backup creation time and the server default {name} does not exist. \
-             Please address this issue (see `velero backup-location -h` for options) and create a new backup. \
-             Error: BackupStorageLocation.velero.io {name:?} not found"
-        )),
+        None => errors.push(missing(backup.spec.storage_location.is_some(), &name)),
         Some(location) => {
             if let Err(why) = location::usable(location, true) {
                 errors.push(format!("backup can't be created because {why}"));
@@ -148,6 +144,19 @@ pub(super) async fn begin(
         Some(location) if !refused => Begun::Started(Box::new(backup), location),
         _ => Begun::Refused(Box::new(backup)),
     })
+}
+
+/// What is said of a location that is not there, in Velero's words: those for a name in the Backup speak of a default too.
+fn missing(named: bool, name: &str) -> String {
+    let which = match named {
+        true => format!("default {name} was not found"),
+        false => format!("server default {name} does not exist"),
+    };
+    format!(
+        "an existing backup storage location was not specified at backup creation time and the {which}. \
+         Please address this issue (see `velero backup-location -h` for options) and create a new backup. \
+         Error: BackupStorageLocation.velero.io {name:?} not found"
+    )
 }
 
 fn defaults(context: &Context, spec: &mut BackupSpec, location: &str) {
@@ -325,6 +334,23 @@ mod tests {
             ..BackupSpec::default()
         };
         assert!(problems(&secret)[0].contains("only configmap"));
+    }
+
+    #[test]
+    fn a_missing_location_is_the_server_s_default_only_where_none_is_named() {
+        let (named, unnamed) = (missing(true, "far"), missing(false, "far"));
+        assert!(
+            named.contains("and the default far was not found. Please"),
+            "{named}"
+        );
+        assert!(
+            unnamed.contains("and the server default far does not exist. Please"),
+            "{unnamed}"
+        );
+        assert!(
+            named.ends_with(r#"BackupStorageLocation.velero.io "far" not found"#),
+            "{named}"
+        );
     }
 
     #[test]

@@ -16,6 +16,8 @@ use jackline_storage::{
 };
 use kube::ResourceExt;
 
+use crate::sync::{self, ReadFileError};
+
 /// Why something is not in the bucket.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum UploadError {
@@ -46,18 +48,29 @@ pub(super) async fn existing(
     name: &str,
     uid: &str,
 ) -> Result<Existing, UploadError> {
-    let bytes = match store.get(&backup_object(name, BackupFile::Metadata)).await {
-        Ok(bytes) => bytes,
-        Err(error) if error.is_not_found() => return Ok(Existing::None),
-        Err(error) => return Err(error.into()),
-    };
-    let Ok(stored) = serde_json::from_slice::<Backup>(&bytes) else {
-        return Ok(Existing::Foreign);
-    };
-    if stored.uid().as_deref() != Some(uid) {
-        return Ok(Existing::Foreign);
+    match sync::read_backup(store, name).await {
+        Ok(None) => Ok(Existing::None),
+        Ok(Some(stored)) if stored.uid().as_deref() == Some(uid) => {
+            Ok(Existing::Ours(Box::new(stored)))
+        }
+        Err(ReadFileError::Storage(error)) => Err(error.into()),
+        // What is no Backup, or larger than one can be, has the name too.
+        Ok(Some(_)) | Err(_) => Ok(Existing::Foreign),
     }
-    Ok(Existing::Ours(Box::new(stored)))
+}
+
+/// Puts the log of a backup there that has failed, unless a backup of this name is there: the log is that one's.
+pub(super) async fn log_alone(
+    store: &dyn ObjectStore,
+    name: &str,
+    uid: &str,
+    log: File,
+    scratch: &Path,
+) -> Result<(), UploadError> {
+    match existing(store, name, uid).await? {
+        Existing::None => file(store, name, BackupFile::Log, log, scratch).await,
+        Existing::Ours(_) | Existing::Foreign => Ok(()),
+    }
 }
 
 /// Puts everything there but the Backup itself: the log first (it may be all that is left to explain a failure), then the tarball and
@@ -167,14 +180,39 @@ mod tests {
             existing(&store, "b", "u2").await.unwrap(),
             Existing::Foreign
         ));
-        store
-            .put("backups/b/velero-backup.json", Bytes::from_static(b"{"))
-            .await
-            .unwrap();
-        assert!(matches!(
-            existing(&store, "b", "u1").await.unwrap(),
-            Existing::Foreign
-        ));
+        // No JSON, and what begins like ours and does not end.
+        let mut long = backup("u1", BackupPhase::Completed).to_vec();
+        long.resize(5 << 20, b' ');
+        for taken in [Bytes::from_static(b"{"), Bytes::from(long)] {
+            let key = "backups/b/velero-backup.json";
+            store.put(key, taken).await.unwrap();
+            assert!(matches!(
+                existing(&store, "b", "u1").await.unwrap(),
+                Existing::Foreign
+            ));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_failed_backup_leaves_its_log_and_none_where_another_is() {
+        let (store, scratch) = (MemoryStore::new(), std::env::temp_dir());
+        let log = || {
+            let mut log = tempfile::tempfile().unwrap();
+            log.write_all(b"why").unwrap();
+            log
+        };
+        let leave = async || {
+            log_alone(&store, "b", "u1", log(), &scratch).await.unwrap();
+            store.get("backups/b/b-logs.gz").await.ok()
+        };
+        assert!(
+            commit(&store, "b", backup("u2", BackupPhase::Completed))
+                .await
+                .unwrap()
+        );
+        assert_eq!(leave().await, None);
+        store.delete("backups/b/velero-backup.json").await.unwrap();
+        assert_eq!(leave().await.as_deref(), Some(&b"why"[..]));
     }
 
     #[tokio::test]

@@ -25,11 +25,12 @@ use jackline_crds::{
     velero::{Backup, BackupPhase, BackupRepository, HookStatus, PodVolumeBackup, PodVolumePhase},
 };
 use jackline_policy::backup::{
-    absence::{self, Agent},
+    absence,
     object::ObjectRef,
     volume_policy::VolumePolicies,
     volumes::{ClaimFacts, Level, Mode, Note, PodVolumes, Selected, Wanted, select},
 };
+use jackline_runtime::Failure;
 use kube::ResourceExt;
 use parking_lot::Mutex;
 use tokio::{
@@ -42,6 +43,7 @@ use super::{
     hooks::{self, PodHooks},
     job::{Job, JobError, timeout},
     log::BackupLog,
+    newest,
     outcome::{self, Outcome},
     owed::{self, Mark},
 };
@@ -50,7 +52,7 @@ use crate::{
     collect::{Facts, PodFacts},
     context::Context,
     repository,
-    stall::{self, Stall},
+    stall::{Absence, Stall},
 };
 use successor::Successor;
 
@@ -64,11 +66,14 @@ const LATE: &str = "timed out waiting for all PodVolumeBackups to complete";
 /// How often it is looked (in memory) whether the agent of an unfinished volume is still there.
 const AGENT_CHECK: Duration = Duration::from_secs(15);
 
+/// A volume to move, and what is known of its claim.
+type Chosen = (Selected, Option<ClaimFacts>);
+
 /// What is to be done about volumes.
 #[derive(Debug)]
 pub(super) struct Plan {
     pods: Vec<PodFacts>,
-    chosen: BTreeMap<usize, Vec<(Selected, Option<ClaimFacts>)>>,
+    chosen: BTreeMap<usize, Vec<Chosen>>,
     notes: Vec<Note>,
     /// Objects, pods among them, that `orderedResources` names.
     in_order: Vec<ObjectRef>,
@@ -139,6 +144,61 @@ impl Plan {
         }
     }
 
+    /// What an earlier pass has begun goes on as it was: a claim is not read once more because another pod would be elected now. Gives what
+    /// is to be waited for without its pod, which has gone.
+    fn resume(&mut self, known: &[Arc<PodVolumeBackup>]) -> Vec<(PodFacts, Chosen)> {
+        let claim_of = |volume: &PodVolumeBackup| volume.labels().get(label::PVC_UID).cloned();
+        let begun: BTreeMap<String, &Arc<PodVolumeBackup>> = known
+            .iter()
+            .filter_map(|volume| Some((claim_of(volume)?, volume)))
+            .collect();
+        let mut claims: BTreeMap<String, ClaimFacts> = BTreeMap::new();
+        for (index, chosen) in &mut self.chosen {
+            let uid = self.pods.get(*index).map(|pod| &pod.volumes.uid);
+            chosen.retain(|(selected, claim)| {
+                let other = claim.as_ref().and_then(|claim| begun.get(&claim.uid));
+                let same = other.is_none_or(|volume| {
+                    volume.spec.pod.uid.as_ref() == uid && volume.spec.volume == selected.volume
+                });
+                if let (false, Some(claim)) = (same, claim) {
+                    claims.insert(claim.uid.clone(), claim.clone());
+                }
+                same
+            });
+        }
+        let mut gone = Vec::new();
+        for volume in known {
+            let uid = volume.spec.pod.uid.as_deref().unwrap_or_default();
+            let index = self.pods.iter().position(|pod| pod.volumes.uid == uid);
+            let chosen = index.and_then(|index| self.chosen.get(&index));
+            let mut chosen = chosen.into_iter().flatten();
+            if chosen.any(|(selected, _)| selected.volume == volume.spec.volume) {
+                continue;
+            }
+            let claim = claim_of(volume).map(|uid| {
+                let ancestor = volume.annotations().get(annotation::ANCESTOR_CLAIM_UID);
+                claims.remove(&uid).unwrap_or_else(|| ClaimFacts {
+                    uid,
+                    ancestor: ancestor.cloned(),
+                    ..ClaimFacts::default()
+                })
+            });
+            let selected = Selected {
+                pod: index.unwrap_or_default(),
+                volume: volume.spec.volume.clone(),
+                claim: volume.annotations().get(annotation::PVC_NAME).cloned(),
+            };
+            match index {
+                Some(index) => {
+                    let chosen = self.chosen.entry(index).or_default();
+                    chosen.push((selected, claim));
+                }
+                None => gone.push((PodFacts::gone(volume), (selected, claim))),
+            }
+        }
+        gone
+    }
+
     /// The pod's place among those that go one after the other.
     fn turn(&self, pod: &PodFacts) -> Option<usize> {
         let pod = pod_ref(pod);
@@ -194,6 +254,8 @@ struct Work<'a> {
     foreign: HashMap<String, Vec<String>>,
     /// What became of hooks, by the UID of the pod.
     outcomes: Mutex<BTreeMap<String, Outcome>>,
+    /// Pods through which a claim could not be read, by the claim's namespace and name.
+    tried: Mutex<BTreeMap<(String, String), BTreeSet<String>>>,
 }
 
 /// Does everything about the volumes. `leave_out` is told the pods whose hooks forbid to store them.
@@ -207,7 +269,6 @@ pub(super) async fn run(
     let Ok(mut plan) = planned.await else {
         return Ok(Volumes::default());
     };
-    let mut chosen = std::mem::take(&mut plan.chosen);
     for note in &plan.notes {
         let fields = [
             ("resource", PODS),
@@ -222,6 +283,8 @@ pub(super) async fn run(
     }
     let uid = job.backup.uid().unwrap_or_default();
     let known = of_backup(job.context, &uid);
+    let gone = plan.resume(&known);
+    let mut chosen = std::mem::take(&mut plan.chosen);
     let namespaces: BTreeSet<String> = chosen
         .keys()
         .filter_map(|&pod| plan.pods.get(pod))
@@ -245,6 +308,7 @@ pub(super) async fn run(
         late: AtomicBool::new(false),
         foreign: foreign(job.context, &uid),
         outcomes: Mutex::default(),
+        tried: Mutex::default(),
     };
     let (verdict, mut verdicts) = mpsc::unbounded_channel();
     let mut ways = FuturesUnordered::new();
@@ -264,6 +328,9 @@ pub(super) async fn run(
         }
     }
     drop(verdict);
+    for (pod, chosen) in &gone {
+        ways.push(async { work.all(pod, &[chosen]).await }.boxed());
+    }
     in_turn.sort_by_key(|(turn, _)| *turn);
     let one_by_one = async {
         for (_, way) in in_turn {
@@ -377,7 +444,7 @@ impl Work<'_> {
         &self,
         pod: &PodFacts,
         hooks: PodHooks,
-        chosen: Vec<(Selected, Option<ClaimFacts>)>,
+        chosen: Vec<Chosen>,
         verdict: mpsc::UnboundedSender<Option<ObjectRef>>,
     ) {
         let volumes = &pod.volumes;
@@ -433,7 +500,7 @@ impl Work<'_> {
         &self,
         pod: &PodFacts,
         hooks: &PodHooks,
-        chosen: &[&(Selected, Option<ClaimFacts>)],
+        chosen: &[&Chosen],
         begun: bool,
         tell: impl FnOnce(bool),
     ) {
@@ -454,7 +521,7 @@ impl Work<'_> {
                 return;
             }
             Err(why) => {
-                let outcome = hooks::not_run(pod, &hooks.pre, &why, log);
+                let outcome = hooks::not_run(pod, hooks, &why, log);
                 let forbidden = outcome.forbidden;
                 self.keep(pod, outcome).await;
                 tell(forbidden);
@@ -464,7 +531,7 @@ impl Work<'_> {
                 return;
             }
         };
-        let mut before = hooks::run(context, pod, &hooks.pre, log).await;
+        let mut before = hooks::run(context, self.job.token, pod, &hooks.pre, log).await;
         let forbidden = before.forbidden;
         let undo = !hooks.post.is_empty() && (!forbidden || before.effect);
         before.over = !undo;
@@ -480,7 +547,7 @@ impl Work<'_> {
         }
         // A pod that has gone is not frozen.
         if undo && (gone.is_empty() || owed::is_there(context, pod).await.unwrap_or(true)) {
-            let mut after = hooks::run(context, pod, &hooks.post, log).await;
+            let mut after = hooks::run(context, self.job.token, pod, &hooks.post, log).await;
             after.over = true;
             self.keep(pod, after).await;
         }
@@ -503,7 +570,7 @@ impl Work<'_> {
         &self,
         pod: &PodFacts,
         hooks: &PodHooks,
-        chosen: &[&(Selected, Option<ClaimFacts>)],
+        chosen: &[&Chosen],
     ) -> Result<Option<Vec<Held>>, String> {
         let Job { context, token, .. } = self.job;
         loop {
@@ -522,7 +589,7 @@ impl Work<'_> {
 
     /// A pod and its claims for this backup alone. Claims in the order of their UIDs, and then the pod: nobody waits in a circle, and what
     /// is owed to the pod can be paid while a claim is waited for.
-    async fn hold(&self, pod: &PodFacts, chosen: &[&(Selected, Option<ClaimFacts>)]) -> Vec<Held> {
+    async fn hold(&self, pod: &PodFacts, chosen: &[&Chosen]) -> Vec<Held> {
         let claims: BTreeSet<&str> = chosen
             .iter()
             .filter_map(|(_, claim)| Some(claim.as_ref()?.uid.as_str()))
@@ -565,7 +632,11 @@ impl Work<'_> {
             whole.clone()
         };
         let job = self.job;
-        if let Err(error) = outcome::keep(job.context, job.backup, uid, &whole).await {
+        let keep = async {
+            newest(job.context, job.backup, job.token).await?;
+            Ok::<_, Failure>(outcome::keep(job.context, job.backup, uid, &whole).await?)
+        };
+        if let Err(error) = keep.await {
             tracing::warn!(%error, pod = pod.volumes.name, "what became of its hooks is not kept");
         }
     }
@@ -594,7 +665,7 @@ impl Work<'_> {
     }
 
     /// Moves volumes of a pod at once; each claim is taken first, and one whose pod has gone is read through another.
-    async fn all(&self, pod: &PodFacts, chosen: &[&(Selected, Option<ClaimFacts>)]) {
+    async fn all(&self, pod: &PodFacts, chosen: &[&Chosen]) {
         let moves = chosen.iter().map(|(selected, claim)| {
             let one = async move {
                 if let Some(gone) = self.volume(pod, selected, claim.as_ref(), true).await {
@@ -643,7 +714,7 @@ impl Work<'_> {
         None
     }
 
-    /// A volume that was not begun is read through another pod that mounts its claim, with that pod's hooks.
+    /// A volume that was not begun because of its pod is read through another that mounts its claim, with that pod's hooks.
     fn succeed<'a>(&'a self, pod: &'a PodFacts, gone: Gone<'a>) -> BoxFuture<'a, ()> {
         let next = async move {
             let Gone {
@@ -654,10 +725,21 @@ impl Work<'_> {
             } = gone;
             let fields = fields(pod, selected);
             let context = self.job.context;
-            match successor::of(context, pod, selected.claim.as_deref()).await {
+            let claim_name = selected.claim.clone().unwrap_or_default();
+            let tried = {
+                let key = (pod.volumes.namespace.clone(), claim_name.clone());
+                let mut tried = self.tried.lock();
+                let tried = tried.entry(key).or_default();
+                tried.insert(pod.volumes.uid.clone());
+                tried.clone()
+            };
+            let found = tokio::select! {
+                found = successor::of(context, pod, selected.claim.as_deref(), &tried) => found,
+                () = at(self.deadline) => Successor::Unable(LATE.to_owned()),
+            };
+            match found {
                 Successor::Pod(next, volume) => {
                     let through = &next.volumes.name;
-                    let claim_name = selected.claim.as_deref().unwrap_or_default();
                     let message =
                         format!("{why}; claim {claim_name} is read through pod {through} instead");
                     self.log.warning(&message, &fields);
@@ -676,23 +758,28 @@ impl Work<'_> {
                         None => String::new(),
                     };
                     let message = format!(
-                        "{why}: the pod has gone before volume {} was begun{nobody}; it is not in this backup",
+                        "{why}: the pod has gone or ended before volume {} was begun{nobody}; it is not in this backup",
                         selected.volume
                     );
                     self.log.warning(&message, &fields);
                 }
-                Successor::Unknown => self.log.error(&failed(&why), &fields),
+                Successor::Late(next) => {
+                    let message = format!(
+                        "{why}; pod {next}, which mounts claim {claim_name}, did not run in time; the claim is not in this backup"
+                    );
+                    self.log.warning(&message, &fields);
+                }
+                Successor::Same => self.log.error(&failed(&why), &fields),
+                Successor::Unable(more) => {
+                    self.log.error(&failed(&format!("{why}; {more}")), &fields);
+                }
             }
         };
         next.boxed()
     }
 
     /// Moves volumes of a pod at once, whose claims are held; gives those whose pod may have gone.
-    async fn each<'a>(
-        &self,
-        pod: &PodFacts,
-        chosen: &[&'a (Selected, Option<ClaimFacts>)],
-    ) -> Vec<Gone<'a>> {
+    async fn each<'a>(&self, pod: &PodFacts, chosen: &[&'a Chosen]) -> Vec<Gone<'a>> {
         let moves = chosen
             .iter()
             .map(|(selected, claim)| self.volume(pod, selected, claim.as_ref(), false).boxed());
@@ -716,16 +803,14 @@ impl Work<'_> {
             },
             _ => None,
         };
-        let repository = match self.repositories.get(&pod.volumes.namespace) {
-            Some(ready) => ready
-                .clone()
-                .await
-                .map_err(|why| Problem::NotBegun(why.to_string()))?,
-            None => return Err(Problem::NotBegun("no repository".to_owned())),
-        };
         let name = match known {
             Some(known) => known.name_any(),
             None => {
+                let ready = self.repositories.get(&pod.volumes.namespace).cloned();
+                let ready = ready.ok_or_else(|| Problem::NotBegun("no repository".to_owned()))?;
+                let repository = ready
+                    .await
+                    .map_err(|why| Problem::NotBegun(why.to_string()))?;
                 let _permit = self.requests.acquire().await;
                 self.job
                     .token
@@ -749,7 +834,7 @@ impl Work<'_> {
                 }
             }),
             () = at(self.deadline) => {
-                create::cancel(self.job, &name, LATE).await;
+                self.stop(&name, LATE).await;
                 Err(Problem::Late)
             }
         }
@@ -761,7 +846,7 @@ impl Work<'_> {
         let key = context.key(name);
         let store = &context.stores.pod_volume_backups;
         let mut seen = false;
-        let mut away: Option<Instant> = None;
+        let mut absence = Absence::default();
         let mut stall = Stall::default();
         let limit = context.args.volume_progress_timeout.to_std();
         loop {
@@ -789,19 +874,8 @@ impl Work<'_> {
             if let Some(volume) = &volume {
                 let status = volume.status.as_ref();
                 let progress = status.and_then(|status| status.progress.as_ref());
-                if stall.look(volume.phase(), progress) >= limit {
-                    let why = stall::message(limit);
-                    create::cancel(self.job, name, &why).await;
-                    let stopped = store.wait_for(|store| {
-                        let volume = store.get(&key);
-                        volume
-                            .is_none_or(|volume| volume.phase().is_terminal())
-                            .then_some(())
-                    });
-                    // An agent that hangs for good is not waited for.
-                    if tokio::time::timeout(AGENT_CHECK, stopped).await.is_err() {
-                        create::give_up(self.job, name, &why).await;
-                    }
+                if let Some(why) = stall.look(volume.phase(), progress, limit) {
+                    self.stop(name, &why).await;
                     return Err(why);
                 }
             }
@@ -809,21 +883,50 @@ impl Work<'_> {
                 .map(|volume| volume.spec.node.clone())
                 .unwrap_or_default();
             let agent = agents::of_node(&context.stores.agents, &node);
-            if agent == Agent::Ready {
-                away = None;
+            let Some(away) = absence.look(agent) else {
                 continue;
-            }
-            let away = away.get_or_insert_with(Instant::now).elapsed();
+            };
             if !absence::is_late(agent, away) {
                 continue;
             }
             let state = agents::node_state(&context.clients.call, &node).await;
-            let patience = context.args.resource_timeout.to_std();
+            let patience = absence::Patience {
+                absent: context.args.resource_timeout.to_std(),
+                unready: limit,
+            };
             if let Some(why) = absence::give_up(&node, agent, state, away, patience) {
                 create::give_up(self.job, name, &why).await;
+                self.is_over(name).await;
                 return Err(why);
             }
         }
+    }
+
+    /// Asks the agent to stop. One that hangs is not waited for, nor one that cannot know: definitions of Velero up to 1.16 have no
+    /// `cancel`.
+    async fn stop(&self, name: &str, why: &str) {
+        create::cancel(self.job, name, why).await;
+        if !self.is_over(name).await {
+            create::give_up(self.job, name, why).await;
+            self.is_over(name).await;
+        }
+    }
+
+    /// Waits a moment for a volume to end, as the watch sees it.
+    async fn is_over(&self, name: &str) -> bool {
+        let key = self.job.context.key(name);
+        let over = self
+            .job
+            .context
+            .stores
+            .pod_volume_backups
+            .wait_for(|store| {
+                let volume = store.get(&key);
+                volume
+                    .is_none_or(|volume| volume.phase().is_terminal())
+                    .then_some(())
+            });
+        tokio::time::timeout(AGENT_CHECK, over).await.is_ok()
     }
 }
 

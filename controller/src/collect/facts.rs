@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use jackline_crds::{GoDuration, names::annotation};
+use jackline_crds::{GoDuration, names::annotation, velero::PodVolumeBackup};
 use jackline_policy::{
     backup::{
         hook::{self, Hook, When},
@@ -15,7 +15,7 @@ use jackline_policy::{
 use serde_json::Value;
 
 /// A pod of the backup.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct PodFacts {
     /// Its volumes.
     pub volumes: PodVolumes,
@@ -43,6 +43,22 @@ impl PodFacts {
             pre,
             post,
             hook_warnings: first.into_iter().chain(second).collect(),
+        }
+    }
+
+    /// What is left to know of the pod of a volume that has gone.
+    pub fn gone(volume: &PodVolumeBackup) -> Self {
+        let pod = &volume.spec.pod;
+        let text = |text: &Option<String>| text.clone().unwrap_or_default();
+        Self {
+            volumes: PodVolumes {
+                namespace: text(&pod.namespace),
+                name: text(&pod.name),
+                uid: text(&pod.uid),
+                node: Some(volume.spec.node.clone()),
+                ..PodVolumes::default()
+            },
+            ..Self::default()
         }
     }
 }

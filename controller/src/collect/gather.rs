@@ -5,6 +5,7 @@ use std::{
     io,
     path::Path,
     sync::Arc,
+    time::Duration,
 };
 
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream};
@@ -19,15 +20,19 @@ use kube::Client;
 use serde_json::Value;
 
 use super::{
-    discover::Discovered,
+    discover::{Discovered, discover},
     facts::labels_of,
-    list::{ListError, ListSpec, list},
+    list::{ListError, ListSpec, Take, list},
     spool::{Collection, Page, Spool},
 };
-use crate::backup::log::BackupLog;
+use crate::{backup::log::BackupLog, uri::encoded};
 
 /// Lists that run at once. Each holds a connection and a few chunks of memory.
 const PARALLEL: usize = 12;
+/// A kind that the server does not find, although it serves it, is asked for again this often.
+const SEARCHES: u32 = 4;
+/// After this time.
+const PAUSE: Duration = Duration::from_secs(1);
 const CLAIMS: &str = "persistentvolumeclaims";
 const VOLUMES: &str = "persistentvolumes";
 const NAMESPACES: &str = "namespaces";
@@ -72,6 +77,21 @@ struct Sink {
     api_version: String,
     name: String,
     namespaces: Option<Arc<HashSet<String>>>,
+    /// What was kept before something was read again.
+    known: HashSet<(Option<Arc<str>>, Box<str>)>,
+}
+
+impl Take for Sink {
+    fn take(&mut self, object: Value) -> io::Result<()> {
+        keep(self, object)
+    }
+
+    fn again(&mut self) {
+        let items = self.page.items.iter();
+        self.known = items
+            .map(|item| (item.namespace.clone(), item.name.clone()))
+            .collect();
+    }
 }
 
 fn keep(sink: &mut Sink, mut object: Value) -> io::Result<()> {
@@ -90,6 +110,14 @@ fn keep(sink: &mut Sink, mut object: Value) -> io::Result<()> {
         _ => false,
     };
     if outside {
+        return Ok(());
+    }
+    let namespace: Option<Arc<str>> = namespace.map(Arc::from);
+    if !sink.known.is_empty()
+        && sink
+            .known
+            .contains(&(namespace.clone(), name.as_str().into()))
+    {
         return Ok(());
     }
     let left_out = object::skip(&object);
@@ -115,7 +143,6 @@ fn keep(sink: &mut Sink, mut object: Value) -> io::Result<()> {
         fields.insert("kind".to_owned(), Value::String(sink.kind.clone()));
     }
     let json = serde_json::to_vec(&object)?;
-    let namespace = namespace.map(Arc::from);
     sink.page.push(
         &sink.spool,
         sink.resource,
@@ -150,29 +177,67 @@ impl Gatherer<'_> {
             api_version: resource.api_version(),
             name: resource.group_resource(),
             namespaces,
+            known: HashSet::new(),
         }
     }
 
-    /// All objects of a kind that one namespace (or none) and one selector (or none) bound.
+    /// All objects of a kind that one namespace (or none) and one selector (or none) bound; where that fails, those that were read.
     async fn list(
         &self,
         index: usize,
         namespace: Option<&str>,
         selector: Option<&str>,
         namespaces: Option<Arc<HashSet<String>>>,
-    ) -> Result<Page, ListError> {
+    ) -> (Page, Result<(), ListError>) {
         let Some(resource) = self.resources.get(index) else {
-            return Ok(Page::default());
+            return (Page::default(), Ok(()));
         };
         let spec = ListSpec {
             path: path(resource, namespace, None),
             selector: selector.map(str::to_owned),
             page: self.request.page,
         };
-        let sink = self.sink(index, resource, namespaces);
-        let mut sink = list(self.client, &spec, sink, keep).await?;
-        sink.page.flush(&sink.spool, &mut sink.flushed)?;
-        Ok(sink.page)
+        let mut sink = self.sink(index, resource, namespaces);
+        let mut searches = 0;
+        let result = loop {
+            let (back, result) = list(self.client, &spec, sink).await;
+            let Some(back) = back else {
+                return (Page::default(), result);
+            };
+            sink = back;
+            match result {
+                Err(error) if error.is_absent() => {
+                    if !self.serves(resource).await {
+                        break Err(ListError::Gone);
+                    }
+                    if searches == SEARCHES {
+                        break Err(error);
+                    }
+                    searches += 1;
+                    sink.again();
+                    tokio::time::sleep(PAUSE).await;
+                }
+                result => break result,
+            }
+        };
+        // What cannot be written to the file cannot be read from it.
+        if let Err(ListError::Spool(_)) = result {
+            return (Page::default(), result);
+        }
+        match sink.page.flush(&sink.spool, &mut sink.flushed) {
+            Ok(()) => (sink.page, result),
+            Err(error) => (Page::default(), Err(error.into())),
+        }
+    }
+
+    /// Whether the cluster serves the kind now, as far as it can be known: what the server of its group would say may be out of date.
+    async fn serves(&self, resource: &Resource) -> bool {
+        let Ok(found) = discover(self.client).await else {
+            return true;
+        };
+        let group = format!("{}/", resource.group);
+        found.stale.iter().any(|stale| stale.starts_with(&group))
+            || found.catalogue.find(&resource.group_resource()).is_some()
     }
 
     /// One object; `None` when it is not there.
@@ -211,7 +276,10 @@ fn path(resource: &Resource, namespace: Option<&str>, name: Option<&str>) -> Str
         path = format!("{path}/namespaces/{namespace}");
     }
     path = format!("{path}/{}", resource.plural);
-    name.map_or_else(|| path.clone(), |name| format!("{path}/{name}"))
+    match name {
+        Some(name) => format!("{path}/{}", encoded(name)),
+        None => path,
+    }
 }
 
 /// Which namespaces belong to the backup.
@@ -273,10 +341,8 @@ pub async fn collect(
             .position(|r| r.group_resource() == name)
     };
     let namespaces_index = index_of(NAMESPACES).unwrap_or_default();
-    let namespace_page = gatherer
-        .list(namespaces_index, None, None, None)
-        .await
-        .map_err(CollectError::Namespaces)?;
+    let (namespace_page, result) = gatherer.list(namespaces_index, None, None, None).await;
+    result.map_err(CollectError::Namespaces)?;
     let scope = namespaces(&namespace_page, request.filter, log);
 
     let wanted: Vec<usize> = (0..gatherer.resources.len())
@@ -335,18 +401,15 @@ impl Gatherer<'_> {
             .map(|(index, place, selector)| {
                 let included = Some(scope.included.clone());
                 async move {
-                    (
-                        index,
-                        place,
-                        self.list(index, place, selector, included).await,
-                    )
+                    let (page, result) = self.list(index, place, selector, included).await;
+                    (index, place, page, result)
                 }
                 .boxed()
             })
             .collect();
         // In order, so that the same cluster always gives the same archive.
         let mut results = stream::iter(lists).buffered(PARALLEL);
-        while let Some((index, place, result)) = results.next().await {
+        while let Some((index, place, page, result)) = results.next().await {
             let resource = self
                 .resources
                 .get(index)
@@ -356,16 +419,17 @@ impl Gatherer<'_> {
                 ("resource", resource.as_str()),
                 ("namespace", place.unwrap_or_default()),
             ];
+            if !page.items.is_empty() {
+                self.log
+                    .info(&format!("Retrieved {} items", page.items.len()), &fields);
+            }
+            collection.add(page);
             match result {
-                Ok(page) => {
-                    if !page.items.is_empty() {
-                        self.log
-                            .info(&format!("Retrieved {} items", page.items.len()), &fields);
-                    }
-                    collection.add(page);
-                }
-                // Gone since discovery.
-                Err(error) if error.is_absent() => self.log.info("Resource is not served", &fields),
+                Ok(()) => {}
+                Err(ListError::Gone) => self.log.warning(
+                    "The cluster serves this resource no more: it went while its items were being listed",
+                    &fields,
+                ),
                 Err(error) => {
                     let error = chain(&error);
                     let fields = [fields[0], fields[1], ("error", error.as_str())];
@@ -454,12 +518,13 @@ impl Gatherer<'_> {
         let Some(index) = resources.position(|r| r.group_resource() == VOLUMES) else {
             return;
         };
-        match self.list(index, None, None, None).await {
-            Ok(page) => facts.volumes.extend(page.facts.volumes),
-            Err(error) => self.log.error(
+        let (page, result) = self.list(index, None, None, None).await;
+        facts.volumes.extend(page.facts.volumes);
+        if let Err(error) = result {
+            self.log.error(
                 "Error listing persistent volumes, which volume policies look at",
                 &[("error", &chain(&error))],
-            ),
+            );
         }
     }
 
@@ -474,13 +539,14 @@ impl Gatherer<'_> {
                 .iter()
                 .position(|r| r.group_resource() == BINDINGS)
         {
-            match self.list(index, None, None, None).await {
-                // Only what they say is of interest; those that are needed are fetched by name.
-                Ok(page) => collection.facts.bindings.extend(page.facts.bindings),
-                Err(error) => self.log.error(
+            let (page, result) = self.list(index, None, None, None).await;
+            // Only what they say is of interest; those that are needed are fetched by name.
+            collection.facts.bindings.extend(page.facts.bindings);
+            if let Err(error) = result {
+                self.log.error(
                     "Error listing cluster role bindings",
                     &[("error", &chain(&error))],
-                ),
+                );
             }
         }
         let facts = &mut collection.facts;
@@ -580,10 +646,142 @@ fn chain(error: &dyn std::error::Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    use jackline_policy::backup::object::Skip;
+    use jackline_policy::backup::{Catalogue, filter::RawFilter, object::Skip};
     use serde_json::json;
 
     use super::*;
+    use crate::collect::scripted::{Server, page, refusal};
+
+    const ROLES: &str = "roles.rbac.authorization.k8s.io";
+
+    fn catalogue() -> Catalogue {
+        let resource = |group: &str, plural: &str| Resource {
+            group: group.to_owned(),
+            version: "v1".to_owned(),
+            plural: plural.to_owned(),
+            kind: "Any".to_owned(),
+            ..Resource::default()
+        };
+        Catalogue::new(vec![
+            resource("shop.io", "gadgets"),
+            resource("rbac.authorization.k8s.io", "roles"),
+        ])
+    }
+
+    /// The two answers of discovery: `shop.io` serves gadgets or not, or does not say.
+    fn discovery(gadgets: bool, freshness: &str) -> [(u16, String); 2] {
+        let verbs = ["list", "create", "get", "delete"];
+        let gadgets = json!([{"resource": "gadgets", "scope": "Cluster", "verbs": verbs}])
+            .as_array()
+            .filter(|_| gadgets)
+            .cloned();
+        let groups = json!({"kind": "APIGroupDiscoveryList", "apiVersion": "apidiscovery.k8s.io/v2", "metadata": {}, "items": [{
+            "metadata": {"name": "shop.io"},
+            "versions": [{"version": "v1", "freshness": freshness, "resources": gadgets.unwrap_or_default()}],
+        }]});
+        let mut core = groups.clone();
+        core["items"] = json!([]);
+        [(200, core.to_string()), (200, groups.to_string())]
+    }
+
+    /// Collects gadgets from a server with these answers: the names, and the numbers of warnings and errors.
+    async fn gadgets(answers: Vec<(u16, String)>) -> (String, (usize, usize), Vec<String>) {
+        let (directory, server) = (tempfile::tempdir().unwrap(), Server::new(answers));
+        let (client, catalogue) = (server.client(), catalogue());
+        let (filter, _) = Filter::new(&RawFilter::default(), &catalogue).unwrap();
+        let request = Request {
+            filter: &filter,
+            selectors: &[],
+            page: 2,
+            scratch: directory.path(),
+            know_volumes: false,
+        };
+        let log = BackupLog::new("velero/b".to_owned(), directory.path()).unwrap();
+        let spool = Arc::new(Spool::new(directory.path()).unwrap());
+        let mut collection = Collection::new(catalogue.clone(), spool.reader().unwrap());
+        let gatherer = Gatherer {
+            client: &client,
+            request: &request,
+            resources: catalogue.resources(),
+            spool,
+            log: &log,
+        };
+        let scope = Namespaces {
+            included: Arc::default(),
+            single: None,
+        };
+        gatherer.lists(&[0], &scope, &mut collection).await;
+        let mut names = Vec::new();
+        for item in collection.items() {
+            let stored = collection.read(item).unwrap();
+            let stored: Value = serde_json::from_slice(&stored).unwrap();
+            assert_eq!(stored["metadata"]["name"], *item.name);
+            names.push(item.name.to_string());
+        }
+        (names.join(""), log.counts(), server.asked())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_kind_that_is_not_found_is_an_error_unless_it_has_gone() {
+        let begun = || vec![page(&["a", "b"], "t"), refusal(404, json!({}))];
+        // It has gone.
+        let answers = [begun(), discovery(false, "Current").to_vec()].concat();
+        let (names, counts, _) = gadgets(answers).await;
+        assert_eq!((names.as_str(), counts), ("ab", (1, 0)));
+        // It is there: nothing is stored twice.
+        let found = vec![page(&["a", "b"], "u"), page(&["c"], "")];
+        let answers = [begun(), discovery(true, "Current").to_vec(), found].concat();
+        let (names, counts, asked) = gadgets(answers).await;
+        assert_eq!((names.as_str(), counts), ("abc", (0, 0)));
+        assert!(!asked[4].contains("continue"), "{asked:?}");
+        // It is said to be there, or nobody knows, and never found.
+        for known in [discovery(true, "Current"), discovery(false, "Stale")] {
+            let round = [known.to_vec(), vec![refusal(404, json!({}))]].concat();
+            let answers = [begun(), vec![round; 5].concat()].concat();
+            let (names, counts, _) = gadgets(answers).await;
+            assert_eq!((names.as_str(), counts), ("ab", (0, 1)));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_kind_that_cannot_be_listed_is_an_error() {
+        let (names, counts, asked) = gadgets(vec![refusal(405, json!({}))]).await;
+        assert_eq!((names.as_str(), counts, asked.len()), ("", (0, 1), 1));
+    }
+
+    #[test]
+    fn a_name_is_one_part_of_the_path() {
+        let catalogue = catalogue();
+        let roles = catalogue.find(ROLES).unwrap();
+        assert_eq!(
+            path(roles, Some("shop"), Some("a b?c#d%e/f")),
+            "/apis/rbac.authorization.k8s.io/v1/namespaces/shop/roles/a%20b%3Fc%23d%25e%2Ff"
+        );
+    }
+
+    #[test]
+    fn what_is_read_again_is_kept_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut sink = Sink {
+            page: Page::default(),
+            flushed: 0,
+            spool: Arc::new(Spool::new(directory.path()).unwrap()),
+            resource: 0,
+            kind: "ServiceAccount".to_owned(),
+            api_version: "v1".to_owned(),
+            name: "serviceaccounts".to_owned(),
+            namespaces: None,
+            known: HashSet::new(),
+        };
+        let account =
+            |namespace| json!({"metadata": {"namespace": namespace, "name": "robot", "uid": "u"}});
+        sink.take(account("shop")).unwrap();
+        sink.again();
+        sink.take(account("shop")).unwrap();
+        sink.take(account("zoo")).unwrap();
+        assert_eq!(sink.page.items.len(), 2);
+        assert_eq!(sink.page.facts.accounts.len(), 2);
+    }
 
     /// Keeps one claim that is bound to `disk`, as a list of `shop` brings it.
     fn kept(metadata: Value) -> Page {
@@ -597,6 +795,7 @@ mod tests {
             api_version: "v1".to_owned(),
             name: CLAIMS.to_owned(),
             namespaces: Some(Arc::new(["shop".to_owned()].into())),
+            known: HashSet::new(),
         };
         let spec = json!({"volumeName": "disk"});
         let claim = json!({"metadata": metadata, "spec": spec, "status": {"phase": "Bound"}});

@@ -3,6 +3,7 @@
 use std::{
     fmt,
     io::{self, BufReader, Read},
+    time::Duration,
 };
 
 use futures::AsyncReadExt;
@@ -14,12 +15,12 @@ use serde::{
 use serde_json::Value;
 use tokio::sync::mpsc;
 
+use super::pages::{Pages, Trouble};
+
 /// Bytes handed from the network to the parser at once.
 const CHUNK: usize = 64 << 10;
 /// Chunks that may wait for the parser.
 const CHUNKS: usize = 8;
-/// A list whose token has expired is begun again this often.
-const RESTARTS: u32 = 3;
 
 /// Why a list could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -39,13 +40,44 @@ pub enum ListError {
     /// The parser died.
     #[error("the parser of a list ended unexpectedly")]
     Parser,
+    /// The kind has gone since discovery.
+    #[error("the cluster serves this kind no more")]
+    Gone,
 }
 
 impl ListError {
     /// Whether the server said that there is no such thing.
     pub fn is_absent(&self) -> bool {
-        matches!(self, Self::Api(kube::Error::Api(status)) if status.code == 404 || status.code == 405)
+        matches!(self, Self::Api(kube::Error::Api(status)) if status.code == 404)
     }
+
+    fn trouble(&self) -> Trouble {
+        match self {
+            Self::Api(kube::Error::Api(status)) => match status.code {
+                410 => {
+                    let offered = status.metadata.as_ref().and_then(|m| m.continue_.clone());
+                    Trouble::Expired(offered.filter(|token| !token.is_empty()))
+                }
+                429 | 500.. => {
+                    let asked = status.details.as_ref().map(|d| d.retry_after_seconds);
+                    let asked = asked.filter(|seconds| *seconds > 0);
+                    Trouble::Passing(asked.map(|seconds| Duration::from_secs(seconds.into())))
+                }
+                _ => Trouble::Lasting,
+            },
+            Self::Api(kube::Error::BuildRequest(_)) => Trouble::Lasting,
+            Self::Api(_) | Self::Read(_) => Trouble::Passing(None),
+            Self::Spool(_) | Self::Request(_) | Self::Parser | Self::Gone => Trouble::Lasting,
+        }
+    }
+}
+
+/// Who takes the objects of a list.
+pub(super) trait Take: Send + 'static {
+    /// Takes an object.
+    fn take(&mut self, object: Value) -> io::Result<()>;
+    /// Objects that were taken may come once more.
+    fn again(&mut self);
 }
 
 /// What to list.
@@ -59,59 +91,51 @@ pub(super) struct ListSpec {
     pub(super) page: u32,
 }
 
-/// Lists all pages and hands each object to `each`, which is moved to the thread that parses and comes back at the end.
-pub(super) async fn list<S>(
+/// Lists all pages and hands each object to `taker`, which is moved to the thread that parses and comes back at the end, with what it
+/// has taken even where that is not all. `None`: that thread has died.
+pub(super) async fn list<T: Take>(
     client: &Client,
     spec: &ListSpec,
-    mut state: S,
-    each: fn(&mut S, Value) -> io::Result<()>,
-) -> Result<S, ListError>
-where
-    S: Send + 'static,
-{
-    let mut token: Option<String> = None;
-    let mut restarts = 0;
+    mut taker: T,
+) -> (Option<T>, Result<(), ListError>) {
+    let mut pages = Pages::default();
     loop {
-        let result = page(client, spec, token.as_deref(), state, each).await;
+        let (back, result) = page(client, spec, &pages, taker).await;
+        let Some(back) = back else {
+            return (None, result.map(|_| ()));
+        };
+        taker = back;
         match result {
-            (Some(back), Ok(next)) => {
-                state = back;
-                match next {
-                    Some(next) => token = Some(next),
-                    None => return Ok(state),
+            Ok(next) => {
+                if !pages.read(next) {
+                    return (Some(taker), Ok(()));
                 }
             }
-            // The list's version is too old by now. What was read stays; names that are known are not taken twice.
-            (Some(back), Err(ListError::Api(kube::Error::Api(status))))
-                if status.code == 410 && restarts < RESTARTS =>
-            {
-                state = back;
-                token = None;
-                restarts += 1;
+            Err(error) => {
+                let Some(pause) = pages.failed(error.trouble()) else {
+                    return (Some(taker), Err(error));
+                };
+                tracing::debug!(path = spec.path, %error, ?pause, "a page is asked for again");
+                taker.again();
+                tokio::time::sleep(pause).await;
             }
-            (_, Err(error)) => return Err(error),
-            (None, Ok(_)) => return Err(ListError::Parser),
         }
     }
 }
 
-async fn page<S>(
+async fn page<T: Take>(
     client: &Client,
     spec: &ListSpec,
-    token: Option<&str>,
-    mut state: S,
-    each: fn(&mut S, Value) -> io::Result<()>,
-) -> (Option<S>, Result<Option<String>, ListError>)
-where
-    S: Send + 'static,
-{
-    let request = match request(spec, token) {
+    pages: &Pages,
+    mut taker: T,
+) -> (Option<T>, Result<Option<String>, ListError>) {
+    let request = match request(spec, pages) {
         Ok(request) => request,
-        Err(error) => return (Some(state), Err(error)),
+        Err(error) => return (Some(taker), Err(error)),
     };
     let mut stream = match client.request_stream(request).await {
         Ok(stream) => Box::pin(stream),
-        Err(error) => return (Some(state), Err(error.into())),
+        Err(error) => return (Some(taker), Err(error.into())),
     };
     let (sender, receiver) = mpsc::channel::<io::Result<Vec<u8>>>(CHUNKS);
     let parser = tokio::task::spawn_blocking(move || {
@@ -127,7 +151,8 @@ where
         let mut failed = None;
         let seed = ListSeed {
             each: &mut |object| {
-                each(&mut state, object)
+                taker
+                    .take(object)
                     .map_err(|error| {
                         failed = Some(error);
                     })
@@ -139,7 +164,7 @@ where
             Some(error) => Err(ListError::Spool(error)),
             None => result.map_err(|error| ListError::Read(error.to_string())),
         };
-        (state, result)
+        (taker, result)
     });
     let mut buffer = vec![0; CHUNK];
     loop {
@@ -156,20 +181,20 @@ where
     }
     drop(sender);
     match parser.await {
-        Ok((state, result)) => (Some(state), result),
+        Ok((taker, result)) => (Some(taker), result),
         Err(_) => (None, Err(ListError::Parser)),
     }
 }
 
-fn request(spec: &ListSpec, token: Option<&str>) -> Result<http::Request<Vec<u8>>, ListError> {
+fn request(spec: &ListSpec, pages: &Pages) -> Result<http::Request<Vec<u8>>, ListError> {
     let params = kube::api::ListParams {
         label_selector: spec.selector.clone(),
-        limit: Some(spec.page),
-        continue_token: token.map(str::to_owned),
+        limit: (!pages.whole()).then_some(spec.page),
+        continue_token: pages.token().map(str::to_owned),
         ..kube::api::ListParams::default()
     };
     let request = ApiRequest::new(&spec.path).list(&params);
-    request.map_err(|error| ListError::Read(error.to_string()))
+    request.map_err(|error| kube::Error::BuildRequest(error).into())
 }
 
 /// The chunks of a body as a reader.
@@ -270,7 +295,112 @@ impl<'de> Visitor<'de> for ItemsSeed<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
+    use serde_json::json;
+
     use super::*;
+    use crate::collect::scripted::{Server, page, refusal};
+
+    /// The names that came, and how often some may have come once more.
+    #[derive(Debug, Default)]
+    struct Names {
+        seen: Vec<String>,
+        again: usize,
+    }
+
+    impl Take for Names {
+        fn take(&mut self, object: Value) -> io::Result<()> {
+            let name = object["metadata"]["name"].as_str().unwrap_or_default();
+            self.seen.push(name.to_owned());
+            Ok(())
+        }
+
+        fn again(&mut self) {
+            self.again += 1;
+        }
+    }
+
+    /// Lists what a server answers: every name, how often something may have come twice, how it ended, and what was asked for.
+    async fn listed(
+        answers: impl IntoIterator<Item = (u16, String)>,
+    ) -> (String, usize, Result<(), ListError>, Vec<String>) {
+        let server = Server::new(answers);
+        let spec = ListSpec {
+            path: "/api/v1/pods".to_owned(),
+            selector: None,
+            page: 2,
+        };
+        let (names, result) = list(&server.client(), &spec, Names::default()).await;
+        let Names { seen, again } = names.unwrap();
+        let distinct: BTreeSet<String> = seen.into_iter().collect();
+        let names: Vec<String> = distinct.into_iter().collect();
+        (names.join(""), again, result, server.asked())
+    }
+
+    fn cut(mut page: (u16, String)) -> (u16, String) {
+        page.1.truncate(page.1.len() - 20);
+        page
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_page_that_breaks_off_is_read_again_with_its_token() {
+        let answers = [
+            page(&["a", "b"], "t"),
+            cut(page(&["c", "d"], "")),
+            (502, "bad gateway".to_owned()),
+            page(&["c", "d"], ""),
+        ];
+        let (names, again, result, asked) = listed(answers).await;
+        assert!(result.is_ok(), "{result:?}");
+        assert_eq!((names.as_str(), again), ("abcd", 2));
+        assert_eq!(asked[1], "/api/v1/pods?&limit=2&continue=t");
+        assert!(asked[1..].iter().all(|uri| *uri == asked[1]), "{asked:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_busy_server_is_given_the_time_that_it_asks_for() {
+        let busy = refusal(429, json!({"details": {"retryAfterSeconds": 9}}));
+        let began = tokio::time::Instant::now();
+        let (names, _, result, _) = listed([busy, page(&["a"], "")]).await;
+        assert!(result.is_ok() && names == "a", "{result:?}");
+        assert_eq!(began.elapsed().as_secs(), 9);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_read_stays_where_the_rest_cannot_be_had() {
+        let answers = [page(&["a", "b"], "t"), refusal(403, json!({}))];
+        let (names, again, result, asked) = listed(answers).await;
+        assert_eq!((names.as_str(), again, asked.len()), ("ab", 0, 2));
+        assert!(matches!(result, Err(ListError::Api(_))), "{result:?}");
+        // A server that is out of answers fails in passing.
+        let (names, again, result, _) = listed([page(&["a", "b"], "t")]).await;
+        assert_eq!((names.as_str(), again), ("ab", 4));
+        assert!(result.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_expired_list_goes_on_or_begins_again() {
+        let offer = refusal(410, json!({"metadata": {"continue": "n"}}));
+        let answers = [page(&["a", "b"], "t"), offer, page(&["c"], "")];
+        let (names, _, result, asked) = listed(answers).await;
+        assert!(result.is_ok() && names == "abc", "{result:?}");
+        assert!(asked[2].contains("continue=n"), "{asked:?}");
+
+        let expired = || refusal(410, json!({}));
+        let answers = [
+            page(&["a", "b"], "t"),
+            expired(),
+            page(&["a", "b"], "u"),
+            expired(),
+            page(&["a", "b", "c"], ""),
+        ];
+        let (names, again, result, asked) = listed(answers).await;
+        assert!(result.is_ok() && names == "abc", "{result:?}");
+        assert_eq!(again, 2);
+        assert!(!asked[2].contains("continue"), "{asked:?}");
+        assert!(!asked[4].contains("limit"), "{asked:?}");
+    }
 
     fn read(json: &str) -> (Result<Option<String>, serde_json::Error>, Vec<Value>) {
         let mut seen = Vec::new();

@@ -1,13 +1,6 @@
 //! The collected objects: names in memory, contents in a file without a name, which is gone with the process.
 
-use std::{
-    collections::HashMap,
-    fs::File,
-    io::{self, Write},
-    os::unix::fs::FileExt,
-    path::Path,
-    sync::Arc,
-};
+use std::{collections::HashMap, fs::File, io, os::unix::fs::FileExt, path::Path, sync::Arc};
 
 use jackline_policy::{
     backup::{Catalogue, object::ObjectRef},
@@ -47,7 +40,8 @@ impl Spool {
     pub(super) fn append(&self, content: &[u8]) -> io::Result<u64> {
         let mut file = self.file.lock();
         let offset = file.1;
-        file.0.write_all(content)?;
+        // What a failed write leaves behind is written over.
+        file.0.write_all_at(content, offset)?;
         file.1 += content.len() as u64;
         Ok(offset)
     }

@@ -2,24 +2,60 @@
 
 use jackline_crds::{
     names::{FIELD_MANAGER, label, label_value},
-    velero::{Backup, DeleteBackupRequest, DeleteBackupRequestSpec},
+    velero::{Backup, DeleteBackupRequest, DeleteBackupRequestSpec, DeletePhase},
 };
-use jackline_policy::naming;
+use jackline_policy::{expiry::Asked, naming};
 use jackline_runtime::{Failure, LeaderToken};
+use jiff::Timestamp;
 use kube::{
     ResourceExt,
     api::{ObjectMeta, PostParams},
 };
 
-use crate::context::Context;
+use crate::{args::Engine, context::Context, remove::remove};
 
 /// Whether the deletion of a backup of this name has been asked for.
-pub fn is_requested(context: &Context, backup: &str) -> bool {
+pub fn asked(context: &Context, backup: &str) -> Asked {
     let of = |request: &DeleteBackupRequest| request.spec.backup_name == backup;
-    context.stores.deletions.find(of).is_some()
+    let requests = context.stores.deletions.filter(of);
+    // A Velero that is in charge takes those that it has refused away itself.
+    let ours = context.args.engine != Engine::Velero;
+    if requests
+        .iter()
+        .any(|request| !(ours && is_refused(request)))
+    {
+        return Asked::Open;
+    }
+    let newest = requests.iter().map(|request| created(request)).max();
+    newest.map_or(Asked::No, Asked::Refused)
 }
 
-/// Asks for a deletion. The request's name is a function of the Backup, so asking twice asks once.
+/// Whether the deletion of a backup of this name is about to be carried out, or was refused a short while ago.
+pub fn is_requested(context: &Context, backup: &str) -> bool {
+    let asked = asked(context, backup);
+    asked == Asked::Open || asked.rests(Timestamp::now()).is_some()
+}
+
+/// A request that was carried out is gone.
+fn is_refused(request: &DeleteBackupRequest) -> bool {
+    request.phase() == DeletePhase::Processed
+}
+
+fn created(request: &DeleteBackupRequest) -> Timestamp {
+    let created = request.metadata.creation_timestamp.as_ref();
+    created.map_or(Timestamp::UNIX_EPOCH, |time| time.0)
+}
+
+/// The UID of the Backup that a request means, where that is not the present one of its name: a request that was made for an earlier
+/// backup, or that came with a restore, is none for this.
+pub fn other_backup<'a>(request: &'a DeleteBackupRequest, backup: &Backup) -> Option<&'a str> {
+    let meant = request.labels().get(label::BACKUP_UID)?;
+    let other = !meant.is_empty() && Some(meant) != backup.metadata.uid.as_ref();
+    other.then_some(meant)
+}
+
+/// Asks for a deletion. The request's name is a function of the Backup, so asking twice asks once; one that was refused some time ago
+/// gives way.
 ///
 /// # Errors
 /// When the API server does not take it.
@@ -53,12 +89,49 @@ pub async fn request(
     };
     token.check()?;
     let api = context.api::<DeleteBackupRequest>();
-    match api.create(&params, &request).await {
+    let mut made = api.create(&params, &request).await;
+    if is_there(&made)
+        && let Some(old) = api.get_opt(&request.name_any()).await?
+        && is_refused(&old)
+        && Asked::Refused(created(&old))
+            .rests(Timestamp::now())
+            .is_none()
+    {
+        remove(&api, &old, token).await?;
+        made = api.create(&params, &request).await;
+    }
+    match made {
         Ok(_) => {
             tracing::info!(backup = name, why, "deletion of the backup is requested");
             Ok(())
         }
-        Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(()),
+        made if is_there(&made) => Ok(()),
         Err(error) => Err(error.into()),
+    }
+}
+
+fn is_there<T>(made: &Result<T, kube::Error>) -> bool {
+    matches!(made, Err(kube::Error::Api(status)) if status.is_already_exists())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_with_the_uid_of_another_backup_is_none_for_this() {
+        let mut backup = Backup::new("b", Default::default());
+        backup.metadata.uid = Some("now".to_owned());
+        let mut request = DeleteBackupRequest::new("r", Default::default());
+        for (label, other) in [
+            (None, None),
+            (Some(""), None),
+            (Some("now"), None),
+            (Some("before"), Some("before")),
+        ] {
+            let labels = label.map(|uid| (label::BACKUP_UID.to_owned(), uid.to_owned()));
+            request.metadata.labels = Some(labels.into_iter().collect());
+            assert_eq!(other_backup(&request, &backup), other, "{label:?}");
+        }
     }
 }

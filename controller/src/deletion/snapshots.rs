@@ -7,10 +7,7 @@ use jackline_crds::velero::{Backup, BackupStorageLocation, PodVolumeBackup, Uplo
 use jackline_policy::naming::is_dns_label;
 use jackline_repository::{Error, SnapshotInfo};
 use jackline_runtime::Failure;
-use jackline_storage::{
-    ObjectStore,
-    layout::{BackupFile, backup_object},
-};
+use jackline_storage::ObjectStore;
 use kube::ResourceExt;
 
 use crate::{
@@ -74,11 +71,11 @@ pub async fn of_backup(
     let mut uids: BTreeSet<String> = backup.metadata.uid.clone().into_iter().collect();
     uids.extend(stored_uid(store, &name).await?);
     let in_cluster = sync::pod_volumes(context, backup);
-    let in_bucket = stored_list(store, &name).await?;
+    let (in_bucket, whole) = stored_list(store, &name).await?;
     let in_cluster = in_cluster.iter().map(AsRef::as_ref);
-    let volumes = in_cluster.chain(in_bucket.iter().flatten());
+    let volumes = in_cluster.chain(&in_bucket);
     let mut by_namespace = ids_by_namespace(volumes, &mut uids);
-    if in_bucket.is_none() || by_namespace.is_empty() {
+    if !whole || by_namespace.is_empty() {
         // What the cluster has may not be all: every repository of the location is searched.
         let found = location::repositories(store)
             .await
@@ -93,24 +90,28 @@ pub async fn of_backup(
     })
 }
 
-/// The list in the bucket; `None` where it is absent or damaged, for neither must keep a backup from being deleted.
+/// The list in the bucket, and whether it is whole: one that is absent or damaged must not keep a backup from being deleted.
 async fn stored_list(
     store: &dyn ObjectStore,
     name: &str,
-) -> Result<Option<Vec<PodVolumeBackup>>, Failure> {
-    match sync::stored_pod_volumes(store, name).await {
-        Ok(stored) => Ok(stored),
-        Err(error) if error.is_damage() => {
-            let why = location::chain(&error);
-            tracing::warn!(
-                backup = name,
-                why,
-                "snapshots are searched by their tags alone"
-            );
-            Ok(None)
+) -> Result<(Vec<PodVolumeBackup>, bool), Failure> {
+    let (volumes, why) = match sync::stored_pod_volumes(store, name).await {
+        Ok(None) => return Ok((Vec::new(), false)),
+        Ok(Some(stored)) => {
+            let doubt = stored.doubt();
+            (stored.volumes, doubt)
         }
-        Err(error) => Err(error.into()),
+        Err(error) if error.is_damage() => (Vec::new(), Some(location::chain(&error))),
+        Err(error) => return Err(error.into()),
+    };
+    if let Some(why) = &why {
+        tracing::warn!(
+            backup = name,
+            why,
+            "snapshots are searched by their tags too"
+        );
     }
+    Ok((volumes, why.is_none()))
 }
 
 /// The snapshots that lists name. Their backup's UIDs are added to `uids`.
@@ -143,11 +144,8 @@ fn ids_by_namespace<'a>(
 /// # Errors
 /// When the bucket cannot be read.
 pub async fn stored_uid(store: &dyn ObjectStore, name: &str) -> Result<Option<String>, Failure> {
-    let key = backup_object(name, BackupFile::Metadata);
-    match sync::read_object(store, &key, sync::METADATA).await {
-        Ok(body) => Ok(body
-            .and_then(|body| serde_json::from_slice::<Backup>(&body).ok())
-            .and_then(|stored| stored.metadata.uid)),
+    match sync::read_backup(store, name).await {
+        Ok(stored) => Ok(stored.and_then(|stored| stored.metadata.uid)),
         // Damage here must not keep a backup from being deleted.
         Err(error) if error.is_damage() => Ok(None),
         Err(error) => Err(error.into()),
@@ -212,7 +210,10 @@ mod tests {
     use std::io::Write;
 
     use flate2::{Compression, write::GzEncoder};
-    use jackline_storage::memory::MemoryStore;
+    use jackline_storage::{
+        layout::{BackupFile, backup_object},
+        memory::MemoryStore,
+    };
     use serde_json::json;
 
     use super::*;
@@ -221,7 +222,7 @@ mod tests {
     async fn without_a_readable_list_all_repositories_are_searched() {
         let store = MemoryStore::new();
         let key = backup_object("b", BackupFile::PodVolumeBackups);
-        let is_found = async || stored_list(&store, "b").await.unwrap().is_some();
+        let is_found = async || stored_list(&store, "b").await.unwrap().1;
         assert!(!is_found().await);
         store.put(&key, "nonsense".into()).await.unwrap();
         assert!(!is_found().await);

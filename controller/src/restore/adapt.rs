@@ -1,6 +1,6 @@
 //! What the user wants different on the objects of a restore: names that are mapped, patches, and how pods wait, read from ConfigMaps.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use jackline_crds::velero::RestoreSpec;
 use jackline_policy::restore::{mapping::Mappings, modify::Modifiers, waiter::Settings};
@@ -52,23 +52,26 @@ pub async fn read(
             .and_then(|config| config.data)
             .unwrap_or_default())
     };
-    let mut mappings = Mappings {
+    let nodes: Api<Node> = Api::all(context.clients.call.clone());
+    let nodes = nodes.list_metadata(&ListParams::default()).await?;
+    let mappings = Mappings {
         classes: mapping("change-storage-class").await?,
         nodes: mapping("change-pvc-node-selector").await?,
+        here: nodes.items.iter().map(ResourceExt::name_any).collect(),
         images: Mappings::image_pairs(mapping("change-image-name").await?.values()),
     };
     let waiter = mapping("pod-volume-restore").await?;
     let (waiter, wrong) = Settings::parse(&waiter, &rules::yaml);
-    let warnings = wrong.into_iter().map(|why| {
+    let wrong = wrong.into_iter().map(|why| {
         format!("ConfigMap with label velero.io/pod-volume-restore: {why}; the default is used")
     });
-    let warnings = warnings.collect();
-    if !mappings.nodes.is_empty() {
-        let nodes: Api<Node> = Api::all(context.clients.call.clone());
-        let nodes = nodes.list_metadata(&ListParams::default()).await?;
-        let nodes: BTreeSet<_> = nodes.items.iter().map(ResourceExt::name_any).collect();
-        mappings.nodes.retain(|_, node| nodes.contains(node));
-    }
+    let astray = mappings.astray().map(|(old, new)| {
+        format!(
+            "ConfigMap with label velero.io/change-pvc-node-selector: node {old} is mapped to {new}, which does not exist; the \
+             scheduler chooses"
+        )
+    });
+    let warnings = wrong.chain(astray).collect();
     let modifiers = match modifiers(context, spec).await? {
         Ok(modifiers) => modifiers,
         Err(why) => {

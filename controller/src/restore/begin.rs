@@ -38,18 +38,18 @@ impl Run<'_> {
         self.token.check()?;
         let asked = self.sources().into_iter().map(|source| async move {
             // Why one cannot be had is told when it is needed.
-            let _ = repository::ask(self.context, &self.valid.location, source).await;
+            let _ = repository::ask(self.context, &self.valid.location, &source).await;
         });
         futures::future::join_all(asked).await;
         Ok(())
     }
 
     /// The namespaces (of the backup) whose repositories hold the data.
-    fn sources(&self) -> BTreeSet<&str> {
-        self.plan
+    fn sources(&self) -> BTreeSet<String> {
+        self.plan()
             .restorations
             .iter()
-            .map(|restoration| restoration.copy.namespace.as_str())
+            .map(|restoration| restoration.copy.namespace.clone())
             .collect()
     }
 
@@ -59,13 +59,13 @@ impl Run<'_> {
             .sources()
             .into_iter()
             .filter(|source| part.has(Some(source)))
-            .map(|source| self.start_source(source));
+            .map(|source| async move { self.start_source(&source).await });
         futures::future::try_join_all(sources).await.map(|_| ())
     }
 
     async fn start_source(&self, source: &str) -> Result<(), Failure> {
-        let carried: Vec<_> = self
-            .plan
+        let plan = self.plan();
+        let carried: Vec<_> = plan
             .restorations
             .iter()
             .filter(|restoration| restoration.copy.namespace == source)
@@ -101,7 +101,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// The pod that the data goes through. `None` where an existing pod keeps its volume.
+    /// The pod that the data goes through. `None` where an existing pod keeps its volume, or another restore is filling it.
     fn carrier(&self, restoration: &Restoration) -> Option<Carrier> {
         let made = |waiter| self.made_pod(restoration, waiter);
         let first = made(&restoration.carrier);
@@ -111,6 +111,9 @@ impl Run<'_> {
                 .iter()
                 .any(|volume| self.is_of(volume, restoration))
         };
+        if self.is_in_other_hands(restoration) && !begun() {
+            return None;
+        }
         if found.is_none() && !begun() {
             let (pod, volume) = &restoration.carrier;
             self.report.warning(

@@ -1,7 +1,7 @@
 //! The objects of a backup, on disk, ready to be read in any order.
 //!
 //! The tarball is streamed once into one unnamed file; names in it never become paths. What is kept in memory is where each object
-//! lies: about 150 bytes an object.
+//! lies, and how much of it its content would take: about 150 bytes an object.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,8 +17,17 @@ use jackline_storage::{
     layout::{BackupFile, backup_object},
 };
 use serde_json::Value;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
-use crate::tarball::{self, Limits, TarballError};
+use crate::{
+    scan,
+    tarball::{self, Limits, TarballError},
+};
+
+/// Most memory that an object takes when it is parsed, and all of them together that are being made, in all restores.
+const MEMORY: u32 = 64 << 20;
+/// What is left of it.
+static ROOM: Semaphore = Semaphore::const_new(MEMORY as usize);
 
 /// Why the objects of a backup cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -78,7 +87,9 @@ pub struct Item {
     /// The object's name.
     pub name: String,
     offset: u64,
-    length: usize,
+    length: u32,
+    /// Bytes of memory that its content takes.
+    weight: u32,
 }
 
 /// All objects of a backup.
@@ -142,7 +153,8 @@ impl Catalog {
                 namespace: entry.namespace,
                 name: entry.name,
                 offset,
-                length: content.len(),
+                length: u32::try_from(content.len())?,
+                weight: u32::try_from(scan::weight(&content)).unwrap_or(u32::MAX),
             };
             offset += content.len() as u64;
             resources.entry(entry.resource).or_default().push(item);
@@ -183,12 +195,25 @@ impl Catalog {
         self.read(item).ok()
     }
 
+    /// Waits until there is memory for an object; it is taken for as long as the answer is held. Whoever holds one must not wait for
+    /// another.
+    pub async fn room(&self, item: &Item) -> Option<SemaphorePermit<'static>> {
+        // Nobody closes it.
+        ROOM.acquire_many(item.weight.min(MEMORY)).await.ok()
+    }
+
     /// An object's content. It has to be what its path in the tarball says.
     ///
     /// # Errors
     /// What is wrong with the object.
     pub fn read(&self, item: &Item) -> Result<Value, String> {
-        let mut bytes = vec![0; item.length];
+        let weight = item.weight;
+        if weight > MEMORY {
+            return Err(format!(
+                "parsed it takes up to {weight} bytes of memory; at most {MEMORY} are given to it"
+            ));
+        }
+        let mut bytes = vec![0; item.length as usize];
         self.file
             .read_exact_at(&mut bytes, item.offset)
             .map_err(|error| format!("temporary file cannot be read: {error}"))?;
@@ -335,6 +360,48 @@ mod tests {
             let error = catalog.read(item).unwrap_err();
             assert!(error.contains(why), "{name}: {error}");
         }
+    }
+
+    #[tokio::test]
+    async fn objects_that_would_fill_the_memory_wait_and_what_never_fits_is_not_parsed() {
+        let object = |name: &str, data: &str| {
+            format!(r#"{{"metadata":{{"name":"{name}","namespace":"n"}},"data":{data}}}"#)
+        };
+        let swarm = |count| format!("[{}]", vec![r#"{"":0}"#; count].join(","));
+        let path = |name: &str| format!("resources/configmaps/namespaces/n/{name}.json");
+        let large = format!("\"{}\"", "a".repeat(4 << 20));
+        let (heavy, heaviest) = (
+            object("heavy", &swarm(50_000)),
+            object("x", &swarm(100_000)),
+        );
+        let catalog = fetch(&[
+            (&path("small"), &object("small", "{}")),
+            (&path("large"), &object("large", &large)),
+            (&path("heavy"), &heavy),
+            (&path("x"), &heaviest),
+        ])
+        .await
+        .unwrap();
+        let items = catalog.items("configmaps");
+        let [small, large, heavy, heaviest] = items else {
+            panic!("four objects");
+        };
+        for item in [small, large, heavy] {
+            assert!(catalog.read(item).is_ok(), "{}", item.name);
+        }
+        let why = catalog.read(heaviest).unwrap_err();
+        assert!(why.contains("at most 67108864 are given to it"), "{why}");
+        assert!(small.weight < 4096);
+        let first = catalog.room(heavy).await;
+        // Beside it the small ones go on, and another like it does not.
+        let mut beside = Vec::new();
+        for _ in 0..16 {
+            beside.push(catalog.room(small).await);
+        }
+        let mut second = std::pin::pin!(catalog.room(heavy));
+        assert!(futures::poll!(&mut second).is_pending());
+        drop(first);
+        assert!(second.await.is_some());
     }
 
     #[tokio::test]

@@ -10,6 +10,8 @@ use kube::{
 };
 use serde_json::Value;
 
+use crate::uri::encoded;
+
 /// How often a request is repeated that failed for no fault of its own.
 const ATTEMPTS: u32 = 5;
 
@@ -45,7 +47,8 @@ impl Objects {
             .transpose()
     }
 
-    /// Makes the object; `None` if one of its name is there already.
+    /// Makes the object; `None` if one of its name is there already. The API server may refuse an object before it sees that: for a node
+    /// port or an address that the one which is there has, for a quota, or because a webhook says so.
     ///
     /// # Errors
     /// When the API server refuses it.
@@ -66,6 +69,14 @@ impl Objects {
                 .map(Some)
                 .map_err(kube::Error::SerdeError),
             Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(None),
+            Err(error) if is_refusal(&error) => {
+                let name = object["metadata"]["name"].as_str().unwrap_or_default();
+                match self.get(name).await {
+                    Ok(Some(_)) => Ok(None),
+                    // The refusal says more than what came after it.
+                    Ok(None) | Err(_) => Err(error),
+                }
+            }
             Err(error) => Err(error),
         }
     }
@@ -109,20 +120,6 @@ fn escaped(object: &Value) -> String {
     text
 }
 
-/// A name as a part of a URL. A few kinds take nearly any name (a Role `a?b`), and the client leaves it as it is.
-fn encoded(name: &str) -> String {
-    let mut text = String::with_capacity(name.len());
-    for byte in name.bytes() {
-        match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b':' => {
-                text.push(char::from(byte));
-            }
-            other => text.push_str(&format!("%{other:02X}")),
-        }
-    }
-    text
-}
-
 fn params() -> PatchParams {
     PatchParams {
         field_manager: Some(FIELD_MANAGER.to_owned()),
@@ -147,6 +144,12 @@ where
     }
 }
 
+/// Whether the API server has looked at the object and does not want it.
+fn is_refusal(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if (400..500).contains(&status.code))
+        && !is_passing(error)
+}
+
 /// Whether the error says nothing about the request.
 pub fn is_passing(error: &kube::Error) -> bool {
     match error {
@@ -165,7 +168,78 @@ pub fn is_passing(error: &kube::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::{collections::VecDeque, convert::Infallible, sync::Arc};
+
+    use http::{Request as HttpRequest, Response};
+    use k8s_openapi::api::core::v1::Service;
+    use kube::client::Body;
+    use parking_lot::Mutex;
+    use serde_json::json;
+
     use super::*;
+
+    #[tokio::test]
+    async fn what_is_refused_but_is_there_already_exists() {
+        const TAKEN: &str =
+            "spec.ports[0].nodePort: Invalid value: 30080: provided port is already allocated";
+        let refusal = |code: u16, reason: &str, message: &str| {
+            let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "reason": reason,
+                "message": message, "metadata": {}});
+            (code, status.to_string())
+        };
+        let taken = || refusal(422, "Invalid", TAKEN);
+        let quota = || refusal(403, "Forbidden", "exceeded quota: small");
+        let absent = || refusal(404, "NotFound", "not found");
+        let there = || {
+            let service =
+                json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"}});
+            (200, service.to_string())
+        };
+        let table = [
+            (vec![there()], Ok(true), "POST"),
+            (
+                vec![refusal(409, "AlreadyExists", "it is there")],
+                Ok(false),
+                "POST",
+            ),
+            (vec![taken(), there()], Ok(false), "POST GET"),
+            (vec![taken(), absent()], Err(TAKEN), "POST GET"),
+            (vec![quota(), there()], Ok(false), "POST GET"),
+            (
+                vec![quota(), absent()],
+                Err("exceeded quota: small"),
+                "POST GET",
+            ),
+            (
+                vec![quota(), refusal(403, "Forbidden", "no")],
+                Err("exceeded quota: small"),
+                "POST GET",
+            ),
+        ];
+        for (answers, expected, asked) in table {
+            let answers = Arc::new(Mutex::new(VecDeque::from(answers)));
+            let methods = Arc::new(Mutex::new(Vec::new()));
+            let seen = methods.clone();
+            let answer = move |request: HttpRequest<Body>| {
+                seen.lock().push(request.method().to_string());
+                let (code, body) = answers.lock().pop_front().unwrap();
+                let response = Response::builder()
+                    .status(code)
+                    .body(Body::from(body.into_bytes()));
+                async move { Ok::<_, Infallible>(response.unwrap()) }
+            };
+            let client = Client::new(tower::service_fn(answer), "default");
+            let objects = Objects::new(&client, &ApiResource::erase::<Service>(&()), Some("shop"));
+            let made = objects.create(&json!({"metadata": {"name": "web"}})).await;
+            let found = match &made {
+                Ok(made) => Ok(made.is_some()),
+                Err(kube::Error::Api(status)) => Err(&*status.message),
+                Err(error) => panic!("{error}"),
+            };
+            assert_eq!(found, expected);
+            assert_eq!(methods.lock().join(" "), asked);
+        }
+    }
 
     #[test]
     fn raw_data_is_sent_as_go_would_send_it() {
@@ -176,14 +250,5 @@ mod tests {
             r#"{"data":{"command":"echo a \u003e b \u0026\u0026 c \u003c \u2028"}}"#
         );
         assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), object);
-    }
-
-    #[test]
-    fn a_name_stays_one_part_of_the_url() {
-        assert_eq!(encoded("system:node-1.example"), "system:node-1.example");
-        assert_eq!(
-            encoded("victim?x#y/z%2f ä"),
-            "victim%3Fx%23y%2Fz%252f%20%C3%A4"
-        );
     }
 }

@@ -4,12 +4,15 @@ use jackline_crds::{
     names::{annotation, label},
     velero::{Backup, PodVolumeBackup, PodVolumePhase, UploaderType},
 };
-use jackline_policy::restore::volume::Copy;
+use jackline_policy::{
+    elsewhere::{Elsewhere, Method},
+    restore::volume::Copy,
+};
 use jackline_runtime::Failure;
 use jackline_storage::ObjectStore;
 use kube::ResourceExt;
 
-use crate::{context::Context, location::chain, sync};
+use crate::{context::Context, elsewhere, location::chain, sync};
 
 /// The copies of a backup.
 #[derive(Debug, Default)]
@@ -20,7 +23,11 @@ pub struct Copies {
     pub sizes: std::collections::BTreeMap<String, i64>,
     /// What cannot be restored: namespace, and why.
     pub refused: Vec<(String, String)>,
-    /// Why the bucket's list could not be read, where the cluster's is all there is.
+    /// Snapshots of volumes that only a Velero can restore.
+    pub elsewhere: Vec<Elsewhere>,
+    /// Why it is not known which there are.
+    pub unknown: Option<String>,
+    /// Why the bucket's list, or a part of it, could not be read.
     pub unreadable: Option<String>,
 }
 
@@ -37,7 +44,11 @@ pub async fn of_backup(
     let in_cluster = sync::pod_volumes(context, backup);
     let mut copies = Copies::default();
     let stored = match sync::stored_pod_volumes(store, &backup.name_any()).await {
-        Ok(stored) => stored.unwrap_or_default(),
+        Ok(stored) => {
+            let stored = stored.unwrap_or_default();
+            copies.unreadable = stored.doubt();
+            stored.volumes
+        }
         Err(error) if error.is_damage() && !in_cluster.is_empty() => {
             copies.unreadable = Some(chain(&error));
             Vec::new()
@@ -50,6 +61,13 @@ pub async fn of_backup(
     for volume in in_cluster {
         copies.add((*volume).clone());
     }
+    match elsewhere::in_bucket(store, &backup.name_any()).await {
+        Ok(found) => copies.elsewhere = found.unwrap_or_default(),
+        Err(error) if error.is_damage() => copies.unknown = Some(chain(&error)),
+        Err(error) => return Err(error.into()),
+    }
+    // Of kopia's the PodVolumeBackups tell.
+    copies.elsewhere.retain(|copy| copy.method != Method::Kopia);
     Ok(copies)
 }
 

@@ -36,7 +36,7 @@ use super::{
     validate,
 };
 use crate::{
-    exec::{HookCount, exec},
+    exec::{HookCount, Output, exec},
     location::chain,
 };
 
@@ -409,6 +409,9 @@ impl Run<'_> {
                 result.await.map_err(|why| format!("hook {name} in container {container} of pod {pod} failed to execute, err: {why}"))
             };
             count.add(1, i32::from(result.is_err()));
+            for line in result.iter().flat_map(Output::lines) {
+                self.report.info(&line);
+            }
             if let Err(why) = result {
                 self.report.error(Place::Namespace(namespace), &why);
                 if hook.required {

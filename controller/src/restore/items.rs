@@ -1,5 +1,7 @@
 //! One object of a backup: whether it is restored, what is changed on it, and what happens when it is there already.
 
+use std::collections::BTreeSet;
+
 use jackline_crds::names::{FIELD_MANAGER, RESTORE_WAIT_PROGRAM, annotation};
 use jackline_policy::restore::{
     action, claim,
@@ -52,6 +54,7 @@ impl Run<'_> {
             return Ok(());
         }
         let place = Place::from(namespace.map(|namespace| self.target(namespace)));
+        let _room = self.catalog.room(item).await;
         let object = match self.catalog.read(item) {
             Ok(object) => object,
             Err(why) => {
@@ -88,7 +91,8 @@ impl Run<'_> {
             return Ok(());
         }
         if let (Some(namespace), true) = (namespace, kind != "pods") {
-            let claims = claims_of_workload(&object, &self.plan.claims(namespace));
+            let claims = self.held_back(namespace);
+            let claims = claims_of_workload(&object, &claims.iter().map(String::as_str).collect());
             if !claims.is_empty() {
                 self.report.info(&format!(
                     "{kind} {namespace}/{} waits for the data of {claims:?}",
@@ -104,6 +108,13 @@ impl Run<'_> {
             }
         }
         self.put(kind, resource, item, object).await
+    }
+
+    /// The claims of a namespace whose workloads wait: those under restore, and those that are not made.
+    fn held_back(&self, namespace: &str) -> BTreeSet<String> {
+        let plan = self.plan();
+        let claims = plan.claims(namespace).into_iter().map(str::to_owned);
+        claims.chain(self.blocked_claims(namespace)).collect()
     }
 
     /// Rules of single kinds that need more than the object.
@@ -143,7 +154,7 @@ impl Run<'_> {
                 Ok(false)
             }
             // The reason was given when the volumes were planned.
-            "persistentvolumeclaims" => Ok(!self.blocked.contains(&key)),
+            "persistentvolumeclaims" => Ok(!self.state.lock().blocked.contains(&key)),
             "pods" => {
                 let place = self.target(namespace);
                 if let Some(node) = pinned_node(object) {
@@ -165,8 +176,9 @@ impl Run<'_> {
                 let blocked = pod.volumes.iter().find_map(|volume| match &volume.kind {
                     jackline_policy::restore::volume::VolumeKind::Claim(claim) => {
                         let key = (namespace.to_owned(), claim.clone());
-                        let unmade = self.state.lock().unmade.contains(&key);
-                        (unmade || self.blocked.contains(&key)).then_some(claim)
+                        let state = self.state.lock();
+                        let missing = state.unmade.contains(&key) || state.blocked.contains(&key);
+                        missing.then_some(claim)
                     }
                     _ => None,
                 });
@@ -208,6 +220,7 @@ impl Run<'_> {
         let original_uid = json::text(&object, "/metadata/uid")
             .unwrap_or_default()
             .to_owned();
+        let made_before = self.was_made_before(kind, item, &object);
         let prepared = self.prepare_object(kind, resource, item, object).await?;
         let wanted = match self.finish_object(kind, item, &prepared, &original_uid) {
             Ok(wanted) => wanted,
@@ -220,14 +233,18 @@ impl Run<'_> {
             }
         };
         let objects = Objects::new(&self.context.clients.call, &prepared.api, target);
-        if kind == "pods"
-            && self.was_made_and_left(item)
-            && objects.get(&item.name).await?.is_none()
-        {
+        if made_before && objects.get(&item.name).await?.is_none() {
             self.report.info(&format!(
-                "pod {} was restored before and has gone since",
+                "{kind} {} was restored by an earlier run of this restore and has gone since",
                 item.name
             ));
+            self.done(
+                &prepared.api.api_version,
+                &prepared.api.kind,
+                target,
+                &item.name,
+                Done::Created,
+            );
             return Ok(());
         }
         self.token.check()?;
@@ -399,7 +416,7 @@ impl Run<'_> {
             claim::note_ancestor(&mut wanted, annotation::ANCESTOR_CLAIM_UID, uid);
         }
         if kind == "pods" {
-            let volumes = self.plan.waits(namespace, &item.name);
+            let volumes = self.plan().waits(namespace, &item.name);
             if !volumes.is_empty() {
                 let image = self.context.args.agent_image.clone();
                 let image = image.or_else(|| agents::image(&self.context.stores.agents));
@@ -459,14 +476,38 @@ impl Run<'_> {
         }
     }
 
-    /// Whether an earlier run of this restore made the pod and its data has been back since: then it is not ours to make again.
+    /// Whether an earlier run of this restore made the object: then it is not ours to make again.
+    fn was_made_before(&self, kind: &str, item: &Item, object: &Value) -> bool {
+        match (kind, item.namespace.as_deref()) {
+            // One that waits for data is made again as long as the data is not back.
+            ("pods", Some(namespace)) if !self.plan().waits(namespace, &item.name).is_empty() => {
+                self.was_made_and_left(item)
+            }
+            ("persistentvolumeclaims", Some(namespace))
+                if self.plan().restores_claim(namespace, &item.name) =>
+            {
+                false
+            }
+            _ if !self.made_before.has(kind, self.home(kind, item).as_deref()) => false,
+            // Workloads that wait come after their kind.
+            (_, Some(namespace)) => {
+                let claims = self.held_back(namespace);
+                let claims = claims.iter().map(String::as_str).collect();
+                claims_of_workload(object, &claims).is_empty()
+            }
+            (_, None) => true,
+        }
+    }
+
+    /// Whether an earlier run of this restore made the pod and its data has been back since.
     fn was_made_and_left(&self, item: &Item) -> bool {
         let namespace = item.namespace.as_deref().unwrap_or_default();
-        if self.plan.waits(namespace, &item.name).is_empty() {
+        let plan = self.plan();
+        if plan.waits(namespace, &item.name).is_empty() {
             return false;
         }
         let begun = self.begun();
-        self.plan.restorations.iter().any(|restoration| {
+        plan.restorations.iter().any(|restoration| {
             restoration.namespace == namespace
                 && restoration.waiters.iter().any(|(pod, _)| *pod == item.name)
                 && begun
@@ -544,11 +585,15 @@ impl Run<'_> {
             return false;
         };
         let served = self.served.read().clone();
-        let names = |list: &[String]| {
-            list.iter()
-                .any(|name| name == "*" || served.resolve(name) == kind)
+        let names = |list: &[String]| -> Vec<String> {
+            let named = list.iter().filter(|name| !name.is_empty());
+            named.map(|name| served.resolve(name)).collect()
         };
-        names(&spec.included_resources) && !names(&spec.excluded_resources)
+        let (included, excluded) = (
+            names(&spec.included_resources),
+            names(&spec.excluded_resources),
+        );
+        meta::admits_status(&included, &excluded, kind)
     }
 
     /// An object of this name is there.
@@ -578,6 +623,10 @@ impl Run<'_> {
         }
         let mut existing = found;
         self.strip(kind, &mut existing, prepared.binding);
+        // Which node a volume was made for is no difference.
+        if let Some(node) = mapping::selected_node(&prepared.object) {
+            mapping::select_node(&mut existing, node);
+        }
         let namespace = item
             .namespace
             .as_deref()
@@ -631,10 +680,34 @@ impl Run<'_> {
         {
             return restore == self.uid;
         }
-        let created = json::text(found, "/metadata/creationTimestamp");
-        let created = created.and_then(|text| text.parse::<jiff::Timestamp>().ok());
-        // Creation times are whole seconds.
+        let restore = self.restore.metadata.creation_timestamp.as_ref();
         meta::is_of_restore(found, self.labels())
-            && created.is_some_and(|created| created.as_second() >= self.started.as_second())
+            && restore.is_some_and(|restore| is_younger(found, restore.0))
+    }
+}
+
+/// Whether an object was made after a restore was asked for. Both times are the API server's, and whole seconds.
+fn is_younger(object: &Value, restore: jiff::Timestamp) -> bool {
+    let created = json::text(object, "/metadata/creationTimestamp");
+    let created = created.and_then(|text| text.parse::<jiff::Timestamp>().ok());
+    created.is_some_and(|created| created >= restore)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_restore_made_is_not_older_than_its_restore() {
+        let restore = "2026-01-01T00:00:10Z".parse().unwrap();
+        for (created, expected) in [
+            ("2026-01-01T00:00:09Z", false),
+            ("2026-01-01T00:00:10Z", true),
+            ("2026-01-01T00:00:11Z", true),
+            ("", false),
+        ] {
+            let object = serde_json::json!({"metadata": {"creationTimestamp": created}});
+            assert_eq!(is_younger(&object, restore), expected, "{created}");
+        }
     }
 }

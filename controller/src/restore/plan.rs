@@ -7,6 +7,7 @@ use jackline_policy::{
     labels::Labels,
     restore::{
         claim::claim_of,
+        json::text,
         skip::{pinned_node, skip},
         volume::{self, Pod, VolumeKind},
     },
@@ -14,6 +15,7 @@ use jackline_policy::{
 use jackline_runtime::Failure;
 use k8s_openapi::api::core::v1::Node;
 use kube::{Api, ResourceExt, api::ListParams};
+use parking_lot::RwLock;
 use serde_json::Value;
 
 use super::{copies, report::Place, run::Run, volumes::CLAIM};
@@ -34,7 +36,8 @@ impl Run<'_> {
                     .warning(Place::Namespace(self.target(namespace)), why);
             }
         }
-        let pods = self.admitted_pods().await?;
+        let (pods, priorities) = self.admitted_pods().await?;
+        self.priorities = priorities;
         for pod in &pods {
             for volume in &pod.volumes {
                 if let VolumeKind::Claim(claim) = &volume.kind {
@@ -73,23 +76,69 @@ impl Run<'_> {
                 );
             }
         }
+        if !empty {
+            self.tell_of_snapshots(&copies);
+        }
         if empty {
             self.report
                 .info("claims stay empty: the restore asks for no volumes (restorePVs)");
             plan.restorations.clear();
         }
-        self.leave_used_claims(&mut plan).await?;
-        self.plan = plan;
+        // As in Velero: what comes back without its claim may find another's data there.
+        let kinds = ["persistentvolumeclaims", "persistentvolumes"];
+        if let Some(kind) = kinds.iter().find(|kind| !scope.admits_resource(kind)) {
+            for left in plan.leave_claims() {
+                self.report.warning(
+                    Place::Namespace(self.target(&left.namespace)),
+                    &format!(
+                        "the data of claim {} was not restored: the restore's filters leave out {kind}",
+                        left.claim.as_deref().unwrap_or_default()
+                    ),
+                );
+            }
+        }
+        self.plan = RwLock::new(Arc::new(plan));
         Ok(())
     }
 
-    /// The pods that will be restored.
-    async fn admitted_pods(&self) -> Result<Vec<Pod>, Failure> {
+    /// Names the claims whose data a Velero saved in another way: none of it comes back.
+    fn tell_of_snapshots(&self, copies: &copies::Copies) {
+        if let Some(why) = &copies.unknown {
+            let why = format!("it is not known which claims were saved by snapshots: {why}");
+            self.report.warning(Place::Velero, &why);
+        }
+        for copy in &copies.elsewhere {
+            let volume = self.catalog.find("persistentvolumes", None, &copy.volume);
+            let owner = volume.as_ref().and_then(claim_of);
+            let claim = match &copy.claim {
+                Some(claim) => Some((copy.namespace.as_str(), claim.as_str())),
+                None => owner,
+            };
+            let Some((namespace, name)) = claim else {
+                continue;
+            };
+            let kind = "persistentvolumeclaims";
+            let object = self.catalog.find(kind, Some(namespace), name);
+            let wanted = object.is_some_and(|object| self.admits(kind, Some(namespace), &object));
+            let key = (namespace.to_owned(), name.to_owned());
+            if wanted && !self.copied.contains_key(&key) {
+                let why = format!(
+                    "the data of claim {name} was not restored: it was saved as a {}, which only Velero restores",
+                    copy.method
+                );
+                let place = Place::Namespace(self.target(namespace));
+                self.report.warning(place, &why);
+            }
+        }
+    }
+
+    /// The pods that will be restored, and the priority classes that they name.
+    async fn admitted_pods(&self) -> Result<(Vec<Pod>, BTreeSet<String>), Failure> {
+        let (mut pods, mut priorities) = (Vec::new(), BTreeSet::new());
         if !self.valid.scope.admits_resource("pods") {
-            return Ok(Vec::new());
+            return Ok((pods, priorities));
         }
         let mut nodes: Option<BTreeSet<String>> = None;
-        let mut pods = Vec::new();
         for item in self.catalog.items("pods") {
             let namespace = item.namespace.as_deref();
             // What is wrong with an object is said where it would be made.
@@ -110,9 +159,10 @@ impl Run<'_> {
                     continue;
                 }
             }
+            priorities.extend(text(&object, "/spec/priorityClassName").map(str::to_owned));
             pods.push(Pod::read(&object));
         }
-        Ok(pods)
+        Ok((pods, priorities))
     }
 
     /// The volumes that this restore has begun.
@@ -134,7 +184,7 @@ impl Run<'_> {
                 .is_some_and(|found| found == claim)
     }
 
-    /// Whether the filters admit an object; claims of restored pods and volumes of restored claims come with them.
+    /// Whether the filters admit an object; claims and priority classes of restored pods and volumes of restored claims come with them.
     pub fn admits(&self, kind: &str, namespace: Option<&str>, object: &Value) -> bool {
         let scope = &self.valid.scope;
         let labels: Labels = object["metadata"]["labels"]
@@ -159,7 +209,7 @@ impl Run<'_> {
                     && (pulled || scope.admits_labels(&labels))
             }
             ("persistentvolumes", _) => {
-                let claim = claim_of(object);
+                let claim = claim_of(object).filter(|_| scope.admits_needed());
                 let pulled = claim.is_some_and(|(namespace, name)| {
                     let found = self
                         .catalog
@@ -168,6 +218,10 @@ impl Run<'_> {
                         self.admits("persistentvolumeclaims", Some(namespace), &claim)
                     })
                 });
+                scope.admits_resource(kind) && (pulled || scope.admits(kind, None, &labels))
+            }
+            ("priorityclasses.scheduling.k8s.io", _) => {
+                let pulled = scope.admits_needed() && self.priorities.contains(name);
                 scope.admits_resource(kind) && (pulled || scope.admits(kind, None, &labels))
             }
             _ => scope.admits(kind, namespace, &labels),

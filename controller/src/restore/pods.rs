@@ -191,6 +191,19 @@ pub struct Terminated {
     pub exit_code: i32,
 }
 
+/// How a pod stands to a claim that a restore is to fill.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Use<'a> {
+    /// It is one of the restore's own, has ended, or does not mount the claim.
+    No,
+    /// It is being deleted, and writes until it is gone.
+    Leaving,
+    /// It waits for the data that another restore, of this UID, puts there.
+    Waits(&'a str),
+    /// It can write.
+    Writes,
+}
+
 impl RestoredPod {
     /// UID of the restore whose data the pod waits or waited for.
     pub fn waits_for(&self) -> Option<&str> {
@@ -246,11 +259,18 @@ impl RestoredPod {
         names.into_iter().any(|found| found.claim_name == claim)
     }
 
-    /// Whether the pod, which is not one of this restore's, can write into the claim.
-    pub fn uses(&self, claim: &str, restore: &str) -> bool {
-        self.mounts(claim)
-            && self.waits_for() != Some(restore)
-            && !matches!(self.status.phase.as_deref(), Some("Succeeded" | "Failed"))
+    /// How the pod stands to a claim that `restore` is to fill.
+    pub fn use_of(&self, claim: &str, restore: &str) -> Use<'_> {
+        let ended = matches!(self.status.phase.as_deref(), Some("Succeeded" | "Failed"));
+        if ended || !self.mounts(claim) {
+            return Use::No;
+        }
+        match self.waits_for() {
+            Some(own) if own == restore => Use::No,
+            _ if self.metadata.deletion_timestamp.is_some() => Use::Leaving,
+            Some(other) if !self.has_left() => Use::Waits(other),
+            _ => Use::Writes,
+        }
     }
 
     /// Whether the pod runs and was made before `time`.
@@ -337,10 +357,22 @@ mod tests {
             .unwrap()
         };
         let runs = pod("Running", serde_json::json!([]));
-        assert!(runs.uses("c", "uid") && !runs.uses("d", "uid"));
-        assert!(!pod("Running", serde_json::json!(["uid"])).uses("c", "uid"));
-        assert!(pod("Running", serde_json::json!(["earlier"])).uses("c", "uid"));
-        assert!(!pod("Succeeded", serde_json::json!([])).uses("c", "uid"));
+        assert_eq!(runs.use_of("c", "uid"), Use::Writes);
+        assert_eq!(runs.use_of("d", "uid"), Use::No);
+        let own = pod("Running", serde_json::json!(["uid"]));
+        assert_eq!(own.use_of("c", "uid"), Use::No);
+        let mut other = pod("Pending", serde_json::json!(["other"]));
+        assert_eq!(other.use_of("c", "uid"), Use::Waits("other"));
+        other.status.init_container_statuses = serde_json::from_value(serde_json::json!([
+            {"name": "restore-wait", "state": {"terminated": {"exitCode": 0}}}
+        ]))
+        .unwrap();
+        assert_eq!(other.use_of("c", "uid"), Use::Writes);
+        let ended = pod("Succeeded", serde_json::json!([]));
+        assert_eq!(ended.use_of("c", "uid"), Use::No);
+        let mut leaves = runs.clone();
+        leaves.metadata.deletion_timestamp = leaves.metadata.creation_timestamp.clone();
+        assert_eq!(leaves.use_of("c", "uid"), Use::Leaving);
         let at = |time: &str| time.parse().unwrap();
         assert!(runs.ran_before(at("2026-01-01T00:00:11Z")));
         assert!(!runs.ran_before(at("2026-01-01T00:00:10Z")));

@@ -2,7 +2,8 @@
 //!
 //! Order: kinds by priority; when the pods are there, their volumes; workloads that mount a claim under restore last, each as soon as
 //! the data of its claims is back. Commands run in a pod from the moment it is made, beside all of that. Every step looks at what is
-//! there first, so a run that was cut off is simply done again: what this restore made carries its label and is younger than its start.
+//! there first, so a run that was cut off is simply done again: what this restore made carries its label and is not older than the Restore,
+//! and kinds that are through are noted on the Restore, so that nothing is made again that has gone since.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,11 +17,17 @@ use futures::{
     stream::{self, FuturesUnordered},
 };
 use jackline_crds::{
-    names::{label, label_value},
+    names::{annotation, label, label_value},
     velero::{HookStatus, Restore, RestorePhase, RestoreProgress, RestoreStatus},
 };
-use jackline_policy::restore::{claim, json::list, meta, order, volume::Plan};
-use jackline_runtime::{Failure, Key, LeaderToken, Store};
+use jackline_policy::restore::{
+    claim,
+    json::list,
+    meta,
+    order::{self, Through},
+    volume::Plan,
+};
+use jackline_runtime::{Class, Failure, Key, LeaderToken, Store};
 use jackline_storage::ObjectStore;
 use jiff::Timestamp;
 use kube::ResourceExt;
@@ -30,6 +37,7 @@ use tokio::sync::{OnceCell, mpsc};
 
 use super::{
     catalog::{Catalog, CatalogError, Item},
+    cluster::patiently,
     copies,
     pods::RestoredPod,
     report::{Done, Place, Report},
@@ -45,6 +53,10 @@ use crate::{
 
 /// Objects of one kind that are made at once.
 const WORKERS: usize = 16;
+/// How long definitions may take to be established, and then their kinds to be served.
+const DEFINED: Duration = Duration::from_secs(30);
+/// How often a note is tried to be written.
+const NOTES: usize = 5;
 /// The status shows progress at most this often.
 const SHOW: Duration = Duration::from_secs(1);
 
@@ -89,9 +101,9 @@ pub(super) type MadePod = ((String, String), String);
 /// Which namespaces of the backup are being seen to.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Part<'a> {
-    /// All but those that are still being deleted, and what is in none.
+    /// All but those that come late, and what is in none.
     Prompt(&'a BTreeSet<String>),
-    /// One that is still being deleted.
+    /// One that is still being deleted, or left by its pods.
     Late(&'a str),
 }
 
@@ -111,10 +123,16 @@ pub(super) struct State {
     pub held: Vec<Held>,
     /// Where each pod is told of whose commands are to run; none when no more come.
     pub made: Option<mpsc::UnboundedSender<MadePod>>,
+    /// What has been made, by earlier runs too.
+    pub through: Through,
+    /// Kinds whose definitions are in the backup and here.
+    pub defined: BTreeSet<String>,
     /// Claims that got a new volume: namespace and name in the backup.
     pub provisioned: BTreeSet<(String, String)>,
     /// Claims that could not be made: namespace and name in the backup.
     pub unmade: BTreeSet<(String, String)>,
+    /// Claims that are not made, for pods that are not ours wait for them.
+    pub blocked: BTreeSet<(String, String)>,
     /// Pods that this restore made: namespace and name in the backup → UID.
     pub pods: BTreeMap<(String, String), String>,
     /// Names of the PodVolumeRestores that this run made or found.
@@ -135,19 +153,22 @@ pub(super) struct Run<'a> {
     pub catalog: Catalog,
     pub served: RwLock<Arc<Served>>,
     pub report: Arc<Report>,
-    pub plan: Plan,
+    /// Claims leave it when it turns out, part by part, that they are in use.
+    pub plan: RwLock<Arc<Plan>>,
     pub sizes: BTreeMap<String, i64>,
     /// Claims whose data comes from a copy: namespace and name in the backup.
     pub copied: BTreeMap<(String, String), Option<String>>,
     /// Claims that restored pods mount.
     pub pulled: BTreeSet<(String, String)>,
-    /// Claims that are not made, for pods that are not ours wait for them.
-    pub blocked: BTreeSet<(String, String)>,
+    /// Priority classes that restored pods name.
+    pub priorities: BTreeSet<String>,
     pub total: i32,
     /// Name in the cluster → whether it is there.
     pub namespaces: Mutex<BTreeMap<String, Arc<OnceCell<bool>>>>,
     pub state: Mutex<State>,
     pub hooks: HookCount,
+    /// What earlier runs had made.
+    pub made_before: Through,
     /// Since when no more data comes.
     pub data_over: OnceLock<Instant>,
     backup_label: String,
@@ -194,6 +215,9 @@ pub(super) async fn execute(
         .cloned()
         .collect();
     let total: usize = kinds.iter().map(|kind| catalog.items(kind).len()).sum();
+    let noted = restore.annotations().get(annotation::RESTORED_KINDS);
+    let made_before = noted.and_then(|text| serde_json::from_str::<Through>(text).ok());
+    let made_before = made_before.unwrap_or_default();
     let mut run = Run {
         context,
         token,
@@ -205,15 +229,19 @@ pub(super) async fn execute(
         catalog,
         served: RwLock::new(Arc::new(served)),
         report,
-        plan: Plan::default(),
+        plan: RwLock::default(),
         sizes: copies.sizes.clone(),
         copied: BTreeMap::new(),
         pulled: BTreeSet::new(),
-        blocked: BTreeSet::new(),
+        priorities: BTreeSet::new(),
         total: i32::try_from(total).unwrap_or(i32::MAX),
         namespaces: Mutex::default(),
-        state: Mutex::default(),
+        state: Mutex::new(State {
+            through: made_before.clone(),
+            ..State::default()
+        }),
         hooks: HookCount::default(),
+        made_before,
         data_over: OnceLock::new(),
         backup_label: label_value(&backup),
         restore_label: label_value(&restore.name_any()),
@@ -230,7 +258,6 @@ pub(super) async fn execute(
         run.report.warning(Place::Velero, why);
     }
     run.prepare(copies).await?;
-    run.ask_for_repositories().await?;
     let (made, pods) = mpsc::unbounded_channel();
     run.state.lock().made = Some(made);
     let objects = async {
@@ -272,6 +299,11 @@ impl Run<'_> {
         self.valid.scope.target(namespace)
     }
 
+    /// Which data goes where, as far as it is known now.
+    pub fn plan(&self) -> Arc<Plan> {
+        self.plan.read().clone()
+    }
+
     /// Whether somebody wants this restore gone.
     pub fn is_deleted(&self) -> bool {
         let key = Key::of(self.restore);
@@ -282,25 +314,33 @@ impl Run<'_> {
         })
     }
 
-    /// Makes the objects and fills the volumes. A namespace that is still being deleted holds up what goes into it alone: that comes
-    /// when all other objects are there, beside the volumes of the others. `false`: the restore was deleted.
+    /// Makes the objects and fills the volumes. A namespace that is still being deleted, or where pods that use the claims are, holds up
+    /// what goes into it alone: that comes when all other objects are there, beside the volumes of the others. `false`: the restore was
+    /// deleted.
     async fn objects(&self, mut kinds: Vec<String>) -> Result<bool, Failure> {
-        order::sort(&mut kinds);
+        let order = &self.context.args.restore_resource_priorities;
+        order.sort(&mut kinds);
         let late = self.late(&kinds).await?;
         for namespace in &late {
             let target = self.target(namespace);
-            let why = format!("namespace {target} is being deleted: its objects come last");
+            let why = format!(
+                "namespace {target} or pods that use its claims are being deleted: its objects come last"
+            );
             self.report.info(&why);
         }
         let prompt = Part::Prompt(&late);
+        self.leave_used_claims(prompt).await?;
+        self.ask_for_repositories().await?;
         if !self.walk(&kinds, prompt).await? {
             return Ok(false);
         }
         let late = late.iter().map(|namespace| {
             let part = Part::Late(namespace);
             let kinds = &kinds;
-            let come =
-                async move { Ok(self.walk(kinds, part).await? && self.volumes(part).await?) };
+            let come = async move {
+                self.leave_used_claims(part).await?;
+                Ok(self.walk(kinds, part).await? && self.volumes(part).await?)
+            };
             come.boxed()
         });
         let late: Vec<BoxFuture<'_, Result<bool, Failure>>> = late.collect();
@@ -308,7 +348,8 @@ impl Run<'_> {
         Ok(first && late.into_iter().all(|whole| whole))
     }
 
-    /// The namespaces of the backup that are to come back and whose namesakes here are still being deleted.
+    /// The namespaces of the backup that are to come back and whose namesakes here are still being deleted, or pods in them that use
+    /// claims under restore.
     async fn late(&self, kinds: &[String]) -> Result<BTreeSet<String>, Failure> {
         let items = kinds.iter().flat_map(|kind| self.catalog.items(kind));
         let used: BTreeSet<&str> = items
@@ -319,7 +360,8 @@ impl Run<'_> {
             .into_iter()
             .map(|namespace| {
                 let look = async move {
-                    let going = self.is_going(namespace).await?;
+                    let going =
+                        self.is_going(namespace).await? || self.is_being_left(namespace).await?;
                     Ok(going.then(|| namespace.to_owned()))
                 };
                 look.boxed()
@@ -336,10 +378,17 @@ impl Run<'_> {
             if self.is_deleted() {
                 return Ok(false);
             }
-            self.kind(kind, part).await?;
-            let prompt = matches!(part, Part::Prompt(_));
-            if prompt && kind == "customresourcedefinitions.apiextensions.k8s.io" {
-                self.definitions_ready().await?;
+            let errors = || self.report.counts().1;
+            let before = errors();
+            let served = self.kind(kind, part).await?;
+            if let Part::Prompt(late) = part {
+                // What failed is tried again, and told again.
+                if served && errors() == before {
+                    self.note_through(kind, late).await?;
+                }
+                if kind == order::DEFINITIONS {
+                    self.definitions_ready().await?;
+                }
             }
             if kind == "pods" {
                 self.start_volumes(part).await?;
@@ -349,7 +398,7 @@ impl Run<'_> {
     }
 
     /// The namespace of the backup that an object goes with: a volume with its claim.
-    fn home(&self, kind: &str, item: &Item) -> Option<String> {
+    pub fn home(&self, kind: &str, item: &Item) -> Option<String> {
         match kind {
             "namespaces" => Some(item.name.clone()),
             "persistentvolumes" => {
@@ -360,24 +409,27 @@ impl Run<'_> {
         }
     }
 
-    async fn kind(&self, kind: &str, part: Part<'_>) -> Result<(), Failure> {
+    /// Makes the objects of a kind. `false`: it is not served.
+    async fn kind(&self, kind: &str, part: Part<'_>) -> Result<bool, Failure> {
         let served = self.served.read().clone();
         let items = self.catalog.items(kind).iter();
         let items: Vec<&Item> = items
             .filter(|item| part.has(self.home(kind, item).as_deref()))
             .collect();
         if items.is_empty() {
-            return Ok(());
+            return Ok(true);
         }
         let Some(resource) = served.get(kind) else {
-            self.report.warning(
-                Place::Cluster,
-                &format!(
-                    "{kind} is not served by this cluster: {} objects were not restored",
-                    items.len()
-                ),
+            let why = format!(
+                "{kind} is not served by this cluster: {} objects were not restored",
+                items.len()
             );
-            return Ok(());
+            // Not for want of its definition: that is here.
+            match self.state.lock().defined.contains(kind) {
+                true => self.report.error(Place::Cluster, &why),
+                false => self.report.warning(Place::Cluster, &why),
+            }
+            return Ok(false);
         };
         let mut running = FuturesUnordered::new();
         for item in items {
@@ -389,7 +441,7 @@ impl Run<'_> {
         while let Some(result) = running.next().await {
             result?;
         }
-        Ok(())
+        Ok(true)
     }
 
     async fn counted(
@@ -404,25 +456,28 @@ impl Run<'_> {
         result
     }
 
-    /// Custom resources can be made only when their definitions are established.
+    /// Custom resources can be made only when their definitions are established, and discovery, which lags behind that, knows them.
     async fn definitions_ready(&self) -> Result<(), Failure> {
-        let crds = "customresourcedefinitions.apiextensions.k8s.io";
+        let crds = order::DEFINITIONS;
         let served = self.served.read().clone();
         let Some(resource) = served.get(crds) else {
             return Ok(());
         };
         let objects = super::cluster::Objects::new(&self.context.clients.call, &resource.api, None);
-        let deadline = Instant::now() + Duration::from_secs(30);
+        let deadline = Instant::now() + DEFINED;
+        let mut defined = BTreeSet::new();
         for item in self.catalog.items(crds) {
             loop {
                 let Some(found) = objects.get(&item.name).await? else {
                     break;
                 };
-                let established = list(&found, "/status/conditions").iter().any(|condition| {
-                    condition["type"] == "Established" && condition["status"] == "True"
-                });
-                if established {
-                    break;
+                match definition(&found) {
+                    Definition::Unserved => break,
+                    Definition::Established => {
+                        defined.insert(item.name.clone());
+                        break;
+                    }
+                    Definition::New => {}
                 }
                 if Instant::now() > deadline {
                     let why = format!(
@@ -430,13 +485,58 @@ impl Run<'_> {
                         item.name
                     );
                     self.report.warning(Place::Cluster, &why);
+                    defined.insert(item.name.clone());
                     break;
                 }
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
-        let served = Served::discover(&self.context.clients.call).await?;
-        *self.served.write() = Arc::new(served);
+        let deadline = Instant::now() + DEFINED;
+        loop {
+            let served = Served::discover(&self.context.clients.call).await?;
+            let known = defined.iter().all(|kind| served.get(kind).is_some());
+            *self.served.write() = Arc::new(served);
+            if known || Instant::now() > deadline {
+                break;
+            }
+            self.token.check()?;
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+        self.state.lock().defined = defined;
+        Ok(())
+    }
+
+    /// Writes down that the objects of a kind have been made: whoever takes the restore over makes none of them again. Where that cannot
+    /// be written, they are.
+    async fn note_through(&self, kind: &str, late: &BTreeSet<String>) -> Result<(), Failure> {
+        let through = {
+            let mut state = self.state.lock();
+            state.through.add(kind, late);
+            state.through.clone()
+        };
+        let Ok(text) = serde_json::to_string(&through) else {
+            return Ok(());
+        };
+        let api = self.context.api::<Restore>();
+        for _ in 0..NOTES {
+            self.token.check()?;
+            let name = self.restore.name_any();
+            let now = patiently(|| api.get_opt(&name)).await?;
+            let Some(now) = now.filter(|now| now.uid().as_ref() == Some(&self.uid)) else {
+                break;
+            };
+            let status = now.status.clone().unwrap_or_default();
+            let note = json!({"annotations": {(annotation::RESTORED_KINDS): text}});
+            match fence::write(&api, &now, &status, note, self.token).await {
+                Ok(_) => break,
+                // Progress is shown meanwhile.
+                Err(failure) if failure.class == Class::Conflict => {}
+                Err(failure) => {
+                    tracing::debug!(%failure, kind, "not noted that a kind is through");
+                    break;
+                }
+            }
+        }
         Ok(())
     }
 
@@ -481,5 +581,56 @@ impl Run<'_> {
     ) {
         self.report
             .object(&format!("{api_version}/{kind}"), namespace, name, done);
+    }
+}
+
+/// How far the definition of a custom resource is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Definition {
+    /// None of its versions is meant to be served.
+    Unserved,
+    /// It is not established yet.
+    New,
+    Established,
+}
+
+fn definition(found: &Value) -> Definition {
+    let served = |version: &Value| version["served"] == true;
+    if !list(found, "/spec/versions").iter().any(served) {
+        return Definition::Unserved;
+    }
+    let established = list(found, "/status/conditions")
+        .iter()
+        .any(|condition| condition["type"] == "Established" && condition["status"] == "True");
+    match established {
+        true => Definition::Established,
+        false => Definition::New,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_definition_that_serves_nothing_is_not_waited_for() {
+        let of = |served: bool, established: &str| {
+            let conditions = json!([
+                {"type": "NamesAccepted", "status": "True"},
+                {"type": "Established", "status": established}
+            ]);
+            let versions =
+                json!([{"name": "v1", "served": false}, {"name": "v2", "served": served}]);
+            definition(
+                &json!({"spec": {"versions": versions}, "status": {"conditions": conditions}}),
+            )
+        };
+        for (served, established, expected) in [
+            (true, "True", Definition::Established),
+            (true, "False", Definition::New),
+            (false, "True", Definition::Unserved),
+        ] {
+            assert_eq!(of(served, established), expected, "{served} {established}");
+        }
     }
 }

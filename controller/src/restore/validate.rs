@@ -3,8 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use jackline_crds::{
-    names::label,
-    velero::{Backup, BackupPhase, BackupStorageLocation, Restore, RestoreSpec},
+    names::{finalizer, label, label_value},
+    velero::{Backup, BackupPhase, BackupStorageLocation, Restore, RestorePhase, RestoreSpec},
 };
 use jackline_policy::{
     labels::Selector,
@@ -44,26 +44,59 @@ pub struct Valid {
     pub volume_timeout: Option<Duration>,
 }
 
-/// The backup that a restore means: the one it names, or the newest completed one of its schedule.
-pub fn backup_name(context: &Context, spec: &RestoreSpec) -> Result<String, String> {
-    match (&spec.backup_name, &spec.schedule_name) {
-        (Some(_), Some(_)) | (None, None) => Err(
-            "Either a backup or schedule must be specified as a source for the restore, but not both"
-                .to_owned(),
-        ),
-        (Some(name), None) => Ok(name.clone()),
-        (None, Some(schedule)) => {
+/// The backup that a restore means: the one it names, or the newest completed one of its schedule. Both are there when that was found.
+pub fn backup_name(context: &Context, restore: &Restore) -> Result<String, String> {
+    match source(restore)? {
+        Source::Backup(name) => Ok(name.to_owned()),
+        Source::Schedule(schedule) => {
+            let schedule = label_value(schedule);
             let mut backups = context.stores.backups.filter(|backup| {
                 backup.phase() == BackupPhase::Completed
-                    && backup.labels().get(label::SCHEDULE_NAME) == Some(schedule)
+                    && backup.labels().get(label::SCHEDULE_NAME) == Some(&schedule)
             });
             backups.sort_by_key(|backup| {
-                backup.status.as_ref()?.start_timestamp.as_ref().map(|time| time.0)
+                backup
+                    .status
+                    .as_ref()?
+                    .start_timestamp
+                    .as_ref()
+                    .map(|time| time.0)
             });
             let newest = backups.pop().map(|backup| backup.name_any());
             newest.ok_or_else(|| "No completed backups found for schedule".to_owned())
         }
     }
+}
+
+/// What a restore names.
+#[derive(Debug, PartialEq)]
+enum Source<'a> {
+    Backup(&'a str),
+    Schedule(&'a str),
+}
+
+fn source(restore: &Restore) -> Result<Source<'_>, String> {
+    let spec = &restore.spec;
+    match (&spec.backup_name, &spec.schedule_name) {
+        (Some(_), Some(_)) if !is_taken(restore) => Err(ONE_SOURCE.to_owned()),
+        (Some(name), _) => Ok(Source::Backup(name)),
+        (None, Some(schedule)) => Ok(Source::Schedule(schedule)),
+        (None, None) => Err(ONE_SOURCE.to_owned()),
+    }
+}
+
+const ONE_SOURCE: &str =
+    "Either a backup or schedule must be specified as a source for the restore, but not both";
+
+/// Whether a server has taken the restore up: from then on it names the backup beside its schedule.
+fn is_taken(restore: &Restore) -> bool {
+    let ours = |entry: &String| entry == finalizer::RESTORE;
+    restore.phase() != RestorePhase::New || restore.finalizers().iter().any(ours)
+}
+
+/// Whether a restore names one source.
+pub fn has_source(restore: &Restore) -> bool {
+    source(restore).is_ok()
 }
 
 /// Checks a restore.
@@ -89,7 +122,7 @@ fn check(
 ) -> Result<Valid, Vec<String>> {
     let spec = &restore.spec;
     let mut note = |error: String| errors.push(error);
-    let backup = backup_name(context, spec).and_then(|name| usable_backup(context, &name));
+    let backup = backup_name(context, restore).and_then(|name| usable_backup(context, &name));
     let backup = backup.map_err(&mut note).ok();
     let location = backup.as_ref().and_then(|backup| {
         let name = backup.spec.storage_location.clone().unwrap_or_default();
@@ -196,4 +229,34 @@ pub fn parse(field: &str, selector: &LabelSelector) -> Result<Selector, String> 
         .iter()
         .map(|(key, op, values)| (*key, *op, values.as_slice()));
     Selector::new(field, labels, expressions).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_restore_that_was_taken_up_names_its_backup_beside_its_schedule() {
+        let restore = |spec: serde_json::Value, phase: &str, finalizers: &[&str]| -> Restore {
+            serde_json::from_value(json!({"metadata": {"name": "r", "finalizers": finalizers},
+                "spec": spec, "status": {"phase": phase}}))
+            .unwrap()
+        };
+        let (backup, schedule) = (json!({"backupName": "b"}), json!({"scheduleName": "s"}));
+        let both = json!({"backupName": "b", "scheduleName": "s"});
+        let (one, other) = (Ok(Source::Backup("b")), Ok(Source::Schedule("s")));
+        let none = || Err(ONE_SOURCE.to_owned());
+        for (spec, phase, finalizers, want) in [
+            (&backup, "New", &[][..], one),
+            (&schedule, "New", &[], other),
+            (&both, "New", &[], none()),
+            (&json!({}), "New", &[], none()),
+            (&both, "New", &[finalizer::RESTORE], Ok(Source::Backup("b"))),
+            (&both, "InProgress", &[], Ok(Source::Backup("b"))),
+        ] {
+            let restore = restore(spec.clone(), phase, finalizers);
+            assert_eq!(source(&restore), want, "{spec} {phase} {finalizers:?}");
+        }
+    }
 }

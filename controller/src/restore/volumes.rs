@@ -10,10 +10,7 @@ use jackline_crds::{
     names::{FIELD_MANAGER, RESTORE_WAIT},
     velero::{PodVolumePhase, PodVolumeRestore, PodVolumeRestoreStatus},
 };
-use jackline_policy::{
-    backup::absence::{self, Agent},
-    restore::{order, volume::Restoration},
-};
+use jackline_policy::{backup::absence, restore::volume::Restoration};
 use jackline_runtime::{
     Failure,
     status::{Guard, StatusAt, StatusError, write_status},
@@ -30,7 +27,7 @@ use super::{
 use crate::{
     agents,
     context::Context,
-    stall::{self, Stall},
+    stall::{Absence, Stall},
 };
 
 /// On a PodVolumeRestore: the claim that it fills.
@@ -44,7 +41,7 @@ const CATCH_UP: Duration = Duration::from_secs(60);
 #[derive(Debug, Default)]
 struct Delays {
     /// No agent is ready on the node.
-    agentless: BTreeMap<String, Instant>,
+    agentless: BTreeMap<String, Absence>,
     /// The agent has it in hand, and no data moves.
     stalls: BTreeMap<String, Stall>,
     /// The pod is on a node, and its waiter does not run.
@@ -65,7 +62,7 @@ impl Delays {
 }
 
 /// How the data of one volume is doing.
-enum Progress {
+pub(super) enum Progress {
     Going,
     Back,
     Lost(String),
@@ -91,30 +88,34 @@ impl Run<'_> {
     /// deleted.
     pub async fn volumes(&self, part: Part<'_>) -> Result<bool, Failure> {
         let deadline = self.deadline();
-        let mut waiting: Vec<&Restoration> = Vec::new();
+        let (mut waiting, mut others) = (Vec::<&Restoration>::new(), Vec::<&Restoration>::new());
         let begun = self.begun_or_known().await;
-        let planned = || {
-            let all = self.plan.restorations.iter();
-            all.filter(|restoration| part.has(Some(&restoration.namespace)))
-        };
-        for restoration in planned() {
+        let plan = self.plan();
+        let planned = plan.restorations.iter();
+        let mut lost: BTreeSet<(String, String)> = self.state.lock().blocked.clone();
+        for restoration in planned.filter(|planned| part.has(Some(&planned.namespace))) {
             if begun.iter().any(|volume| self.is_of(volume, restoration)) {
                 waiting.push(restoration);
-            }
-        }
-        let mut lost: BTreeSet<(String, String)> = BTreeSet::new();
-        // Its pods wait in vain, and its workloads are not made either.
-        for restoration in planned() {
-            let begun = begun.iter().any(|volume| self.is_of(volume, restoration));
-            if begun || !self.has_waiters(restoration) {
                 continue;
             }
             let what = self.volume_of(restoration);
             let place = Place::Namespace(self.target(&restoration.namespace));
-            self.report.error(
-                place,
-                &format!("the data of {what} was not restored: it has no PodVolumeRestore"),
-            );
+            if self.has_company()
+                && matches!(self.in_other_hands(restoration).await?, Progress::Going)
+            {
+                let why = format!("another restore is filling {what}: its workloads wait for that");
+                self.report.info(&why);
+                others.push(restoration);
+                continue;
+            }
+            // Pods that this restore made wait in vain. Why none was made has been said.
+            if self.has_waiters(restoration) {
+                self.report.error(
+                    place,
+                    &format!("the data of {what} was not restored: it has no PodVolumeRestore"),
+                );
+            }
+            // Its workloads would find the claim empty, or without what was to come into it.
             if let Some(claim) = &restoration.claim {
                 lost.insert((restoration.namespace.clone(), claim.clone()));
             }
@@ -143,10 +144,25 @@ impl Run<'_> {
                 }
             }
             waiting = still;
+            let mut still = Vec::new();
+            for restoration in others {
+                let late = deadline.is_some_and(|deadline| Instant::now() > deadline);
+                match self.in_other_hands(restoration).await? {
+                    Progress::Going if !late => still.push(restoration),
+                    Progress::Going => {
+                        let what = self.volume_of(restoration);
+                        let why = format!("timed out waiting for another restore to fill {what}");
+                        self.settle_other(restoration, Progress::Lost(why), &mut lost);
+                    }
+                    progress => self.settle_other(restoration, progress, &mut lost),
+                }
+            }
+            others = still;
             // Before our own workloads make pods.
             self.name_early_pods(&back).await?;
-            self.release(part, &waiting, &lost).await?;
-            if waiting.is_empty() {
+            let open = [waiting.as_slice(), others.as_slice()].concat();
+            self.release(part, &open, &lost).await?;
+            if open.is_empty() {
                 break;
             }
             tokio::select! {
@@ -156,6 +172,39 @@ impl Run<'_> {
             }
         }
         Ok(true)
+    }
+
+    /// Another restore has ended with a claim of this one.
+    fn settle_other(
+        &self,
+        restoration: &Restoration,
+        progress: Progress,
+        lost: &mut BTreeSet<(String, String)>,
+    ) {
+        let place = Place::Namespace(self.target(&restoration.namespace));
+        if let Progress::Lost(why) = progress {
+            self.report.error(place, &why);
+            if let Some(claim) = &restoration.claim {
+                lost.insert((restoration.namespace.clone(), claim.clone()));
+            }
+        } else if self.has_waiters(restoration) {
+            // The pods of the other run now: nothing may be put under them.
+            let what = self.volume_of(restoration);
+            let why = format!(
+                "another restore filled {what} meanwhile: pods of it that this restore made wait in vain; delete and restore them again"
+            );
+            self.report.error(place, &why);
+        }
+    }
+
+    /// The claims of a namespace that are not made.
+    pub fn blocked_claims(&self, namespace: &str) -> Vec<String> {
+        let state = self.state.lock();
+        let blocked = state.blocked.iter();
+        blocked
+            .filter(|(of, _)| of == namespace)
+            .map(|(_, claim)| claim.clone())
+            .collect()
     }
 
     /// The volume of a part of the plan, for messages.
@@ -177,7 +226,7 @@ impl Run<'_> {
         self.begun()
     }
 
-    fn has_waiters(&self, restoration: &Restoration) -> bool {
+    pub(super) fn has_waiters(&self, restoration: &Restoration) -> bool {
         let state = self.state.lock();
         restoration.waiters.iter().any(|(pod, _)| {
             state
@@ -240,9 +289,7 @@ impl Run<'_> {
         let progress = status.and_then(|status| status.progress.as_ref());
         let limit = self.context.args.volume_progress_timeout.to_std();
         let stall = delays.stalls.entry(volume.name_any()).or_default();
-        let stood = stall.look(volume.phase(), progress) >= limit;
-        let stood = stood.then(|| stall::message(limit));
-        let obstacle = match stood {
+        let obstacle = match stall.look(volume.phase(), progress, limit) {
             Some(why) => Some(why),
             None => self.obstacle(&volume, delays).await,
         };
@@ -316,20 +363,18 @@ impl Run<'_> {
             });
         };
         let agent = agents::of_node(&self.context.stores.agents, node);
-        if agent == Agent::Ready {
-            delays.agentless.remove(&name);
+        let Some(away) = delays.agentless.entry(name).or_default().look(agent) else {
             return self.unstarted(volume, &pod, node, delays).await;
-        }
-        let away = delays
-            .agentless
-            .entry(name)
-            .or_insert_with(Instant::now)
-            .elapsed();
+        };
         if !absence::is_late(agent, away) {
             return None;
         }
         let state = agents::node_state(&self.context.clients.call, node).await;
-        absence::give_up(node, agent, state, away, absence::NODE_PATIENCE)
+        let patience = absence::Patience {
+            absent: absence::NODE_PATIENCE,
+            unready: self.context.args.volume_progress_timeout.to_std(),
+        };
+        absence::give_up(node, agent, state, away, patience)
     }
 
     /// A waiter that does not come up.
@@ -406,9 +451,11 @@ impl Run<'_> {
                 }
             }
         }
+        let order = &self.context.args.restore_resource_priorities;
         ready.sort_by(|a, b| {
-            order::rank(&a.kind)
-                .cmp(&order::rank(&b.kind))
+            order
+                .rank(&a.kind)
+                .cmp(&order.rank(&b.kind))
                 .then(a.kind.cmp(&b.kind))
         });
         for workload in ready {
@@ -446,6 +493,7 @@ impl Run<'_> {
             );
             return Ok(());
         }
+        let _room = self.catalog.room(&workload.item).await;
         match self.catalog.read(&workload.item) {
             Ok(object) => {
                 self.put(&workload.kind, resource, &workload.item, object)
@@ -462,7 +510,8 @@ impl Run<'_> {
     pub fn volume_info(&self) -> Vec<Value> {
         let begun = self.begun();
         let mut entries = Vec::new();
-        for restoration in &self.plan.restorations {
+        let plan = self.plan();
+        for restoration in &plan.restorations {
             let Some(volume) = begun.iter().find(|volume| self.is_of(volume, restoration)) else {
                 continue;
             };

@@ -17,10 +17,13 @@ use super::{CLUSTER, NAMESPACES, PREFERRED, RESOURCES, VERSION_PATH};
 pub struct Limits {
     /// Bytes of the whole archive, unpacked. Velero's own limit is 16 GiB.
     pub total: u64,
-    /// Bytes of one object. The API server takes 3 MiB at most; parsed, an object can take sixteen times its text.
+    /// Bytes of one object. etcd stores 1.5 MiB and the API server takes 3 MiB unless it is told otherwise, but Go may write a
+    /// character of a text as six.
     pub object: u64,
     /// Objects, each counted once.
     pub objects: usize,
+    /// Bytes of the names of all objects, with those of their namespaces: they are kept in memory, and in a restore's log.
+    pub names: usize,
     /// Kinds of objects.
     pub kinds: usize,
 }
@@ -29,8 +32,9 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             total: 16 << 30,
-            object: 16 << 20,
+            object: 8 << 20,
             objects: 500_000,
+            names: 48 << 20,
             kinds: 10_000,
         }
     }
@@ -45,6 +49,10 @@ impl Limits {
 
 /// Bytes of an entry that carries a long name.
 const EXTENSION: u64 = 64 << 10;
+/// Longest name of an object.
+const NAME: usize = 253;
+/// Longest `plural.group`.
+const KIND: usize = 63 + 1 + NAME;
 
 /// Where an object of the archive belongs.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -79,6 +87,16 @@ pub enum TarballError {
     /// A name that leads out of the archive, or that is no text.
     #[error("the tarball holds an entry with the unsafe name {0:?}")]
     Name(String),
+    /// A name that no object can have. It is not said: it may be of any length.
+    #[error("the tarball holds {what} of {length} bytes; at most {limit} are read")]
+    LongName {
+        /// Whose name it is.
+        what: &'static str,
+        /// How long it is.
+        length: usize,
+        /// The limit.
+        limit: usize,
+    },
     /// Something other than a file: a link, a device.
     #[error("the tarball holds {path:?}, which is no regular file")]
     NotAFile {
@@ -167,7 +185,7 @@ fn entries(
     let mut archive = tar::Archive::new(unpacked);
     let mut totals = Totals::default();
     // What is below a version's directory is passed over by who keeps objects.
-    let (mut objects, mut kinds) = (0, BTreeSet::new());
+    let (mut objects, mut names, mut kinds) = (0, 0, BTreeSet::new());
     let mut long_name = None;
     // Raw: the crate would read the entries that carry long names whole, however long they are.
     for entry in archive.entries()?.raw(true) {
@@ -227,6 +245,19 @@ fn entries(
             totals.version = Some(version(&content)?);
         } else if let Some(place) = place(&path) {
             totals.objects += 1;
+            for (what, length, limit) in [
+                ("the name of an object", place.name.len(), NAME),
+                ("the name of a kind", place.resource.len(), KIND),
+            ] {
+                if length > limit {
+                    return Err(TarballError::LongName {
+                        what,
+                        length,
+                        limit,
+                    });
+                }
+            }
+            // Which has 63 bytes at most.
             if place
                 .namespace
                 .as_deref()
@@ -238,6 +269,10 @@ fn entries(
                 objects += 1;
                 if let Some(refusal) = limits.refusal(objects) {
                     return Err(refusal);
+                }
+                names += place.name.len() + place.namespace.as_ref().map_or(0, String::len);
+                if names > limits.names {
+                    return Err(TarballError::TooMany(limits.names, "bytes of names"));
                 }
                 if !kinds.contains(&place.resource) {
                     kinds.insert(place.resource.clone());

@@ -38,15 +38,23 @@ pub fn is_late(agent: Agent, away: Duration) -> bool {
     agent != Agent::Ready && away >= NODE_PATIENCE
 }
 
-/// Why a volume of this node is given up, when it is. `away` is how long the agent has not been ready, `patience` how long a node
-/// that is well may be without one.
+/// How long a node that is well is waited for.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// While no agent runs on it.
+    pub absent: Duration,
+    /// While one runs that is not ready: it may have reasons of its own.
+    pub unready: Duration,
+}
+
+/// Why a volume of this node is given up, when it is. `away` is how long the agent has not been ready.
 #[must_use]
 pub fn give_up(
     name: &str,
     agent: Agent,
     node: Node,
     away: Duration,
-    patience: Duration,
+    patience: Patience,
 ) -> Option<String> {
     let minutes = |time: Duration| time.as_secs() / 60;
     let gone = is_late(agent, away);
@@ -58,10 +66,13 @@ pub fn give_up(
             "node gone: node {name} is not ready and its node agent has not been for {} minutes",
             minutes(away)
         )),
-        // An agent that runs on a node that is well has reasons of its own: the volume's deadline is for it.
-        (_, Agent::Absent) if away >= patience => Some(format!(
+        (_, Agent::Absent) if away >= patience.absent => Some(format!(
             "no node agent has been running on node {name} for {} minutes",
-            minutes(patience)
+            minutes(patience.absent)
+        )),
+        (_, Agent::NotReady) if away >= patience.unready => Some(format!(
+            "the node agent of node {name} has not been ready for {} minutes: look at its log",
+            minutes(patience.unready)
         )),
         _ => None,
     }
@@ -74,7 +85,7 @@ mod tests {
     #[test]
     fn a_node_that_is_gone_is_not_waited_for_and_a_restart_is() {
         let gone = "node gone: ";
-        let none = "no node agent";
+        let (none, unready) = ("no node agent", "the node agent");
         let table = [
             // A restart, or the first moments of anything.
             (Agent::Absent, Node::Ready, 60, None),
@@ -88,9 +99,11 @@ mod tests {
             // The node is well.
             (Agent::Absent, Node::Ready, 599, None),
             (Agent::Absent, Node::Ready, 600, Some(none)),
-            (Agent::NotReady, Node::Ready, 6000, None),
+            (Agent::NotReady, Node::Ready, 3599, None),
+            (Agent::NotReady, Node::Ready, 3600, Some(unready)),
             // Nobody knows.
-            (Agent::NotReady, Node::Unknown, 6000, None),
+            (Agent::NotReady, Node::Unknown, 3599, None),
+            (Agent::NotReady, Node::Unknown, 3600, Some(unready)),
             (Agent::Absent, Node::Unknown, 599, None),
             (Agent::Absent, Node::Unknown, 600, Some(none)),
             // All is well.
@@ -98,8 +111,11 @@ mod tests {
             (Agent::Ready, Node::NotReady, 6000, None),
         ];
         for (agent, node, away, expected) in table {
-            let (away, patience) = (Duration::from_secs(away), Duration::from_secs(600));
-            let why = give_up("n", agent, node, away, patience);
+            let patience = Patience {
+                absent: Duration::from_secs(600),
+                unready: Duration::from_secs(3600),
+            };
+            let why = give_up("n", agent, node, Duration::from_secs(away), patience);
             let holds = match (&why, expected) {
                 (Some(why), Some(start)) => why.starts_with(start),
                 (None, None) => true,

@@ -330,6 +330,15 @@ mod tests {
             "a restriction ends cluster-scoped kinds"
         );
         let raw = RawFilter {
+            excluded_cluster: list("clusterroles"),
+            ..Default::default()
+        };
+        assert!(!kinds(&raw).contains(&"clusterroles".to_owned()));
+        assert!(
+            kinds(&raw).contains(&"persistentvolumes".to_owned()),
+            "Velero stores no cluster-scoped kind then"
+        );
+        let raw = RawFilter {
             included_cluster: list("clusterroles"),
             included_namespaces: list("shop"),
             ..Default::default()
@@ -363,6 +372,14 @@ mod tests {
             "the volume of a claim"
         );
         assert!(!admits(some.clone(), "pods", Some("other")));
+        let listed = RawFilter {
+            included_resources: list("pods pvc"),
+            ..some.clone()
+        };
+        assert!(
+            admits(listed, "persistentvolumes", None),
+            "Velero leaves it out, and with it what its claim was bound to"
+        );
         let never = RawFilter {
             include_cluster_resources: Some(false),
             ..some.clone()

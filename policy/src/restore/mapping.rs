@@ -1,7 +1,7 @@
 //! Names that are different in the cluster of the restore: storage classes, nodes, images. Each mapping is a ConfigMap beside the
 //! server, found by its labels (velero-compat §7.4).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
@@ -14,6 +14,8 @@ pub struct Mappings {
     pub classes: BTreeMap<String, String>,
     /// Node that a claim's volume was made for → node here.
     pub nodes: BTreeMap<String, String>,
+    /// The nodes of this cluster.
+    pub here: BTreeSet<String>,
     /// Part of an image's name → what stands there instead; the first that is found counts.
     pub images: Vec<(String, String)>,
 }
@@ -32,11 +34,18 @@ impl Mappings {
         values.into_iter().filter_map(pair).collect()
     }
 
-    /// The node that a claim's volume is to be made for, if the one it had is mapped.
+    /// The node that a claim's volume is to be made for: the one that its own is mapped to, or its own, if that is here. Without one
+    /// the scheduler chooses.
     pub fn node(&self, claim: &Value) -> Option<&str> {
-        let annotations = claim.pointer("/metadata/annotations")?;
-        let node = annotations.get(SELECTED_NODE)?.as_str()?;
-        self.nodes.get(node).map(String::as_str)
+        let node = selected_node(claim)?;
+        let node = self.nodes.get(node).map_or(node, String::as_str);
+        self.here.get(node).map(String::as_str)
+    }
+
+    /// The mappings to nodes that are not here.
+    pub fn astray(&self) -> impl Iterator<Item = (&str, &str)> {
+        let pairs = self.nodes.iter().map(|(old, new)| (&**old, &**new));
+        pairs.filter(|(_, new)| !self.here.contains(*new))
     }
 
     /// Changes the names in one object, and returns the storage classes that it asks for now.
@@ -94,6 +103,14 @@ impl Mappings {
     }
 }
 
+/// The node that the scheduler chose for a claim's volume.
+pub fn selected_node(claim: &Value) -> Option<&str> {
+    claim
+        .pointer("/metadata/annotations")?
+        .get(SELECTED_NODE)?
+        .as_str()
+}
+
 /// Has a claim's volume made for a node.
 pub fn select_node(claim: &mut Value, node: &str) {
     if let Some(annotations) = map_mut(claim, &["metadata", "annotations"]) {
@@ -115,7 +132,10 @@ mod tests {
         ];
         Mappings {
             classes: [("old".to_owned(), "new".to_owned())].into(),
-            nodes: [("n1".to_owned(), "n2".to_owned())].into(),
+            nodes: [("n1", "n2"), ("n4", "n9")]
+                .map(|(old, new)| (old.to_owned(), new.to_owned()))
+                .into(),
+            here: ["n1", "n2", "n4", "n5"].map(str::to_owned).into(),
             images: Mappings::image_pairs(&images.map(str::to_owned)),
         }
     }
@@ -192,16 +212,22 @@ mod tests {
     }
 
     #[test]
-    fn a_claim_follows_its_node() {
-        let claim = json!({"metadata": {"name": "c", "annotations": {"volume.kubernetes.io/selected-node": "n1"}}});
+    fn a_claim_goes_to_the_node_that_its_own_is_mapped_to_or_keeps_one_that_is_here() {
         let mappings = mappings();
-        assert_eq!(mappings.node(&claim), Some("n2"));
-        let mut fresh = json!({"metadata": {"name": "c"}});
-        assert_eq!(mappings.node(&fresh), None);
-        select_node(&mut fresh, "n2");
-        assert_eq!(
-            fresh["metadata"]["annotations"],
-            json!({"volume.kubernetes.io/selected-node": "n2"})
-        );
+        for (node, want) in [
+            (Some("n1"), Some("n2")),
+            (Some("n4"), None),
+            (Some("n5"), Some("n5")),
+            (Some("n6"), None),
+            (None, None),
+        ] {
+            let mut claim = json!({"metadata": {"name": "c"}});
+            if let Some(node) = node {
+                select_node(&mut claim, node);
+            }
+            assert_eq!(mappings.node(&claim), want, "{node:?}");
+        }
+        let astray: Vec<_> = mappings.astray().collect();
+        assert_eq!(astray, [("n4", "n9")]);
     }
 }

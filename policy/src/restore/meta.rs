@@ -3,6 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::json::{annotation, label, list, map_mut};
+use crate::backup::names::Names;
 
 /// What of an object's metadata survives.
 const KEPT: &[&str] = &["name", "namespace", "labels", "annotations", "finalizers"];
@@ -40,11 +41,18 @@ pub fn take_status(object: &mut Value) -> Option<Value> {
 
 /// Whether the object's status is to be restored: its own annotation decides, else the restore's `restoreStatus`.
 pub fn keeps_status(object: &Value, admitted: bool) -> bool {
-    match annotation(object, RESTORE_STATUS) {
+    let own = annotation(object, RESTORE_STATUS).map(|own| own.trim().to_ascii_lowercase());
+    match own.as_deref() {
         Some("true") => true,
         Some("false") => false,
         _ => admitted,
     }
+}
+
+/// Whether a restore's `restoreStatus` has the status of a kind restored: unless it names kinds, that of all but the excluded. What
+/// cannot be a name or a glob admits nothing.
+pub fn admits_status(included: &[String], excluded: &[String], kind: &str) -> bool {
+    Names::of_hook(included, excluded).is_ok_and(|names| names.includes(kind))
 }
 
 /// Whether `manager` wrote the status that the object has.
@@ -165,6 +173,29 @@ mod tests {
         assert!(keeps_status(&with("true"), false));
         assert!(!keeps_status(&with("false"), true));
         assert!(keeps_status(&json!({}), true));
+        assert!(keeps_status(&with(" True\n"), false));
+        assert!(!keeps_status(&with("FALSE "), true));
         assert!(!keeps_status(&with("perhaps"), false));
+        assert!(keeps_status(&with("perhaps"), true));
+    }
+
+    #[test]
+    fn without_names_the_status_of_every_kind_is_restored() {
+        let names =
+            |list: &str| -> Vec<String> { list.split_whitespace().map(str::to_owned).collect() };
+        let table = [
+            ("", "", true),
+            ("*", "", true),
+            ("", "jobs.batch", false),
+            ("pods", "", false),
+            ("pods jobs.batch", "", true),
+            ("*.batch", "", true),
+            ("*", "*.batch", false),
+            ("[", "", false),
+        ];
+        for (included, excluded, expected) in table {
+            let admitted = admits_status(&names(included), &names(excluded), "jobs.batch");
+            assert_eq!(admitted, expected, "{included}|{excluded}");
+        }
     }
 }

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     Invalid, Yaml,
     labels::{Labels, Selector},
-    pattern::Pattern,
+    pattern::{Globs, Pattern},
 };
 
 /// Valid modifiers.
@@ -32,7 +32,8 @@ struct Rule {
 struct Conditions {
     resource: GlobMatcher,
     name: Option<Pattern>,
-    namespaces: Vec<String>,
+    /// None: every namespace, and what is in none.
+    namespaces: Globs,
     selector: Selector,
     /// JSON pointer and the value that has to be there.
     matches: Vec<(String, Value)>,
@@ -321,6 +322,7 @@ impl Conditions {
             )
         });
         let selector = Selector::new(&format!("{field}.labelSelector"), labels, lines);
+        let namespaces = Globs::new(&format!("{field}.namespaces"), &raw.namespaces);
         let matches = raw.matches.into_iter().enumerate();
         let matches = matches.map(|(at, line)| {
             let field = format!("{field}.matches[{at}]");
@@ -334,17 +336,15 @@ impl Conditions {
         Ok(Self {
             resource: resource.compile_matcher(),
             name: name.transpose().map_err(invalid)?,
-            namespaces: raw.namespaces,
+            namespaces: namespaces.map_err(invalid)?,
             selector: selector.map_err(invalid)?,
             matches: matches.collect::<Result<_, _>>()?,
         })
     }
 
     fn match_object(&self, resource: &str, object: &Value) -> bool {
-        let listed = |namespace: &str| {
-            let names = &self.namespaces;
-            names.is_empty() || names.iter().any(|name| name == "*" || name == namespace)
-        };
+        let listed =
+            |namespace: &str| self.namespaces.is_empty() || self.namespaces.matches(namespace);
         let labels: Labels = object["metadata"]["labels"]
             .as_object()
             .into_iter()
@@ -436,6 +436,7 @@ mod tests {
             json!({"groupResource": "*.apps"}),
             json!({"groupResource": "{deployments,statefulsets}.apps", "namespaces": ["bank", "shop"]}),
             json!({"groupResource": "**", "namespaces": ["*"]}),
+            json!({"groupResource": "*.apps", "namespaces": ["team-*", "sh?p"]}),
             json!({"groupResource": "deployments.*", "resourceNameRegex": "^web-"}),
             json!({"groupResource": "*.*", "labelSelector": {"matchLabels": {"app": "web"}}}),
             json!({"groupResource": "*.*", "matches": [{"path": "/spec/replicas", "value": "3"}, {"path": "/spec/paused", "value": "false"}]}),
@@ -445,6 +446,7 @@ mod tests {
             json!({"groupResource": "deployments"}),
             json!({"groupResource": "*"}),
             json!({"groupResource": "*.apps", "namespaces": ["bank"]}),
+            json!({"groupResource": "*.apps", "namespaces": ["sho", "shop-*"]}),
             json!({"groupResource": "*.apps", "resourceNameRegex": "^db"}),
             json!({"groupResource": "*.apps", "labelSelector": {"matchExpressions": [{"key": "app", "operator": "NotIn", "values": ["web"]}]}}),
             json!({"groupResource": "*.apps", "matches": [{"path": "/spec/replicas", "value": "\"3\""}]}),

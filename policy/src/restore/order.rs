@@ -1,8 +1,16 @@
 //! Which kinds are restored first (Velero's list, velero-compat §7.2).
 
+use std::{collections::BTreeSet, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+
+/// The definitions of custom resources.
+pub const DEFINITIONS: &str = "customresourcedefinitions.apiextensions.k8s.io";
+/// Between what comes first and what comes last.
+const SEPARATOR: &str = "-";
+
 /// Restored first, in this order. Pods come before what owns them, so that owners adopt restored pods instead of making new ones.
 const FIRST: &[&str] = &[
-    "customresourcedefinitions.apiextensions.k8s.io",
     "namespaces",
     "storageclasses.storage.k8s.io",
     "volumesnapshotclasses.snapshot.storage.k8s.io",
@@ -36,9 +44,60 @@ const LAST: &[&str] = &[
     "packageinstalls.packaging.carvel.dev",
 ];
 
+/// The order that kinds are restored in. Written as Velero's `--restore-resource-priorities`: names separated by commas, and what stands
+/// behind a `-` comes last. A half that is not given is the default's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Order {
+    first: Vec<String>,
+    last: Vec<String>,
+}
+
+impl Default for Order {
+    fn default() -> Self {
+        let names = |list: &[&str]| list.iter().map(ToString::to_string).collect();
+        Self {
+            first: names(FIRST),
+            last: names(LAST),
+        }
+    }
+}
+
+impl FromStr for Order {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let names: Vec<&str> = text.split(',').map(str::trim).collect();
+        let mut halves = names.split(|name| *name == SEPARATOR);
+        let (first, last) = (halves.next(), halves.next());
+        if halves.next().is_some() {
+            return Err(format!(
+                "{text:?}: one {SEPARATOR:?} separates what comes first from what comes last"
+            ));
+        }
+        if names.contains(&"") && !text.is_empty() {
+            return Err(format!(
+                "{text:?}: a name is missing between two commas; write for example pods,replicasets.apps"
+            ));
+        }
+        let given = |half: Option<&[&str]>, default: Vec<String>| match half {
+            Some(half) if !half.is_empty() && !text.is_empty() => {
+                half.iter().map(ToString::to_string).collect()
+            }
+            _ => default,
+        };
+        let default = Self::default();
+        Ok(Self {
+            first: given(first, default.first),
+            last: given(last, default.last),
+        })
+    }
+}
+
 /// Where a resource (`plural[.group]`) stands; sorts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Rank {
+    /// What others are made of: always first, as in Velero.
+    Definitions,
     /// Named in the list of what comes first.
     First(usize),
     /// Everything else, alphabetically.
@@ -47,24 +106,73 @@ pub enum Rank {
     Last(usize),
 }
 
-/// The rank of a resource.
-pub fn rank(resource: &str) -> Rank {
-    let at = |list: &[&str]| list.iter().position(|name| *name == resource);
-    match (at(FIRST), at(LAST)) {
-        (Some(index), _) => Rank::First(index),
-        (None, Some(index)) => Rank::Last(index),
-        (None, None) => Rank::Middle,
+impl Order {
+    /// The rank of a resource.
+    pub fn rank(&self, resource: &str) -> Rank {
+        let at = |list: &[String]| list.iter().position(|name| name == resource);
+        match (at(&self.first), at(&self.last)) {
+            _ if resource == DEFINITIONS => Rank::Definitions,
+            (Some(index), _) => Rank::First(index),
+            (None, Some(index)) => Rank::Last(index),
+            (None, None) => Rank::Middle,
+        }
+    }
+
+    /// Sorts resources into the order they are restored in.
+    pub fn sort(&self, resources: &mut [String]) {
+        resources.sort_by(|a, b| self.rank(a).cmp(&self.rank(b)).then_with(|| a.cmp(b)));
     }
 }
 
-/// Sorts resources into the order they are restored in.
-pub fn sort(resources: &mut [String]) {
-    resources.sort_by(|a, b| rank(a).cmp(&rank(b)).then_with(|| a.cmp(b)));
+/// What a run that was cut off had made: the next one makes none of it again, for what is not there any more has gone since.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Through {
+    /// Nothing failed in any of these.
+    kinds: BTreeSet<String>,
+    /// Namespaces (of the backup) that came later, and that the kinds do not speak of.
+    late: BTreeSet<String>,
+}
+
+impl Through {
+    /// One more kind is through, but for these namespaces.
+    pub fn add(&mut self, kind: &str, late: &BTreeSet<String>) {
+        self.kinds.insert(kind.to_owned());
+        self.late.extend(late.iter().cloned());
+    }
+
+    /// Whether an object had been made.
+    pub fn has(&self, kind: &str, namespace: Option<&str>) -> bool {
+        self.kinds.contains(kind)
+            && namespace.is_none_or(|namespace| !self.late.contains(namespace))
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_through_does_not_speak_of_namespaces_that_come_later() {
+        let mut through = Through::default();
+        assert!(!through.has("jobs.batch", Some("a")));
+        let late = |names: &[&str]| names.iter().map(ToString::to_string).collect();
+        through.add("jobs.batch", &late(&["b"]));
+        // Taken over when the one was there and another was going: what it had then is not known.
+        through.add("services", &late(&["c"]));
+        let read: Through =
+            serde_json::from_str(&serde_json::to_string(&through).unwrap()).unwrap();
+        for (kind, namespace, expected) in [
+            ("jobs.batch", Some("a"), true),
+            ("jobs.batch", Some("b"), false),
+            ("jobs.batch", Some("c"), false),
+            ("services", Some("a"), true),
+            ("storageclasses.storage.k8s.io", None, false),
+            ("jobs.batch", None, true),
+            ("secrets", Some("a"), false),
+        ] {
+            assert_eq!(read.has(kind, namespace), expected, "{kind} {namespace:?}");
+        }
+    }
 
     #[test]
     fn known_kinds_keep_the_order_and_the_rest_is_alphabetical() {
@@ -85,7 +193,7 @@ mod tests {
         ]
         .map(str::to_owned)
         .to_vec();
-        sort(&mut found);
+        Order::default().sort(&mut found);
         assert_eq!(
             found,
             [
@@ -104,5 +212,50 @@ mod tests {
                 "packageinstalls.packaging.carvel.dev",
             ]
         );
+    }
+
+    #[test]
+    fn an_order_of_ones_own_moves_what_it_names() {
+        let sorted = |order: &str| {
+            let order: Order = order.parse().unwrap();
+            let names = [
+                "pods",
+                DEFINITIONS,
+                "services",
+                "clusters.cluster.x-k8s.io",
+                "jobs.batch",
+            ];
+            let mut found = names.map(str::to_owned);
+            order.sort(&mut found);
+            found
+                .map(|name| name.split('.').next().unwrap_or_default().to_owned())
+                .join(" ")
+        };
+        for (order, expected) in [
+            ("", "customresourcedefinitions pods services jobs clusters"),
+            ("-", "customresourcedefinitions pods services jobs clusters"),
+            (
+                "services,pods",
+                "customresourcedefinitions services pods jobs clusters",
+            ),
+            (
+                "services, -",
+                "customresourcedefinitions services jobs pods clusters",
+            ),
+            (
+                "-,pods,jobs.batch",
+                "customresourcedefinitions pods services clusters jobs",
+            ),
+            (
+                "jobs.batch,-,services",
+                "customresourcedefinitions jobs clusters pods services",
+            ),
+        ] {
+            assert_eq!(sorted(order), expected, "{order}");
+        }
+        for wrong in ["pods,-,jobs.batch,-", "pods,,services", ",", "-,"] {
+            let why = wrong.parse::<Order>().unwrap_err();
+            assert!(why.contains(wrong), "{why}");
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::skip::NEVER;
+use super::skip::never;
 use crate::labels::{Labels, Selector};
 use crate::pattern::Globs;
 
@@ -25,13 +25,22 @@ pub struct Filters {
 pub struct Scope {
     included_namespaces: Globs,
     excluded_namespaces: Globs,
+    included_resources: Globs,
+    excluded_resources: Globs,
     filters: Filters,
 }
 
 impl Scope {
     /// Checks the filters; the error lists everything that is wrong with them, in the words of Velero's `validationErrors`.
-    pub fn new(filters: Filters) -> Result<Self, Vec<String>> {
+    pub fn new(mut filters: Filters) -> Result<Self, Vec<String>> {
         let mut errors = Vec::new();
+        // As Velero does: what is left of `--include-resources ""`.
+        for list in [
+            &mut filters.included_resources,
+            &mut filters.excluded_resources,
+        ] {
+            list.retain(|name| !name.is_empty());
+        }
         pair_errors(
             "namespace",
             &filters.included_namespaces,
@@ -44,7 +53,7 @@ impl Scope {
             &filters.excluded_resources,
             &mut errors,
         );
-        for never in NEVER {
+        for never in never() {
             if filters
                 .included_resources
                 .iter()
@@ -60,32 +69,31 @@ impl Scope {
         };
         let included = globs("spec.includedNamespaces", &filters.included_namespaces);
         let excluded = globs("spec.excludedNamespaces", &filters.excluded_namespaces);
-        match (included, excluded) {
-            (Some(included_namespaces), Some(excluded_namespaces)) if errors.is_empty() => {
-                Ok(Self {
-                    included_namespaces,
-                    excluded_namespaces,
-                    filters,
-                })
-            }
+        let resources = globs("spec.includedResources", &filters.included_resources);
+        let left_out = globs("spec.excludedResources", &filters.excluded_resources);
+        match (included, excluded, resources, left_out) {
+            (
+                Some(included_namespaces),
+                Some(excluded_namespaces),
+                Some(included_resources),
+                Some(excluded_resources),
+            ) if errors.is_empty() => Ok(Self {
+                included_namespaces,
+                excluded_namespaces,
+                included_resources,
+                excluded_resources,
+                filters,
+            }),
             _ => Err(errors),
         }
     }
 
     /// Whether the kind is restored at all.
     pub fn admits_resource(&self, resource: &str) -> bool {
-        let filters = &self.filters;
-        let included = includes_all(&filters.included_resources)
-            || filters
-                .included_resources
-                .iter()
-                .any(|name| name == resource);
-        included
-            && !NEVER.contains(&resource)
-            && !filters
-                .excluded_resources
-                .iter()
-                .any(|name| name == resource)
+        (includes_all(&self.filters.included_resources)
+            || self.included_resources.matches(resource))
+            && never().all(|never| never != resource)
+            && !self.excluded_resources.matches(resource)
     }
 
     /// Whether objects of this namespace (of the backup) are restored.
@@ -100,6 +108,11 @@ impl Scope {
         let everywhere = includes_all(&self.filters.included_namespaces)
             && self.filters.excluded_namespaces.is_empty();
         self.filters.include_cluster_resources.unwrap_or(everywhere)
+    }
+
+    /// Whether cluster-scoped objects come along that others need: unless the restore says that none may.
+    pub fn admits_needed(&self) -> bool {
+        self.filters.include_cluster_resources != Some(false)
     }
 
     /// Whether an object's labels match.
@@ -176,7 +189,7 @@ mod tests {
         let scope = Scope::new(Filters::default()).unwrap();
         assert!(scope.admits("pods", Some("a"), &none()));
         assert!(scope.admits("clusterroles.rbac.authorization.k8s.io", None, &none()));
-        for never in NEVER {
+        for never in never() {
             assert!(!scope.admits(never, Some("a"), &none()), "{never}");
             assert!(!scope.admits(never, None, &none()), "{never}");
         }
@@ -207,6 +220,57 @@ mod tests {
             ..Filters::default()
         };
         assert!(!Scope::new(all).unwrap().admits_cluster_scoped());
+        for (asked, needed) in [(None, true), (Some(false), false), (Some(true), true)] {
+            let scope = Scope::new(restrict(asked)).unwrap();
+            assert_eq!(scope.admits_needed(), needed, "{asked:?}");
+        }
+    }
+
+    #[test]
+    fn resources_are_named_or_matched() {
+        const VOLUMES: &str = "volumes.longhorn.io";
+        const CLASSES: &str = "storageclasses.storage.k8s.io";
+        let table: [(&[&str], &[&str], &str); 7] = [
+            (&[], &[], "pods CLASSES VOLUMES"),
+            (&[], &["*.longhorn.io"], "pods CLASSES"),
+            (&["*.longhorn.io"], &[], "VOLUMES"),
+            (&["*s.*.io", "p?ds"], &["storage*"], "pods VOLUMES"),
+            (&["*"], &["pod[a-z]"], "CLASSES VOLUMES"),
+            (&[""], &["", "pods"], "CLASSES VOLUMES"),
+            // What is never restored is not restored by a glob either.
+            (&["event*"], &[], ""),
+        ];
+        for (included, excluded, expected) in table {
+            let scope = Scope::new(Filters {
+                included_resources: names(included),
+                excluded_resources: names(excluded),
+                ..Filters::default()
+            })
+            .unwrap();
+            let all = [
+                ("pods", "pods"),
+                ("CLASSES", CLASSES),
+                ("VOLUMES", VOLUMES),
+                ("events", "events"),
+            ];
+            for (short, resource) in all {
+                let expected = expected.split(' ').any(|name| name == short);
+                assert_eq!(
+                    scope.admits_resource(resource),
+                    expected,
+                    "{included:?} {excluded:?} {resource}"
+                );
+            }
+        }
+        let errors = Scope::new(Filters {
+            excluded_resources: names(&["pods", "["]),
+            ..Filters::default()
+        })
+        .unwrap_err();
+        assert!(
+            errors[0].starts_with("spec.excludedResources[1]: found \"[\""),
+            "{errors:?}"
+        );
     }
 
     #[test]

@@ -4,8 +4,8 @@ use serde_json::Value;
 
 use super::json::{annotation, label, list, name, owner_kind, text};
 
-/// Kinds that a restore refuses to include and leaves out by itself.
-pub const NEVER: &[&str] = &[
+/// Kinds that Velero never restores, as it writes them into `spec.excludedResources`.
+pub const NOT_RESTORABLE: [&str; 9] = [
     "nodes",
     "events",
     "events.events.k8s.io",
@@ -15,8 +15,22 @@ pub const NEVER: &[&str] = &[
     "csinodes.storage.k8s.io",
     "volumeattachments.storage.k8s.io",
     "backuprepositories.velero.io",
+];
+
+/// Orders and records beside them: brought back, an order would be carried out once more, first of all to delete a backup.
+const NOR_THESE: [&str; 6] = [
+    "deletebackuprequests.velero.io",
+    "downloadrequests.velero.io",
+    "serverstatusrequests.velero.io",
+    "podvolumebackups.velero.io",
+    "podvolumerestores.velero.io",
     "backupcoverages.jackline.dev",
 ];
+
+/// Kinds that a restore refuses to include and leaves out by itself.
+pub fn never() -> impl Iterator<Item = &'static str> {
+    NOT_RESTORABLE.into_iter().chain(NOR_THESE)
+}
 
 /// The type of Secrets that hold a service account's token.
 pub(super) const TOKEN: &str = "kubernetes.io/service-account-token";
@@ -211,6 +225,18 @@ mod tests {
         for (resource, object, want) in cases {
             assert_eq!(skip(resource, &object), want, "{resource} {object}");
         }
+    }
+
+    #[test]
+    fn orders_to_the_server_are_not_brought_back() {
+        for order in [
+            "deletebackuprequests.velero.io",
+            "downloadrequests.velero.io",
+        ] {
+            assert!(never().any(|never| never == order), "{order}");
+        }
+        let schedules = "schedules.velero.io";
+        assert!(never().all(|never| never != schedules));
     }
 
     #[test]

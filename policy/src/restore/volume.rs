@@ -203,6 +203,31 @@ impl Plan {
             .collect()
     }
 
+    /// Takes out what would go into claims, and gives it.
+    pub fn leave_claims(&mut self) -> Vec<Restoration> {
+        let (left, kept) = std::mem::take(&mut self.restorations)
+            .into_iter()
+            .partition(|restoration| restoration.claim.is_some());
+        self.restorations = kept;
+        left
+    }
+
+    /// Takes out what would go into one claim.
+    pub fn leave_claim(&mut self, namespace: &str, claim: &str) {
+        self.restorations.retain(|restoration| {
+            restoration.namespace != namespace || restoration.claim.as_deref() != Some(claim)
+        });
+    }
+
+    /// The namespaces of claims under restore.
+    pub fn namespaces_of_claims(&self) -> BTreeSet<&str> {
+        self.restorations
+            .iter()
+            .filter(|restoration| restoration.claim.is_some())
+            .map(|restoration| restoration.namespace.as_str())
+            .collect()
+    }
+
     /// The claims under restore of a namespace.
     pub fn claims(&self, namespace: &str) -> BTreeSet<&str> {
         self.restorations
@@ -343,6 +368,32 @@ mod tests {
             [("cache".to_owned(), 1), ("data".to_owned(), 1)].into()
         );
         assert!(plan.waits("n", "db-1").is_empty());
+    }
+
+    #[test]
+    fn claims_that_are_left_alone_have_no_waiters_and_private_volumes_keep_theirs() {
+        let volumes = json!([
+            {"name": "cache", "emptyDir": {}}, claim("data", "data-db-0"), claim("logs", "logs")
+        ]);
+        let copies = [
+            copy("db-0", "cache", None, "1"),
+            copy("db-0", "data", Some("data-db-0"), "2"),
+            copy("db-0", "logs", Some("logs"), "3"),
+        ];
+        let mut plan = plan(&copies, &[pod("db-0", &volumes)]);
+        assert_eq!(plan.namespaces_of_claims(), ["n"].into());
+        plan.leave_claim("other", "logs");
+        assert!(plan.restores_claim("n", "logs"));
+        plan.leave_claim("n", "logs");
+        assert_eq!(
+            plan.waits("n", "db-0"),
+            [("cache".to_owned(), 1), ("data".to_owned(), 1)].into()
+        );
+        let left = plan.leave_claims();
+        let left: Vec<_> = left.iter().map(|left| left.claim.as_deref()).collect();
+        assert_eq!(left, [Some("data-db-0")]);
+        assert_eq!(plan.waits("n", "db-0"), [("cache".to_owned(), 1)].into());
+        assert!(plan.namespaces_of_claims().is_empty());
     }
 
     #[test]

@@ -92,9 +92,11 @@ impl Velero {
     /// Runs it and looks for words in what it prints, whatever the space between them.
     ///
     /// # Errors
-    /// When it fails, or does not say them.
+    /// When it fails, does not say them, or says that it could not find something out.
     pub fn says(&self, arguments: &str, wanted: &[&str]) -> Result<String> {
         let said = self.run(arguments)?;
+        // What could not be had from the server or the bucket, the client says amid the rest.
+        ensure!(!said.contains("<error"), "velero {arguments}: {said}");
         let words: Vec<&str> = said.split_whitespace().collect();
         let line = words.join(" ");
         for part in wanted {

@@ -10,7 +10,7 @@ use jackline_crds::jackline::{BackupCoverage, Verdict, VolumeVerdict};
 use jackline_crds::names::{self, annotation};
 use jackline_crds::velero::{Backup, BackupPhase, PodVolumeBackup, PodVolumePhase, UploaderType};
 use jackline_e2e::deploy::{self, Settings};
-use jackline_e2e::{BUCKET, Env, NAMESPACE, guide, until, velero_server, wait_gone};
+use jackline_e2e::{BUCKET, Env, Jackline, NAMESPACE, guide, until, velero_server, wait_gone};
 use jackline_test_cluster::{Options, Programs};
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::api::{DeleteParams, ListParams};
@@ -43,6 +43,8 @@ async fn velero_moves_the_data_and_policies_say_when() -> Result<()> {
     covered(&env, "team", UploaderType::Restic).await?;
     shown(&env).await?;
     doctor_is_content(&env)?;
+    let refused = Jackline::new(&env)?.refused("restore volume data -n team --from-backup any")?;
+    ensure!(refused.contains("velero restore create"), "{refused}");
     what_has_no_effect_is_named(&env)?;
     what_nothing_keeps_goes(&env, &first).await?;
     a_volume_goes(&env).await?;

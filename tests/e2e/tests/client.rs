@@ -1,20 +1,22 @@
 //! Velero's client, unmodified, does everything against Jackline that users do with it.
 
+use std::collections::BTreeSet;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use jackline_crds::names::label;
+use jackline_crds::names::{annotation, label};
 use jackline_crds::velero::{
-    Backup, BackupStorageLocation, DownloadPhase, DownloadRequest, Restore, Schedule,
-    VolumeSnapshotLocation,
+    Backup, BackupRepository, BackupStorageLocation, DownloadPhase, DownloadRequest,
+    PodVolumeRestore, Restore, Schedule, VolumeSnapshotLocation,
 };
-use jackline_e2e::{Env, Velero, guide, until, wait_for, wait_gone};
+use jackline_e2e::{Env, NAMESPACE, Velero, guide, until, wait_for, wait_gone};
+use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Namespace, Service};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
-use serde_json::json;
+use serde_json::{Value, json};
 
 const MINUTE: Duration = Duration::from_secs(60);
 const WORKLOADS: &str = include_str!("../demo/workloads.yaml");
@@ -51,6 +53,7 @@ async fn it_does_so_on_the_definitions_of_velero_1_14_to_1_16() -> Result<()> {
         let crd = crds.get("podvolumebackups.velero.io").await?;
         let schema = serde_json::to_string(&crd.spec.versions)?;
         ensure!(!schema.contains("incrementalBytes"), "{schema}");
+        maintenance(&env).await.context(release)?;
         velero.run("restore delete --all --confirm")?;
         let namespaces: Api<Namespace> = Api::all(env.cluster.client());
         for name in [SHOP, "shop-again"] {
@@ -60,6 +63,45 @@ async fn it_does_so_on_the_definitions_of_velero_1_14_to_1_16() -> Result<()> {
     }
     removal(&env, &velero).await?;
     env.cluster.down()
+}
+
+/// One goes after the other, though 1.14 and 1.15 have no field in which their outcomes are kept.
+async fn maintenance(env: &Env) -> Result<()> {
+    let repositories = env.api::<BackupRepository>();
+    let jobs = env.api_in::<Job>(NAMESPACE);
+    let labels = ListParams::default().labels(label::REPOSITORY_NAME);
+    let params = PatchParams::default();
+    let succeeded = async || -> Result<BTreeSet<String>> {
+        let jobs = jobs.list(&labels).await?.items;
+        let over = |job: &&Job| {
+            job.status
+                .as_ref()
+                .is_some_and(|it| it.succeeded == Some(1))
+        };
+        Ok(jobs
+            .iter()
+            .filter(over)
+            .map(ResourceExt::name_any)
+            .collect())
+    };
+    let change = async |often: &str, forgotten: Value| {
+        let patch = json!({"metadata": {"annotations": {(annotation::FORGOTTEN_AT): forgotten}},
+            "spec": {"maintenanceFrequency": often}});
+        let name = "nginx-example-default-restic";
+        repositories
+            .patch(name, &params, &Patch::Merge(patch))
+            .await
+    };
+    for _ in 0..2 {
+        let before = succeeded().await?;
+        change("1s", json!(jiff::Timestamp::now().to_string())).await?;
+        until("the repository is maintained", 2 * MINUTE, async || {
+            Ok((!succeeded().await?.is_subset(&before)).then_some(()))
+        })
+        .await?;
+    }
+    change("168h", Value::Null).await?;
+    Ok(())
 }
 
 async fn everything(env: &Env, velero: &Velero) -> Result<()> {
@@ -76,6 +118,7 @@ async fn everything(env: &Env, velero: &Velero) -> Result<()> {
     backups(env, velero).await?;
     restores(env, velero).await?;
     schedules(env, velero).await?;
+    templates(env, velero).await?;
     pausing(env, velero).await?;
     deletions(env, velero).await
 }
@@ -98,26 +141,62 @@ async fn locations(env: &Env, velero: &Velero) -> Result<()> {
     velero.run(&format!(
         "backup-location create second --provider aws --bucket velero --prefix second \
          --config region={},s3Url={},s3ForcePathStyle=true --access-mode ReadOnly \
-         --credential cloud-credentials=cloud",
+         --credential cloud-credentials=cloud --labels tier=cold \
+         --backup-sync-period 2m --validation-frequency 5s",
         s3.region, s3.endpoint
     ))?;
+    let locations = env.api::<BackupStorageLocation>();
+    let second = locations.get("second").await?;
+    ensure!(second.labels().get("tier").map(String::as_str) == Some("cold"));
+    holds(
+        &serde_json::to_value(&second.spec)?,
+        &json!({"backupSyncPeriod": "2m0s", "validationFrequency": "5s", "accessMode": "ReadOnly"}),
+    )?;
     until("the second location is available", MINUTE, async || {
         let said = velero.run("backup-location get second")?;
         Ok((said.contains("Available") && said.contains("ReadOnly")).then_some(()))
     })
     .await?;
     velero.run("backup-location set default --default=false")?;
-    let locations = env.api::<BackupStorageLocation>();
     let is_default =
         |wanted| move |location: &BackupStorageLocation| location.spec.default == wanted;
     wait_for(&locations, "default", MINUTE, is_default(false)).await?;
     velero.run("backup-location set second --default")?;
     wait_for(&locations, "second", MINUTE, is_default(true)).await?;
+    velero.says("backup-location get --default", &["second aws"])?;
     velero.run("backup-location set second --default=false")?;
+    third(&locations, velero).await?;
     velero.run("backup-location set default --default")?;
     wait_for(&locations, "default", MINUTE, is_default(true)).await?;
     velero.run("backup-location delete second --confirm")?;
     wait_gone(&locations, "second", MINUTE).await
+}
+
+/// One that is the default from the beginning. Nobody answers at its address.
+async fn third(locations: &Api<BackupStorageLocation>, velero: &Velero) -> Result<()> {
+    std::fs::write(velero.home().join("ca.pem"), "no certificate")?;
+    velero.run(
+        "backup-location create third --provider aws --bucket none --default --cacert ca.pem \
+         --config region=x,s3Url=https://127.0.0.1:1 --backup-sync-period 0s",
+    )?;
+    let third = locations.get("third").await?;
+    holds(
+        &serde_json::to_value(&third.spec)?,
+        &json!({"default": true, "backupSyncPeriod": "0s"}),
+    )?;
+    let authority = third.spec.object_storage.ca_cert;
+    ensure!(authority.is_some_and(|authority| authority.0 == "bm8gY2VydGlmaWNhdGU="));
+    velero.run("backup-location delete third --confirm")?;
+    wait_gone(locations, "third", MINUTE).await
+}
+
+/// Compares what was asked for with what an object has of it.
+fn holds(object: &Value, wanted: &Value) -> Result<()> {
+    for (field, wanted) in wanted.as_object().context("fields")? {
+        let found = &object[field];
+        ensure!(found == wanted, "{field}: {found}, wanted: {wanted}");
+    }
+    Ok(())
 }
 
 async fn workloads(env: &Env) -> Result<()> {
@@ -133,7 +212,8 @@ async fn workloads(env: &Env) -> Result<()> {
 async fn backups(env: &Env, velero: &Velero) -> Result<()> {
     let said = velero.run(&format!(
         "backup create one --include-namespaces {SHOP} --default-volumes-to-fs-backup \
-         --snapshot-volumes=false --ttl 24h --labels team=shop \
+         --snapshot-volumes=false --ttl 24h --labels team=shop --annotations note=first \
+         --storage-location default \
          --ordered-resources pods={SHOP}/db-0 --wait"
     ))?;
     ensure!(
@@ -141,7 +221,9 @@ async fn backups(env: &Env, velero: &Velero) -> Result<()> {
         "{said}"
     );
     let backup = env.api::<Backup>().get("one").await?;
-    ensure!(backup.metadata.labels.context("labels")?["team"] == "shop");
+    ensure!(backup.labels().get("team").map(String::as_str) == Some("shop"));
+    ensure!(backup.annotations().get("note").map(String::as_str) == Some("first"));
+    ensure!(backup.spec.storage_location.as_deref() == Some("default"));
     velero.says(
         "backup get",
         &[
@@ -181,7 +263,13 @@ async fn backups(env: &Env, velero: &Velero) -> Result<()> {
         listed.contains("resources/pods/namespaces/nginx-example/db-0.json"),
         "{listed}"
     );
-    velero.says("repo get", &["NAME STATUS LAST MAINTENANCE", "Ready"])?;
+    velero.says(
+        "repo get",
+        &[
+            "NAME STATUS LAST MAINTENANCE",
+            "nginx-example-default-restic Ready",
+        ],
+    )?;
     Ok(())
 }
 
@@ -207,11 +295,23 @@ async fn downloads(env: &Env) -> Result<()> {
 async fn restores(env: &Env, velero: &Velero) -> Result<()> {
     let said = velero.run(&format!(
         "restore create back --from-backup one --namespace-mappings {SHOP}:shop-again \
-         --exclude-resources services --wait"
+         --exclude-resources services --write-sparse-files --annotations note=copy --wait"
     ))?;
     ensure!(
         said.contains("Restore completed with status: Completed"),
         "{said}"
+    );
+    let back = env.api::<Restore>().get("back").await?;
+    ensure!(back.annotations().get("note").map(String::as_str) == Some("copy"));
+    let of_it = ListParams::default().labels(&format!("{}=back", label::RESTORE_NAME));
+    let volumes = env.api::<PodVolumeRestore>().list(&of_it).await?.items;
+    let sparse = |volume: &PodVolumeRestore| {
+        let settings = &volume.spec.uploader_settings;
+        settings.get("WriteSparseFiles").map(String::as_str) == Some("true")
+    };
+    ensure!(
+        !volumes.is_empty() && volumes.iter().all(sparse),
+        "{volumes:?}"
     );
     velero.says(
         "restore get",
@@ -279,6 +379,20 @@ async fn schedules(env: &Env, velero: &Velero) -> Result<()> {
             "{said}"
         );
     }
+    let two = env.api::<Backup>().get("two").await?;
+    ensure!(two.labels().get(label::SCHEDULE_NAME).map(String::as_str) == Some("nightly"));
+    let spec = serde_json::to_value(&two.spec)?;
+    holds(
+        &spec,
+        &json!({"includedNamespaces": [SHOP], "ttl": "72h0m0s"}),
+    )?;
+    let status = two.status.context("a status")?;
+    let (began, ends) = (status.start_timestamp, status.expiration);
+    let kept = ends
+        .context("an end")?
+        .0
+        .duration_since(began.context("a beginning")?.0);
+    ensure!(kept.as_hours() == 72, "{kept}");
     // Younger than what the schedule has made, and none of its own.
     velero.run(&format!(
         "backup create four --include-namespaces {SHOP} --wait"
@@ -291,8 +405,90 @@ async fn schedules(env: &Env, velero: &Velero) -> Result<()> {
         "{said}"
     );
     velero.says("restore get newest", &["newest three Completed"])?;
+    careful(env, velero).await?;
     velero.run("schedule delete nightly --confirm")?;
     wait_gone(&schedules, "nightly", MINUTE).await
+}
+
+/// Of the newest backup, even a partial one. Everything is there already, so nothing is changed.
+async fn careful(env: &Env, velero: &Velero) -> Result<()> {
+    let from = "--from-schedule nightly --allow-partially-failed --include-cluster-resources=false \
+                --status-include-resources deployments.apps --status-exclude-resources pods --wait";
+    let selector = ["--or-selector", "app=nginx or app=db"];
+    let arguments = ["restore", "create", "careful"].into_iter();
+    let arguments = arguments.chain(from.split_whitespace()).chain(selector);
+    let said = velero.call(&arguments.collect::<Vec<_>>())?;
+    ensure!(
+        said.contains("Restore completed with status: Completed"),
+        "{said}"
+    );
+    let restore = env.api::<Restore>().get("careful").await?;
+    holds(
+        &serde_json::to_value(&restore.spec)?,
+        &json!({"backupName": "three", "includeClusterResources": false,
+            "orLabelSelectors": [{"matchLabels": {"app": "nginx"}}, {"matchLabels": {"app": "db"}}],
+            "restoreStatus": {"includedResources": ["deployments.apps"], "excludedResources": ["pods"]}}),
+    )
+}
+
+/// What every flag asks for is in the template.
+async fn templates(env: &Env, velero: &Velero) -> Result<()> {
+    let schedules = env.api::<Schedule>();
+    velero.run(
+        "schedule create narrow --schedule @yearly --paused --include-namespaces a,b --exclude-namespaces c \
+         --include-resources pods,secrets --exclude-resources events --include-cluster-resources=false \
+         --selector app=db --default-volumes-to-fs-backup --ordered-resources pods=a/one,a/two \
+         --resource-policies-configmap rules --storage-location default --ttl 12h --labels team=shop",
+    )?;
+    let narrow = schedules.get("narrow").await?;
+    ensure!(narrow.spec.paused && narrow.spec.use_owner_references_in_backup == Some(false));
+    ensure!(narrow.labels().get("team").map(String::as_str) == Some("shop"));
+    holds(
+        &serde_json::to_value(&narrow.spec.template)?,
+        &json!({"includedNamespaces": ["a", "b"], "excludedNamespaces": ["c"],
+            "includedResources": ["pods", "secrets"], "excludedResources": ["events"], "includeClusterResources": false,
+            "labelSelector": {"matchLabels": {"app": "db"}}, "defaultVolumesToFsBackup": true,
+            "orderedResources": {"pods": "a/one,a/two"}, "resourcePolicy": {"kind": "configmap", "name": "rules"},
+            "storageLocation": "default", "ttl": "12h0m0s"}),
+    )?;
+    let wide = "--schedule @yearly --use-owner-references-in-backup --skip-immediately=true \
+                --include-cluster-scoped-resources storageclasses --exclude-cluster-scoped-resources nodes \
+                --include-namespace-scoped-resources pods --exclude-namespace-scoped-resources events";
+    let selector = ["--or-selector", "app=nginx or app=db"];
+    let arguments = ["schedule", "create", "wide"].into_iter();
+    let arguments = arguments.chain(wide.split_whitespace()).chain(selector);
+    velero.call(&arguments.collect::<Vec<_>>())?;
+    let skipped = async || {
+        let fulfilled = |schedule: &Schedule| {
+            let status = schedule.status.as_ref();
+            let skipped = status.and_then(|status| status.last_skipped.as_ref());
+            skipped.is_some() && schedule.spec.skip_immediately == Some(false)
+        };
+        let wide = wait_for(&schedules, "wide", MINUTE, fulfilled).await?;
+        let status = wide.status.clone().context("a status")?;
+        anyhow::Ok((wide, status.last_skipped))
+    };
+    let (wide, at_first) = skipped().await?;
+    ensure!(wide.spec.use_owner_references_in_backup == Some(true));
+    holds(
+        &serde_json::to_value(&wide.spec.template)?,
+        &json!({"includedClusterScopedResources": ["storageclasses"], "excludedClusterScopedResources": ["nodes"],
+            "includedNamespaceScopedResources": ["pods"], "excludedNamespaceScopedResources": ["events"],
+            "orLabelSelectors": [{"matchLabels": {"app": "nginx"}}, {"matchLabels": {"app": "db"}}]}),
+    )?;
+    velero.run("schedule pause wide --skip-immediately=false")?;
+    ensure!(skipped().await?.1 == at_first);
+    velero.run("schedule unpause wide --skip-immediately=true")?;
+    until("it is skipped again", MINUTE, async || {
+        let (wide, at) = skipped().await?;
+        Ok((at != at_first && !wide.spec.paused).then_some(()))
+    })
+    .await?;
+    velero.run("schedule delete narrow wide --confirm")?;
+    for name in ["narrow", "wide"] {
+        wait_gone(&schedules, name, MINUTE).await?;
+    }
+    Ok(())
 }
 
 async fn pausing(env: &Env, velero: &Velero) -> Result<()> {
@@ -309,6 +505,12 @@ async fn pausing(env: &Env, velero: &Velero) -> Result<()> {
         .await
     };
     more_than(0).await?;
+    until("the schedule tells of it", MINUTE, async || {
+        let said = velero.run("schedule describe often")?;
+        let last = said.lines().find(|line| line.starts_with("Last Backup:"));
+        Ok(last.is_some_and(|last| !last.contains('<')).then_some(()))
+    })
+    .await?;
     velero.run("schedule pause often")?;
     // One that was about to be made when the word came.
     tokio::time::sleep(Duration::from_secs(3)).await;
@@ -336,7 +538,8 @@ async fn deletions(env: &Env, velero: &Velero) -> Result<()> {
     .await?;
     let left = env.cluster.s3().list("velero", "backups/").await?;
     ensure!(left.is_empty(), "{left:?}");
-    velero.says("backup get", &[])?;
+    let said = velero.run("backup get")?;
+    ensure!(said.lines().count() < 2, "{said}");
     Ok(())
 }
 
@@ -374,7 +577,8 @@ fn plugins(velero: &Velero) -> Result<()> {
 
 /// What people attach when they ask for help.
 fn debug(velero: &Velero) -> Result<()> {
-    velero.run("debug --backup last --output bundle.tar.gz")?;
+    velero.run("restore create of-last --from-backup last --wait")?;
+    velero.run("debug --backup last --restore of-last --output bundle.tar.gz")?;
     let bundle = velero.home().join("bundle.tar.gz");
     let listed = Command::new("tar").arg("-tzf").arg(&bundle).output()?;
     let listed = String::from_utf8(listed.stdout)?;
@@ -384,6 +588,8 @@ fn debug(velero: &Velero) -> Result<()> {
         "backupstoragelocations",
         "backup_describe_last.txt",
         "backup_last.log",
+        "restore_describe_of-last.txt",
+        "restore_of-last.log",
         "version.txt",
     ] {
         ensure!(listed.contains(part), "{part} is missing in\n{listed}");

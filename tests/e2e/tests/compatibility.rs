@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use clap::CommandFactory;
 use jackline_test_cluster::{velero, velero_1_14, velero_source};
 
 const TABLE: &str = include_str!("../../../docs/reference/velero-compatibility.md");
@@ -16,6 +17,30 @@ const ALL_SOURCES: [&str; 4] = ["v1.14.1", "v1.15.2", "v1.16.2", "v1.18.0"];
 const SERVERS: [(&str, &str); 2] = [
     ("server", "pkg/cmd/server/config/config.go"),
     ("node-agent server", "pkg/cmd/cli/nodeagent/server.go"),
+];
+
+/// What the client does alone: how it prints, waits and downloads.
+const CLIENT_ALONE: [&str; 9] = [
+    "cacert",
+    "client-only",
+    "force",
+    "insecure-skip-tls-verify",
+    "label-columns",
+    "output",
+    "show-labels",
+    "timeout",
+    "verbose",
+];
+/// Names of plugins and of stores, beginnings of either, and a tag of snapshots.
+const NO_KEYS: [&str; 8] = [
+    "velero.io/",
+    "velero.io/aws",
+    "velero.io/azure",
+    "velero.io/backup",
+    "velero.io/csi-",
+    "velero.io/fs",
+    "velero.io/gcp",
+    "velero.io/vsphere-pvc-backupper",
 ];
 
 type Flags = BTreeSet<String>;
@@ -55,24 +80,65 @@ fn every_flag_of_the_servers_is_spoken_of() -> Result<()> {
 }
 
 #[test]
-fn every_annotation_and_label_is_one_of_velero_s() -> Result<()> {
+fn our_programs_take_the_flags_that_they_are_said_to_take() -> Result<()> {
+    let controller = long_flags(&jackline_controller::args::Args::command());
+    let mut agent = jackline_node_agent::args::Args::command();
+    agent.build();
+    let agent = long_flags(agent.find_subcommand("server").context("server")?);
+    for (server, known) in [("server", controller), ("node-agent server", agent)] {
+        let taken = taken()?.remove(server).context(server)?;
+        let missing: Vec<_> = taken.difference(&known).collect();
+        ensure!(
+            !taken.is_empty() && missing.is_empty(),
+            "velero {server}: {missing:?}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn every_flag_that_works_is_used_by_a_test() -> Result<()> {
+    let mut tests = String::new();
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for directory in ["src", "tests"] {
+        append(&here.join(directory), "rs", &mut tests)?;
+    }
+    let words: BTreeSet<&str> = tests
+        .split(|sign: char| !(sign.is_ascii_alphanumeric() || "-_".contains(sign)))
+        .collect();
+    let mut missing = BTreeSet::new();
+    for (command, flags) in taken()? {
+        // Flags of every command, such as those of its log, are the client's own.
+        if command.is_empty() || SERVERS.iter().any(|(server, _)| *server == command) {
+            continue;
+        }
+        let unused = |flag: &String| {
+            !CLIENT_ALONE.contains(&flag.as_str()) && !words.contains(&*format!("--{flag}"))
+        };
+        missing.extend(flags.into_iter().filter(unused));
+    }
+    ensure!(missing.is_empty(), "used nowhere: {missing:?}");
+    Ok(())
+}
+
+#[test]
+fn every_annotation_label_and_finalizer_is_one_of_velero_s() -> Result<()> {
     let mut sources = String::new();
-    let mut declared = BTreeSet::new();
+    let mut plugins = BTreeSet::new();
     for release in ALL_SOURCES {
         let source = velero_source(release)?;
-        let file = source.join("pkg/apis/velero/v1/labels_annotations.go");
-        let file = fs::read_to_string(file)?;
-        let literals = file.split('"').skip(1).step_by(2);
-        declared.extend(
-            literals
-                .filter(|key| key.contains("velero.io/"))
-                .map(str::to_owned),
-        );
+        let file = fs::read_to_string(source.join("pkg/cmd/server/plugin/plugin.go"))?;
+        plugins.extend(keys(&file).map(str::to_owned));
         for directory in ["pkg", "internal"] {
-            append(&source.join(directory), &mut sources)?;
+            append(&source.join(directory), "go", &mut sources)?;
         }
     }
-    let named: BTreeSet<String> = first_cells(section("Annotations and labels")?)
+    let declared: BTreeSet<String> = keys(&sources)
+        .filter(|key| !plugins.contains(*key) && !NO_KEYS.contains(key))
+        .map(str::to_owned)
+        .collect();
+    ensure!(declared.len() > 50, "{declared:?}");
+    let named: BTreeSet<String> = first_cells(section("Annotations, labels and finalizers")?)
         .flat_map(quoted)
         .collect();
     let spoken = |key: &String| {
@@ -147,13 +213,41 @@ fn declared(source: &str) -> Flags {
     named.map(str::to_owned).collect()
 }
 
+fn long_flags(command: &clap::Command) -> Flags {
+    let arguments = command.get_arguments();
+    arguments
+        .filter_map(|argument| argument.get_long().map(str::to_owned))
+        .collect()
+}
+
+/// The texts in Go source that are names with a domain of Velero's.
+fn keys(source: &str) -> impl Iterator<Item = &str> {
+    let plain = |text: &str| {
+        let mut signs = text.chars();
+        signs.all(|sign| sign.is_ascii_alphanumeric() || "./-_".contains(sign))
+    };
+    let texts = source.split('"');
+    texts.filter(move |text| text.contains("velero.io/") && plain(text))
+}
+
 /// Every command that the document has a section or a row for, with the flags in it.
 fn documented() -> Result<BTreeMap<String, Flags>> {
+    rows(|_| true)
+}
+
+/// The same, with the flags alone that do something.
+fn taken() -> Result<BTreeMap<String, Flags>> {
+    rows(|row| matches!(row.split('|').nth(2).map(str::trim), Some("yes" | "better")))
+}
+
+fn rows(wanted: impl Fn(&str) -> bool) -> Result<BTreeMap<String, Flags>> {
     let mut found = BTreeMap::new();
     for section in section("Commands")?.split("\n### ").skip(1) {
         let (heading, text) = section.split_once('\n').context("a heading")?;
         let cells = || first_cells(text).flat_map(quoted);
-        let flags: Flags = cells().filter_map(|cell| flag(&cell)).collect();
+        let rows = text.lines().filter(|row| wanted(row));
+        let flags = rows.flat_map(first_cells).flat_map(quoted);
+        let flags: Flags = flags.filter_map(|cell| flag(&cell)).collect();
         for command in quoted(heading).into_iter().chain(cells()) {
             let Some(command) = command.strip_prefix("velero") else {
                 continue;
@@ -207,13 +301,14 @@ fn same<'a>(
     Ok(())
 }
 
-/// All Go files below a directory.
-fn append(directory: &Path, text: &mut String) -> Result<()> {
+/// All files below a directory with an extension, but the tests of Go.
+fn append(directory: &Path, extension: &str, text: &mut String) -> Result<()> {
     for entry in fs::read_dir(directory)? {
         let path = entry?.path();
+        let test = path.to_string_lossy().ends_with("_test.go");
         if path.is_dir() {
-            append(&path, text)?;
-        } else if path.extension().is_some_and(|extension| extension == "go") {
+            append(&path, extension, text)?;
+        } else if !test && path.extension().is_some_and(|found| found == extension) {
             text.push_str(&fs::read_to_string(&path)?);
         }
     }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use flate2::{Compression, write::GzEncoder};
 use jackline_crds::velero::{
     Backup, BackupPhase, BackupSpec, BackupStorageLocation, DeleteBackupRequest, DeletePhase,
     LocationPhase, PodVolumePhase,
@@ -41,6 +42,7 @@ async fn deletions_go_on_and_refusals_keep_everything() -> Result<()> {
     }
     what_cannot_be_forgotten_keeps_its_list(&env).await?;
     a_read_only_location_keeps_its_backups(&env).await?;
+    what_is_not_meant_or_would_be_lost_stays(&env).await?;
     a_backup_deleted_by_hand_comes_back(&env).await?;
     let password = env.repository_password().await?;
     let prefix = format!("{BUCKET}/{HELD}");
@@ -154,6 +156,37 @@ async fn a_read_only_location_keeps_its_backups(env: &Env) -> Result<()> {
     })
     .await?;
     Ok(())
+}
+
+/// A request for an earlier backup of the name, as one that came with a restore, deletes nothing; nor does one that would drop the only
+/// record of a snapshot, until a person says so.
+async fn what_is_not_meant_or_would_be_lost_stays(env: &Env) -> Result<()> {
+    let name = "recorded";
+    back_up(env, name).await?;
+    let files = stored(env, "backups/recorded").await?;
+    let spec = serde_json::from_value(json!({"backupName": name}))?;
+    let mut old = DeleteBackupRequest::new(name, spec);
+    let uid = ("velero.io/backup-uid".to_owned(), "another".to_owned());
+    old.metadata.labels = Some([uid].into());
+    env.api::<DeleteBackupRequest>()
+        .create(&PostParams::default(), &old)
+        .await?;
+    refused(env, name, "with UID another", &files).await?;
+
+    let infos = json!([{"backupMethod": "CSISnapshot", "pvcNamespace": "shop", "pvcName": "disk",
+        "snapshotDataMoved": false, "skipped": false}]);
+    let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
+    serde_json::to_writer(&mut gzip, &infos)?;
+    let key = format!("{HELD}/backups/recorded/recorded-volumeinfo.json.gz");
+    env.cluster.s3().put(BUCKET, &key, gzip.finish()?).await?;
+    request(env, name).await?;
+    refused(env, name, "CSI snapshot of claim shop/disk", &files).await?;
+    let patch = json!({"metadata": {"annotations": {"jackline.dev/leave-snapshots": "true"}}});
+    env.api::<Backup>()
+        .patch(name, &PatchParams::default(), &Patch::Merge(patch))
+        .await?;
+    request(env, name).await?;
+    gone(env, name).await
 }
 
 async fn change_location(env: &Env, spec: serde_json::Value) -> Result<()> {

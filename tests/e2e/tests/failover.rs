@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use jackline_crds::names::{CONTROLLER, annotation, label};
 use jackline_crds::velero::{
-    Backup, BackupPhase, BackupSpec, DeleteBackupRequest, PodVolumePhase, PodVolumeRestore,
-    Restore, RestorePhase, RestoreSpec, TypedLocalObjectReference,
+    Backup, BackupPhase, BackupSpec, DeleteBackupRequest, PodVolumeBackup, PodVolumePhase,
+    PodVolumeRestore, Restore, RestorePhase, RestoreSpec, TypedLocalObjectReference,
 };
 use jackline_e2e::deploy::{self, Settings};
 use jackline_e2e::{BUCKET, Env, NAMESPACE, until, wait_for, wait_gone};
@@ -212,6 +212,12 @@ impl Test {
             let mut levels = metrics.lines().filter(|line| line.starts_with(waiting));
             let waits = |line: &str| line.contains("\"held\"") && !line.ends_with(" 0");
             Ok(levels.any(waits).then_some(()))
+        })
+        .await?;
+        until("its volume is read meanwhile", MINUTE, async || {
+            let volumes = self.env.volumes_of("collecting").await?;
+            let read = |volume: &PodVolumeBackup| volume.phase() == PodVolumePhase::Completed;
+            Ok(volumes.iter().any(read).then_some(()))
         })
         .await?;
         self.env.kill_leader().await?;
@@ -464,6 +470,8 @@ impl Test {
                 && why.contains("ResourcePolicies velero/rules ConfigMap"),
             "{status:?}"
         );
+        let log = "backups/ruleless/ruleless-logs.gz";
+        ensure!(!self.env.cluster.s3().get(BUCKET, log).await?.is_empty());
         self.thawed().await?;
         let told = self.told()?;
         ensure!(told == ["pre", "post"], "{told:?}");

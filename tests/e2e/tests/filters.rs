@@ -5,8 +5,10 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use jackline_crds::velero::{Backup, BackupPhase, BackupStatus};
+use jackline_crds::velero::{Backup, BackupPhase, BackupStatus, Schedule};
+use jackline_e2e::deploy::Settings;
 use jackline_e2e::{BUCKET, Env, Velero, until, wait_gone};
+use jackline_test_cluster::Options;
 use k8s_openapi::api::core::v1::{
     ConfigMap, Namespace, PersistentVolumeClaim, Service, ServiceAccount,
 };
@@ -23,13 +25,24 @@ const KNOWN: &str = "Namespace north, Namespace south, Namespace hidden, ConfigM
 
 #[tokio::test(flavor = "multi_thread")]
 async fn filters_hold_what_they_say() -> Result<()> {
-    let env = Env::up("filters").await?;
+    let settings = Settings {
+        controller_args: [
+            "--restore-resource-priorities=services,-,configmaps",
+            "--schedule-skip-immediately",
+        ]
+        .map(str::to_owned)
+        .to_vec(),
+        ..Settings::default()
+    };
+    let env = Env::up_with(Options::named("filters"), &settings).await?;
     let velero = Velero::new(&env).await?;
+    schedules_wait_for_their_time(&env, &velero).await?;
     objects(&env).await?;
     every_flag(&env, &velero).await?;
     names_beside_globs_are_missed(&env, &velero).await?;
     volumes_of_what_is_left_out(&env, &velero).await?;
     restores(&env, &velero).await?;
+    the_order_is_that_of_the_flag(&velero)?;
     names_at_their_longest(&env, &velero).await?;
     a_tarball_that_lies(&env, &velero).await?;
     env.cluster.down()
@@ -87,7 +100,7 @@ async fn every_flag(env: &Env, velero: &Velero) -> Result<()> {
     let south = "Namespace south, ConfigMap south/web, Service south/web";
     let both = ["--include-namespaces", "north,south"];
     let one = ["--include-namespaces", "north"];
-    let table: [(&[&str], &[&str], String); 18] = [
+    let table: [(&[&str], &[&str], String); 20] = [
         (&[], &[], format!("{north}, {south}, ClusterRole loose")),
         (&both, &[], format!("{north}, {south}")),
         (&["--include-namespaces", "n*rth"], &[], north.clone()),
@@ -173,6 +186,19 @@ async fn every_flag(env: &Env, velero: &Velero) -> Result<()> {
             format!("Namespace north, ConfigMap north/db, {ROBOT}"),
         ),
         (&both, &["--selector", "app=nobody"], String::new()),
+        // Where Velero stores less: what a list does not name comes along, and what no list excludes is there.
+        (
+            &one,
+            &["--include-resources", "sa,gadgets.shop.x.k8s.io"],
+            format!("Namespace north, {ROBOT}, {GADGET}"),
+        ),
+        (
+            &[],
+            &["--exclude-cluster-scoped-resources", "clusterrolebindings"],
+            format!(
+                "Namespace north, {MAPS}, Role north/reader, ServiceAccount north/robot, ClusterRole bound, {GADGET}, {south}, ClusterRole loose"
+            ),
+        ),
     ];
     let known = set(KNOWN);
     for (number, (namespaces, flags, expected)) in table.into_iter().enumerate() {
@@ -279,6 +305,10 @@ async fn restores(env: &Env, velero: &Velero) -> Result<()> {
         ("--exclude-resources services", [true, true, true, false]),
         ("--include-namespaces south", [false, false, true, true]),
         ("--selector app=robot", [false, true, false, false]),
+        (
+            "--exclude-resources c*maps,*.x.k8s.io",
+            [false, true, false, true],
+        ),
     ];
     for (number, (flags, expected)) in table.into_iter().enumerate() {
         let (north, south) = (format!("north-{number}"), format!("south-{number}"));
@@ -312,6 +342,35 @@ async fn restores(env: &Env, velero: &Velero) -> Result<()> {
         ensure!(made == wanted, "{flags}: {made:?}");
     }
     Ok(())
+}
+
+/// Services first and ConfigMaps last, as the controller was told.
+fn the_order_is_that_of_the_flag(velero: &Velero) -> Result<()> {
+    for (restore, first, last) in [
+        (
+            "back-1",
+            "ServiceAccount robot created",
+            "ConfigMap db created",
+        ),
+        ("back-3", "Service web created", "ConfigMap web created"),
+    ] {
+        let log = velero.run(&format!("restore logs {restore}"))?;
+        let at = |what: &str| log.find(what).with_context(|| format!("{what}: {log}"));
+        ensure!(at(first)? < at(last)?, "{log}");
+    }
+    Ok(())
+}
+
+/// A Schedule that says nothing of it has skipped what was due before it came.
+async fn schedules_wait_for_their_time(env: &Env, velero: &Velero) -> Result<()> {
+    velero.run("schedule create yearly --schedule @yearly")?;
+    until("it is skipped", MINUTE, async || {
+        let schedule = env.api::<Schedule>().get("yearly").await?;
+        let skipped = schedule.status.and_then(|status| status.last_skipped);
+        let told = schedule.spec.skip_immediately == Some(false);
+        Ok((told && skipped.is_some()).then_some(()))
+    })
+    .await
 }
 
 /// Names at the limit of what Kubernetes and the bucket take, and text in many scripts, come back as they were.

@@ -4,21 +4,27 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use jackline_crds::jackline::ClusterBackupPolicy;
-use jackline_crds::names::{annotation, label};
+use jackline_crds::names::{RESTORE_WAIT, annotation, label};
 use jackline_crds::velero::{
-    Backup, BackupPhase, BackupSpec, DeleteBackupRequest, DeletePhase, PodVolumeBackup,
-    PodVolumePhase, Restore, RestorePhase, RestoreSpec, Schedule,
+    Backup, BackupPhase, BackupRepository, BackupSpec, DeleteBackupRequest, DeletePhase,
+    DownloadPhase, DownloadRequest, PodVolumeBackup, PodVolumePhase, PodVolumeRestore, Restore,
+    RestorePhase, RestoreSpec, Schedule,
 };
 use jackline_e2e::{Env, Jackline, NAMESPACE, until, wait_for, wait_gone};
 use jackline_test_cluster::ImageSpec;
+use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Event, Pod};
-use kube::api::{DeleteParams, ListParams, PostParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 
 const MINUTE: Duration = Duration::from_secs(60);
 /// The policy that is deleted.
 const LEAVING: &str = "leaving";
+/// The policy that has a schedule.
+const PUNCTUAL: &str = "punctual";
+/// A pod that waits for its volume, and that volume.
+const AWAITED: &str = "awaited";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_servers_do_not_work_on_the_same_objects() -> Result<()> {
@@ -115,9 +121,19 @@ async fn volume_completed(env: &Env, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// A schedule that is due every few seconds, a request to delete a backup, and a policy that goes with its backup.
+/// One of each of what else waits: a schedule and a policy that are due every few seconds, a repository that is, a request to delete a
+/// backup and one to download it, a volume for a pod that waits, and a policy that goes with its backup.
 async fn more_to_do(env: &Env) -> Result<()> {
     let params = PostParams::default();
+    let policy = json!({"apiVersion": "jackline.dev/v1alpha1", "kind": "ClusterBackupPolicy", "metadata": {"name": PUNCTUAL},
+        "spec": {"namespaces": {"include": ["default"]}, "storageLocation": "default", "schedule": {"cron": "@every 3s"}}});
+    env.cluster.apply(&policy.to_string())?;
+    maintained(env, "1s", Some("2020-01-01T00:00:00Z")).await?;
+    let target = json!({"target": {"kind": "BackupLog", "name": "before"}});
+    let download = DownloadRequest::new("log", serde_json::from_value(target)?);
+    let downloads = env.api::<DownloadRequest>();
+    downloads.create(&params, &download).await?;
+    awaited_volume(env).await?;
     let spec = serde_json::from_value(
         json!({"schedule": "@every 3s", "template": {"includedNamespaces": ["default"]}}),
     )?;
@@ -132,10 +148,74 @@ async fn more_to_do(env: &Env) -> Result<()> {
     Ok(())
 }
 
+/// Has the repository maintained this often, with something to prune or without.
+async fn maintained(env: &Env, often: &str, forgotten: Option<&str>) -> Result<()> {
+    let patch = json!({"metadata": {"annotations": {(annotation::FORGOTTEN_AT): forgotten}},
+        "spec": {"maintenanceFrequency": often}});
+    let repositories = env.api::<BackupRepository>();
+    repositories
+        .patch(
+            "team-default-restic",
+            &PatchParams::default(),
+            &Patch::Merge(patch),
+        )
+        .await?;
+    Ok(())
+}
+
+/// A volume of a pod that waits for it as restored pods do, and no Restore.
+async fn awaited_volume(env: &Env) -> Result<()> {
+    let done = format!("/data/.velero/{AWAITED}");
+    let pod = json!({"metadata": {"name": AWAITED, "namespace": "team"}, "spec": {
+        "terminationGracePeriodSeconds": 0, "volumes": [{"name": "data", "emptyDir": {}}],
+        "initContainers": [{"name": RESTORE_WAIT, "image": "docker.io/local/busybox:1", "imagePullPolicy": "Never",
+            "command": ["sh", "-c", format!("until [ -e {done} ]; do sleep 1; done"), "sh"], "args": [AWAITED],
+            "volumeMounts": [{"name": "data", "mountPath": "/data"}]}],
+        "containers": [{"name": "box", "image": "docker.io/local/busybox:1", "imagePullPolicy": "Never",
+            "command": ["sh", "-c", "[ $(cat /data/file) = kept ] && exec sleep 100000"],
+            "volumeMounts": [{"name": "data", "mountPath": "/data"}]}]}});
+    let pods = env.api_in::<Pod>("team");
+    let pod = pods
+        .create(&PostParams::default(), &serde_json::from_value(pod)?)
+        .await?;
+    let done = env.volumes_of("before").await?;
+    let done = done.first().context("a volume")?;
+    let status = done.status.clone().context("a status")?;
+    let volume = json!({"metadata": {"name": AWAITED, "labels": {(label::RESTORE_UID): AWAITED}}, "spec": {
+        "pod": {"kind": "Pod", "namespace": "team", "name": AWAITED, "uid": pod.uid()}, "volume": "data",
+        "backupStorageLocation": "default", "repoIdentifier": done.spec.repo_identifier,
+        "uploaderType": "restic", "snapshotID": status.snapshot_id, "sourceNamespace": "team"}});
+    let volumes = env.api::<PodVolumeRestore>();
+    volumes
+        .create(&PostParams::default(), &serde_json::from_value(volume)?)
+        .await?;
+    Ok(())
+}
+
+async fn maintenance_jobs(env: &Env) -> Result<usize> {
+    let labels = ListParams::default().labels(label::REPOSITORY_NAME);
+    Ok(env
+        .api_in::<Job>(NAMESPACE)
+        .list(&labels)
+        .await?
+        .items
+        .len())
+}
+
+async fn of_the_policy(env: &Env) -> Result<bool> {
+    let labels = ListParams::default().labels(&format!("{}={PUNCTUAL}", label::POLICY));
+    Ok(!env.api::<Backup>().list(&labels).await?.items.is_empty())
+}
+
 async fn nothing_is_done(env: &Env) -> Result<()> {
     // Longer than between two looks.
     tokio::time::sleep(Duration::from_secs(8)).await;
-    ensure!(scheduled(env).await?.is_empty());
+    ensure!(scheduled(env).await?.is_empty() && !of_the_policy(env).await?);
+    ensure!(maintenance_jobs(env).await? == 0);
+    let download = env.api::<DownloadRequest>().get("log").await?;
+    ensure!(download.phase() == DownloadPhase::New, "{download:?}");
+    let volume = env.api::<PodVolumeRestore>().get(AWAITED).await?;
+    ensure!(volume.phase() == PodVolumePhase::New, "{volume:?}");
     let requests = env.api::<DeleteBackupRequest>();
     let requests = requests.list(&ListParams::default()).await?.items;
     ensure!(requests.len() == 1, "{requests:?}");
@@ -155,10 +235,32 @@ async fn everything_is_done(env: &Env) -> Result<()> {
     .await?;
     let params = DeleteParams::default();
     env.api::<Schedule>().delete("ticking", &params).await?;
+    let policies: Api<ClusterBackupPolicy> = Api::all(env.cluster.client());
+    until("the policy makes a backup", MINUTE, async || {
+        Ok(of_the_policy(env).await?.then_some(()))
+    })
+    .await?;
+    policies.delete(PUNCTUAL, &params).await?;
+    until("the repository is maintained", MINUTE, async || {
+        Ok((maintenance_jobs(env).await? > 0).then_some(()))
+    })
+    .await?;
+    maintained(env, "168h", None).await?;
+    let processed = |it: &DownloadRequest| it.phase() == DownloadPhase::Processed;
+    wait_for(&env.api::<DownloadRequest>(), "log", MINUTE, processed).await?;
+    let completed = |it: &PodVolumeRestore| it.phase() == PodVolumePhase::Completed;
+    wait_for(&env.api::<PodVolumeRestore>(), AWAITED, MINUTE, completed).await?;
+    let waited = |pod: &Pod| {
+        let phase = pod
+            .status
+            .as_ref()
+            .and_then(|status| status.phase.as_deref());
+        phase == Some("Running")
+    };
+    wait_for(&env.api_in::<Pod>("team"), AWAITED, MINUTE, waited).await?;
     for name in ["doomed", "taken-along"] {
         wait_gone(&env.api::<Backup>(), name, MINUTE).await?;
     }
-    let policies: Api<ClusterBackupPolicy> = Api::all(env.cluster.client());
     wait_gone(&policies, LEAVING, MINUTE).await
 }
 
@@ -227,6 +329,7 @@ async fn beside_a_server(env: &Env, doctor: &Doctor) -> Result<()> {
         ("Backup", "beside"),
         ("Restore", "beside"),
         ("PodVolumeBackup", "beside-server"),
+        ("PodVolumeRestore", AWAITED),
     ] {
         warned(env, kind, name, "server of Velero").await?;
     }
@@ -238,6 +341,10 @@ async fn beside_a_server(env: &Env, doctor: &Doctor) -> Result<()> {
     ensure!(findings[0].1.contains("--engine velero"), "{findings:?}");
     let (content, said) = doctor.asked(&[])?;
     ensure!(!content && said.contains("PROBLEM"), "{said}");
+    let refused = doctor
+        .0
+        .refused("restore volume data -n team --from-backup before")?;
+    ensure!(refused.contains("server of Velero"), "{refused}");
     ensure!(env.api::<Backup>().get("beside").await?.phase() == BackupPhase::New);
     ensure!(restores.get("beside").await?.phase() == RestorePhase::New);
     nothing_is_done(env).await?;

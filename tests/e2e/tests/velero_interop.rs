@@ -30,6 +30,7 @@ async fn each_restores_what_the_other_backed_up() -> Result<()> {
         ..Settings::default()
     };
     deploy::prepare(&env.cluster, &settings)?;
+    definitions_can_be_kept(&env)?;
     env.cluster.apply(include_str!("velero_interop.yaml"))?;
     let by_velero = change(&env, "first", 4_000_000).await?;
     let first = backed_up(&env, &velero, "velero-1").await?;
@@ -52,6 +53,30 @@ async fn each_restores_what_the_other_backed_up() -> Result<()> {
     its_own(&env, &velero, &second).await?;
     env.restic("team").await?.check()?;
     env.cluster.down()
+}
+
+/// The overlay of the how-to leaves Velero's definitions out and all else in.
+fn definitions_can_be_kept(env: &Env) -> Result<()> {
+    let overlay = guide::blocks(GUIDE, "Keep Velero's definitions", "yaml")?;
+    let directory = env.cluster.dir().join("keep");
+    fs::create_dir_all(&directory)?;
+    fs::write(directory.join("kustomization.yaml"), overlay)?;
+    let whole = env.cluster.dir().join("deploy");
+    let definitions = |directory: &std::path::Path, group: &str| {
+        let objects = env
+            .cluster
+            .kubectl(["kustomize".as_ref(), directory.as_os_str()])?;
+        let of_group = format!("  group: {group}");
+        let count = |line: &str| objects.lines().filter(|found| *found == line).count();
+        anyhow::Ok((
+            count(&of_group),
+            count("kind: Deployment") + count("kind: DaemonSet"),
+        ))
+    };
+    ensure!(definitions(&whole, "velero.io")?.0 > 10);
+    ensure!(definitions(&directory, "velero.io")? == (0, 2));
+    ensure!(definitions(&directory, "jackline.dev")? == definitions(&whole, "jackline.dev")?);
+    Ok(())
 }
 
 /// Adds what gets lost most easily to the volume, and returns all that it holds.

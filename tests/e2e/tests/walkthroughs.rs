@@ -20,11 +20,13 @@ async fn what_users_follow_ends_as_they_expect() -> Result<()> {
     let velero = Velero::new(&env).await?;
     env.cluster.apply(include_str!("walkthroughs.yaml"))?;
     hundred_namespaces_begin(&env)?;
+    a_clock_begins(&velero)?;
     let log = a_log_survives_its_namespace(&env, &velero).await?;
     restored_into_a_running_namespace(&env, &velero).await?;
     data_into_an_existing_claim(&env, &log).await?;
     cloned_beside_the_original(&env, &velero, &log).await?;
     two_pods_share_a_claim(&env, &velero).await?;
+    the_clock_was_right(&env, &velero).await?;
     hundred_backups_begin(&env, &velero).await?;
     a_schedule_makes_backups_and_their_time_ends(&env, &velero).await?;
     hundred_namespaces_come_back(&env, &velero).await?;
@@ -320,6 +322,35 @@ async fn two_pods_share_a_claim(env: &Env, velero: &Velero) -> Result<()> {
     }
     let claims: Api<PersistentVolumeClaim> = env.api_in("pair-other");
     claims.get("shared").await?;
+    Ok(())
+}
+
+/// It goes by the clock from now on, beside all else.
+fn a_clock_begins(velero: &Velero) -> Result<()> {
+    let create = ["schedule", "create", "clock", "--schedule", "*/2 * * * *"];
+    velero.call(&[&create[..], &["--include-namespaces", "default"]].concat())?;
+    Ok(())
+}
+
+/// One backup for every second minute that has passed.
+async fn the_clock_was_right(env: &Env, velero: &Velero) -> Result<()> {
+    let begun = env.api::<Schedule>().get("clock").await?;
+    let begun = begun.creation_timestamp().context("a creation")?.0;
+    velero.run("schedule delete clock --confirm")?;
+    let of_schedule = ListParams::default().labels("velero.io/schedule-name=clock");
+    let made = env.api::<Backup>().list(&of_schedule).await?.items;
+    let passed = jiff::Timestamp::now().as_second() / 120 - begun.as_second() / 120;
+    let count = i64::try_from(made.len())?;
+    // The last may be due this very moment.
+    ensure!(
+        count >= 1 && (passed - 1..=passed).contains(&count),
+        "{count} backups in {passed} times two minutes"
+    );
+    for backup in made {
+        let created = backup.creation_timestamp().context("a creation")?.0;
+        let late = created.as_second() % 120;
+        ensure!(late < 30, "{} came {late} s late", backup.name_any());
+    }
     Ok(())
 }
 

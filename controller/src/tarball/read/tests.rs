@@ -126,6 +126,45 @@ fn swarms_of_objects_are_refused() {
 }
 
 #[test]
+fn names_that_no_object_can_have_are_refused() {
+    let read = |kind: &str, namespace: Option<&str>, name: &str| {
+        let mut writer = TarballWriter::new(Vec::new(), 0).unwrap();
+        writer.object(kind, "v1", namespace, name, b"{}").unwrap();
+        let read = all(&writer.finish().unwrap());
+        read.map(drop).map_err(|error| error.to_string())
+    };
+    let long = |length| "n".repeat(length);
+    assert_eq!(read(&long(317), Some(&long(63)), &long(253)), Ok(()));
+    let name = "the tarball holds the name of an object of 254 bytes; at most 253 are read";
+    assert_eq!(read("pods", Some("n"), &long(254)).unwrap_err(), name);
+    let kind = "the tarball holds the name of a kind of 318 bytes; at most 317 are read";
+    assert_eq!(read(&long(318), Some("n"), "a").unwrap_err(), kind);
+    assert!(read("pods", Some(&long(64)), "a").is_err());
+}
+
+#[test]
+fn all_names_together_are_bounded() {
+    let mut writer = TarballWriter::new(Vec::new(), 0).unwrap();
+    for (namespace, name) in [(Some("ns"), "abc"), (None, "abcde")] {
+        writer
+            .object("things", "v1", namespace, name, b"{}")
+            .unwrap();
+    }
+    let bytes = writer.finish().unwrap();
+    let read = |names| {
+        let limits = Limits {
+            names,
+            ..Limits::default()
+        };
+        read(bytes.as_slice(), limits, |_, _| Ok(())).map_err(|error| error.to_string())
+    };
+    // The second path of an object is not kept.
+    assert!(read(10).is_ok());
+    let why = "the tarball holds more than 9 bytes of names";
+    assert_eq!(read(9).unwrap_err(), why);
+}
+
+#[test]
 fn a_name_without_end_is_refused() {
     let mut header = tar::Header::new_gnu();
     header.set_entry_type(tar::EntryType::GNULongName);
