@@ -4,7 +4,6 @@
 //! it again, finds the PodVolumeBackups that exist, and ends it. So a restart costs time, never a backup.
 
 mod files;
-mod holds;
 mod hooks;
 mod job;
 pub mod log;
@@ -33,8 +32,9 @@ use kube::{Resource, ResourceExt};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
-use crate::{context::Context, deletion, fence, finalizer, location, remove::remove};
-use holds::Holds;
+use crate::{
+    context::Context, deletion, fence, finalizer, holds, holds::Holds, location, remove::remove,
+};
 use log::BackupLog;
 use metrics::BackupMetrics;
 
@@ -243,8 +243,19 @@ impl Controller {
                 Arc::new(Begun { backup, touched })
             })
             .clone();
-        let log = BackupLog::new(key.to_string(), &context.args.scratch())
-            .map_err(|error| Failure::transient("NoTemporarySpace", error))?;
+        let began = Instant::now();
+        let log = match BackupLog::new(key.to_string(), &context.args.scratch()) {
+            Ok(log) => log,
+            Err(error) => {
+                let failure = Failure::transient("NoTemporarySpace", error);
+                if !self.is_hopeless(&backup, began) {
+                    return Err(failure);
+                }
+                self.fail(&backup, None, &failure.to_string(), &token)
+                    .await?;
+                return Ok(Next::Done);
+            }
+        };
         let job = job::Job {
             context,
             token: &token,
@@ -255,7 +266,6 @@ impl Controller {
             holds: &self.holds,
             touched: &begun.touched,
         };
-        let began = Instant::now();
         let uid = backup.uid();
         let gone = context.stores.backups.wait_for(|store| {
             let now = store.get(&key);

@@ -216,17 +216,23 @@ impl Deletion<'_> {
             self.say(request, DeletePhase::InProgress, Vec::new())
                 .await?;
         }
-        let stored = snapshots::stored_uid(&*store, &name).await?;
-        self.mark(backup).await?;
+        let there = snapshots::stored_uid(&*store, &name).await?;
+        // A later pass may find what another cluster has put under the name meanwhile.
+        let noted = backup.annotations().get(annotation::DELETED_UID).cloned();
+        let meant = noted.unwrap_or_else(|| there.clone().unwrap_or_default());
+        let is_meant = |there: Option<String>| there.is_none_or(|there| there == meant);
+        self.mark(backup, &meant).await?;
         // From now on no restore of it begins. Asked for anew: one may have begun that the watch has not told of.
         let restores = self.context.api::<Restore>();
         let mut restores = restores.list(&ListParams::default()).await?.items;
         restores.retain(|restore| is_of(restore, &name));
         is_read(restores.iter())?;
-        self.forget(backup, &location, &*store).await?;
+        if is_meant(there) {
+            self.forget(backup, &location, &*store).await?;
+        }
         // That may have taken long, and another leader may have been here: a new backup may have the name by now.
         self.still(backup).await?;
-        if snapshots::stored_uid(&*store, &name).await? == stored {
+        if is_meant(snapshots::stored_uid(&*store, &name).await?) {
             remove_files(&*store, &name, self.token).await?;
         }
         for restore in restores {
@@ -361,11 +367,12 @@ impl Deletion<'_> {
     }
 
     /// Says that the backup is being deleted, and by which leader.
-    async fn mark(&self, backup: &Backup) -> Result<(), Failure> {
+    async fn mark(&self, backup: &Backup, meant: &str) -> Result<(), Failure> {
         let mut status = backup.status.clone().unwrap_or_default();
         status.phase = Some(BackupPhase::Deleting);
         let api = self.context.api::<Backup>();
-        fence::write(&api, backup, &status, json!({}), self.token).await?;
+        let note = json!({"annotations": {(annotation::DELETED_UID): meant}});
+        fence::write(&api, backup, &status, note, self.token).await?;
         Ok(())
     }
 
@@ -648,8 +655,8 @@ async fn remove_files(
     for file in files {
         token.check()?;
         if store.head(&metadata).await.map_err(failed)?.is_some() {
-            let why = format!("{metadata} has been written anew");
-            return Err(Failure::new(Class::Conflict, "WrittenAnew", why));
+            tracing::warn!(metadata, "written anew: the other files are left there");
+            return Ok(());
         }
         store.delete(&file.key).await.map_err(failed)?;
     }

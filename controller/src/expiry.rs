@@ -50,7 +50,8 @@ async fn pass(context: &Context, key: &Key, token: &LeaderToken) -> Result<Next,
     let Some(backup) = context.stores.backups.get(key) else {
         return Ok(Next::Done);
     };
-    match expiry(facts(context, &backup), Timestamp::now()) {
+    let now = Timestamp::now();
+    match expiry(facts(context, &backup, now), now) {
         Verdict::Keep => Ok(Next::OnChange),
         Verdict::At(time) => Ok(Next::At(time)),
         Verdict::Later => Ok(Next::After(SOON)),
@@ -70,7 +71,7 @@ async fn pass(context: &Context, key: &Key, token: &LeaderToken) -> Result<Next,
     }
 }
 
-fn facts(context: &Context, backup: &Backup) -> Facts {
+fn facts(context: &Context, backup: &Backup, now: Timestamp) -> Facts {
     let name = backup.name_any();
     let status = backup.status.as_ref();
     let cluster = backup
@@ -90,12 +91,16 @@ fn facts(context: &Context, backup: &Backup) -> Facts {
             _ => Location::Writable,
         }
     });
+    let expires = status.and_then(|status| Some(status.expiration.as_ref()?.0));
+    let begun = backup.phase() == BackupPhase::Deleting;
+    let is_over = begun || expires.is_some_and(|expires| expires <= now);
     Facts {
-        expires: status.and_then(|status| Some(status.expiration.as_ref()?.0)),
+        expires,
         ended: backup.phase().is_terminal(),
         asked: deletion::asked(context, &name),
-        begun: backup.phase() == BackupPhase::Deleting,
-        elsewhere: elsewhere::is_known(context, backup) && !elsewhere::may_stay(backup),
+        begun,
+        // All volumes are gone through: not for a backup that stays anyway.
+        elsewhere: is_over && elsewhere::is_known(context, backup) && !elsewhere::may_stay(backup),
         foreign: cluster.is_some_and(|cluster| *cluster != context.cluster_uid),
         read: context.stores.restores.find(reads).is_some(),
         location,

@@ -14,6 +14,7 @@ pub mod exec;
 pub mod expiry;
 mod fence;
 mod finalizer;
+mod holds;
 pub mod location;
 pub mod maintenance;
 mod named;

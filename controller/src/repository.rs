@@ -118,11 +118,12 @@ pub async fn ensure(
         if let (Some(repository), Some(RepositoryPhase::Ready)) = (repository, phase) {
             return Ok(repository);
         }
-        let refused = phase == Some(RepositoryPhase::NotReady);
-        patience.look(refused, store.filter(ready).len(), Instant::now());
-        if tokio::time::timeout_at(patience.until, change)
-            .await
-            .is_err()
+        if phase == Some(RepositoryPhase::NotReady) {
+            patience.refused(Instant::now());
+        }
+        let until = patience.until;
+        if tokio::time::timeout_at(until, change).await.is_err()
+            && !patience.goes_on(store.filter(ready).len(), Instant::now())
         {
             break;
         }
@@ -157,15 +158,20 @@ impl Patience {
         }
     }
 
-    /// Takes note of how things are; `refused`: the one that is waited for was tried, in vain.
-    fn look(&mut self, refused: bool, ready: usize, now: Instant) {
-        if refused && !self.refused {
+    /// The one that is waited for was tried, in vain.
+    fn refused(&mut self, now: Instant) {
+        if !self.refused {
             self.refused = true;
             self.until = now + self.limit.min(REFUSED);
-        } else if !self.refused && ready > self.ready {
-            self.until = now + self.limit;
         }
+    }
+
+    /// Whether the wait goes on though its time is over: others got ready in it.
+    fn goes_on(&mut self, ready: usize, now: Instant) -> bool {
+        let moves = !self.refused && ready > self.ready;
         self.ready = self.ready.max(ready);
+        self.until = now + self.limit;
+        moves
     }
 }
 
@@ -502,15 +508,12 @@ mod tests {
         let began = Instant::now();
         let after = |seconds| began + Duration::from_secs(seconds);
         let mut patience = Patience::new(LIMIT, 3, began);
+        assert_eq!(patience.until, after(600));
+        assert!(patience.goes_on(4, after(600)));
+        assert_eq!(patience.until, after(1200));
         // What others lose is no progress, nor is what they get back.
-        for ready in [3, 2, 3] {
-            patience.look(false, ready, after(300));
-            assert_eq!(patience.until, after(600), "{ready}");
-        }
-        patience.look(false, 4, after(500));
-        assert_eq!(patience.until, after(1100));
-        patience.look(false, 4, after(800));
-        assert_eq!(patience.until, after(1100));
+        assert!(!patience.goes_on(3, after(1200)));
+        assert!(!patience.goes_on(4, after(1800)));
     }
 
     #[test]
@@ -518,13 +521,12 @@ mod tests {
         let began = Instant::now();
         let after = |seconds| began + Duration::from_secs(seconds);
         let mut patience = Patience::new(LIMIT, 0, began);
-        patience.look(false, 1, after(100));
-        patience.look(true, 2, after(200));
+        patience.refused(after(200));
+        patience.refused(after(300));
         assert_eq!(patience.until, after(320));
-        patience.look(true, 9, after(300));
-        assert_eq!(patience.until, after(320));
+        assert!(!patience.goes_on(9, after(320)));
         let mut hasty = Patience::new(Duration::from_secs(5), 0, began);
-        hasty.look(true, 0, began);
+        hasty.refused(began);
         assert_eq!(hasty.until, after(5));
     }
 

@@ -126,6 +126,8 @@ pub mod annotation {
     pub const VOLUME_GONE_SINCE: &str = "jackline.dev/volume-gone-since";
     /// On a Backup of Velero: `true` lets its snapshots stay where they are, without a record, when it is deleted.
     pub const LEAVE_SNAPSHOTS: &str = "jackline.dev/leave-snapshots";
+    /// On a Backup that is being deleted: the UID of what the bucket held under its name when that began, or nothing.
+    pub const DELETED_UID: &str = "jackline.dev/deleted-uid";
     /// On a Backup: the time it was due, RFC 3339.
     pub const TICK: &str = "jackline.dev/tick";
     /// On a Backup: the volumes it moves, as the policy governs them; JSON.

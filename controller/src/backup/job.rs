@@ -257,7 +257,12 @@ impl Job<'_> {
             .await
             .map_err(|error| JobError::Again(Failure::transient("TarballNotWritten", error)))?;
         let archive = archive.map_err(spool)?;
-        if let Some(why) = Limits::default().refusal(archive.stored.len()) {
+        let items = archive.collection.items();
+        let names = archive.stored.iter().filter_map(|&index| {
+            let item = items.get(index)?;
+            Some((&*item.name, item.namespace.as_deref()))
+        });
+        if let Some(why) = Limits::default().refusal_of(names) {
             let text = format!("No restore will take this backup: {why}. Split it by namespaces");
             log.error(&text, &[]);
         }

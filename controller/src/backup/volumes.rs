@@ -285,15 +285,14 @@ pub(super) async fn run(
     let known = of_backup(job.context, &uid);
     let gone = plan.resume(&known);
     let mut chosen = std::mem::take(&mut plan.chosen);
-    let namespaces: BTreeSet<String> = chosen
+    let mut namespaces: BTreeSet<String> = chosen
         .keys()
         .filter_map(|&pod| plan.pods.get(pod))
         .map(|pod| pod.volumes.namespace.clone())
         .collect();
     let namespace = |volume: &Arc<PodVolumeBackup>| volume.spec.pod.namespace.clone();
-    let known_in = known.iter().filter_map(namespace);
-    let touched = namespaces.iter().cloned().chain(known_in);
-    job.touched.lock().extend(touched);
+    namespaces.extend(known.iter().filter_map(namespace));
+    job.touched.lock().extend(namespaces.iter().cloned());
     let work = Work {
         job,
         log,
@@ -734,7 +733,7 @@ impl Work<'_> {
                 tried.clone()
             };
             let found = tokio::select! {
-                found = successor::of(context, pod, selected.claim.as_deref(), &tried) => found,
+                found = successor::of(context, pod, selected.claim.as_deref(), &tried, &self.requests) => found,
                 () = at(self.deadline) => Successor::Unable(LATE.to_owned()),
             };
             match found {

@@ -17,6 +17,7 @@ use jackline_policy::{
     labels::Selector,
 };
 use kube::Client;
+use parking_lot::Mutex;
 use serde_json::Value;
 
 use super::{
@@ -158,6 +159,8 @@ struct Gatherer<'a> {
     request: &'a Request<'a>,
     resources: &'a [Resource],
     spool: Arc<Spool>,
+    /// Kinds, and versions of groups, whose server does not answer.
+    silent: Mutex<HashSet<String>>,
     log: &'a BackupLog,
 }
 
@@ -196,6 +199,7 @@ impl Gatherer<'_> {
             path: path(resource, namespace, None),
             selector: selector.map(str::to_owned),
             page: self.request.page,
+            patient: !self.is_silent(resource),
         };
         let mut sink = self.sink(index, resource, namespaces);
         let mut searches = 0;
@@ -220,6 +224,9 @@ impl Gatherer<'_> {
                 result => break result,
             }
         };
+        if result.as_ref().is_err_and(ListError::is_passing) {
+            self.silent.lock().insert(resource.group_resource());
+        }
         // What cannot be written to the file cannot be read from it.
         if let Err(ListError::Spool(_)) = result {
             return (Page::default(), result);
@@ -228,6 +235,13 @@ impl Gatherer<'_> {
             Ok(()) => (sink.page, result),
             Err(error) => (Page::default(), Err(error.into())),
         }
+    }
+
+    /// Whether the server of a kind does not answer: its other lists are tried once each.
+    fn is_silent(&self, resource: &Resource) -> bool {
+        let silent = self.silent.lock();
+        silent.contains(&resource.group_resource())
+            || silent.contains(&format!("{}/{}", resource.group, resource.version))
     }
 
     /// Whether the cluster serves the kind now, as far as it can be known: what the server of its group would say may be out of date.
@@ -332,6 +346,7 @@ pub async fn collect(
         request,
         resources: catalogue.resources(),
         spool: spool.clone(),
+        silent: Mutex::new(discovered.stale.into_iter().collect()),
         log,
     };
     let index_of = |name: &str| {
@@ -704,6 +719,7 @@ mod tests {
             request: &request,
             resources: catalogue.resources(),
             spool,
+            silent: Mutex::default(),
             log: &log,
         };
         let scope = Namespaces {

@@ -51,6 +51,11 @@ impl ListError {
         matches!(self, Self::Api(kube::Error::Api(status)) if status.code == 404)
     }
 
+    /// Whether it might have passed.
+    pub(super) fn is_passing(&self) -> bool {
+        matches!(self.trouble(), Trouble::Passing(_))
+    }
+
     fn trouble(&self) -> Trouble {
         match self {
             Self::Api(kube::Error::Api(status)) => match status.code {
@@ -89,6 +94,8 @@ pub(super) struct ListSpec {
     pub(super) selector: Option<String>,
     /// Objects per page.
     pub(super) page: u32,
+    /// Whether a page that fails in passing is asked for again.
+    pub(super) patient: bool,
 }
 
 /// Lists all pages and hands each object to `taker`, which is moved to the thread that parses and comes back at the end, with what it
@@ -112,7 +119,11 @@ pub(super) async fn list<T: Take>(
                 }
             }
             Err(error) => {
-                let Some(pause) = pages.failed(error.trouble()) else {
+                let pause = match error.trouble() {
+                    Trouble::Passing(_) if !spec.patient => None,
+                    trouble => pages.failed(trouble),
+                };
+                let Some(pause) = pause else {
                     return (Some(taker), Err(error));
                 };
                 tracing::debug!(path = spec.path, %error, ?pause, "a page is asked for again");
@@ -330,6 +341,7 @@ mod tests {
             path: "/api/v1/pods".to_owned(),
             selector: None,
             page: 2,
+            patient: true,
         };
         let (names, result) = list(&server.client(), &spec, Names::default()).await;
         let Names { seen, again } = names.unwrap();

@@ -86,10 +86,15 @@ impl Run<'_> {
                 return Ok(());
             }
         };
+        // That may have taken minutes. Of the restores that are here now one gets a claim; then it counts who uses it.
+        let taken = |(restoration, _): &(&Restoration, Carrier)| self.take(restoration);
+        let carried: Vec<_> = carried.into_iter().filter(taken).collect();
+        let pods = self.pods_of(self.target(source)).await?;
         for (restoration, carrier) in carried {
             self.token.check()?;
-            match self.start(restoration, carrier, &repository).await {
+            match self.start(restoration, carrier, &repository, &pods).await {
                 Err(failure) if failure.class == Class::Terminal => {
+                    self.let_go(restoration);
                     let what = self.volume_of(restoration);
                     let why = format!("{what} cannot be begun: {}", chain(&*failure.source));
                     let target = self.target(&restoration.namespace);
@@ -106,15 +111,14 @@ impl Run<'_> {
         let made = |waiter| self.made_pod(restoration, waiter);
         let first = made(&restoration.carrier);
         let found = first.or_else(|| restoration.waiters.iter().find_map(made));
-        let begun = || {
-            self.begun()
-                .iter()
-                .any(|volume| self.is_of(volume, restoration))
-        };
-        if self.is_in_other_hands(restoration) && !begun() {
+        if self.is_begun(restoration) {
+            return found;
+        }
+        if self.is_in_other_hands(restoration) {
+            self.leave_to_others(restoration);
             return None;
         }
-        if found.is_none() && !begun() {
+        if found.is_none() {
             let (pod, volume) = &restoration.carrier;
             self.report.warning(
                 Place::Namespace(self.target(&restoration.namespace)),
@@ -129,7 +133,12 @@ impl Run<'_> {
         restoration: &Restoration,
         carrier: Carrier,
         repository: &BackupRepository,
+        pods: &[RestoredPod],
     ) -> Result<(), Failure> {
+        if !self.is_begun(restoration) && !self.may_fill(restoration, pods).await? {
+            self.let_go(restoration);
+            return Ok(());
+        }
         for known in self
             .begun()
             .iter()

@@ -79,8 +79,11 @@ impl CatalogError {
     }
 }
 
+/// Memory that is taken for an object.
+pub type Room = SemaphorePermit<'static>;
+
 /// One object of the backup.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Item {
     /// `None` for objects outside of namespaces.
     pub namespace: Option<String>,
@@ -90,6 +93,19 @@ pub struct Item {
     length: u32,
     /// Bytes of memory that its content takes.
     weight: u32,
+}
+
+impl Item {
+    /// Whether it may be parsed at all.
+    fn fits(&self) -> Result<(), String> {
+        let weight = self.weight;
+        match weight > MEMORY {
+            true => Err(format!(
+                "parsed it takes up to {weight} bytes of memory; at most {MEMORY} are given to it"
+            )),
+            false => Ok(()),
+        }
+    }
 }
 
 /// All objects of a backup.
@@ -195,11 +211,16 @@ impl Catalog {
         self.read(item).ok()
     }
 
-    /// Waits until there is memory for an object; it is taken for as long as the answer is held. Whoever holds one must not wait for
-    /// another.
-    pub async fn room(&self, item: &Item) -> Option<SemaphorePermit<'static>> {
-        // Nobody closes it.
-        ROOM.acquire_many(item.weight.min(MEMORY)).await.ok()
+    /// Waits until there is memory for an object, and reads it; the memory is taken for as long as the room is held. Whoever holds one
+    /// must not wait for another, nor for what may take long: nobody gets past one that waits for much.
+    ///
+    /// # Errors
+    /// As [`Catalog::read`].
+    pub async fn open(&self, item: &Item) -> Result<(Room, Value), String> {
+        item.fits()?;
+        let room = ROOM.acquire_many(item.weight).await;
+        let room = room.map_err(|error| error.to_string())?;
+        Ok((room, self.read(item)?))
     }
 
     /// An object's content. It has to be what its path in the tarball says.
@@ -207,12 +228,7 @@ impl Catalog {
     /// # Errors
     /// What is wrong with the object.
     pub fn read(&self, item: &Item) -> Result<Value, String> {
-        let weight = item.weight;
-        if weight > MEMORY {
-            return Err(format!(
-                "parsed it takes up to {weight} bytes of memory; at most {MEMORY} are given to it"
-            ));
-        }
+        item.fits()?;
         let mut bytes = vec![0; item.length as usize];
         self.file
             .read_exact_at(&mut bytes, item.offset)
@@ -392,16 +408,23 @@ mod tests {
         let why = catalog.read(heaviest).unwrap_err();
         assert!(why.contains("at most 67108864 are given to it"), "{why}");
         assert!(small.weight < 4096);
-        let first = catalog.room(heavy).await;
+        let first = catalog.open(heavy).await;
         // Beside it the small ones go on, and another like it does not.
         let mut beside = Vec::new();
         for _ in 0..16 {
-            beside.push(catalog.room(small).await);
+            beside.push(catalog.open(small).await);
         }
-        let mut second = std::pin::pin!(catalog.room(heavy));
+        assert!(first.is_ok() && beside.iter().all(Result::is_ok));
+        let mut second = std::pin::pin!(catalog.open(heavy));
         assert!(futures::poll!(&mut second).is_pending());
+        // What is refused waits for nobody.
+        let refused = std::pin::pin!(catalog.open(heaviest));
+        assert!(matches!(
+            futures::poll!(refused),
+            std::task::Poll::Ready(Err(_))
+        ));
         drop(first);
-        assert!(second.await.is_some());
+        assert!(second.await.is_ok());
     }
 
     #[tokio::test]

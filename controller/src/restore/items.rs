@@ -54,25 +54,21 @@ impl Run<'_> {
             return Ok(());
         }
         let place = Place::from(namespace.map(|namespace| self.target(namespace)));
-        let _room = self.catalog.room(item).await;
-        let object = match self.catalog.read(item) {
-            Ok(object) => object,
+        let unreadable = |why: String| {
+            let why = format!("{kind} {} was not restored: {why}", item.name);
+            self.report.error(place, &why);
+        };
+        let (room, object) = match self.catalog.open(item).await {
+            Ok(opened) => opened,
             Err(why) => {
-                self.report.error(
-                    place,
-                    &format!("{kind} {} was not restored: {why}", item.name),
-                );
+                unreadable(why);
                 return Ok(());
             }
         };
         if object["kind"] != resource.api.kind.as_str()
             || resource.namespaced != namespace.is_some()
         {
-            let why = "it is not of the kind that its path in the tarball says";
-            self.report.error(
-                place,
-                &format!("{kind} {} was not restored: {why}", item.name),
-            );
+            unreadable("it is not of the kind that its path in the tarball says".to_owned());
             return Ok(());
         }
         if !self.admits(kind, namespace, &object) {
@@ -84,6 +80,7 @@ impl Run<'_> {
             return Ok(());
         }
         if kind == "namespaces" {
+            drop((room, object));
             self.namespace(&item.name).await?;
             return Ok(());
         }
@@ -107,6 +104,21 @@ impl Run<'_> {
                 return Ok(());
             }
         }
+        let (_room, object) = match namespace {
+            // It may be going for long: nobody waits for that with memory in hand.
+            Some(namespace) if !self.knows_namespace(namespace) => {
+                drop((room, object));
+                self.namespace(namespace).await?;
+                match self.catalog.open(item).await {
+                    Ok(opened) => opened,
+                    Err(why) => {
+                        unreadable(why);
+                        return Ok(());
+                    }
+                }
+            }
+            _ => (room, object),
+        };
         self.put(kind, resource, item, object).await
     }
 
@@ -220,7 +232,7 @@ impl Run<'_> {
         let original_uid = json::text(&object, "/metadata/uid")
             .unwrap_or_default()
             .to_owned();
-        let made_before = self.was_made_before(kind, item, &object);
+        let made_before = self.was_made_before(kind, item);
         let prepared = self.prepare_object(kind, resource, item, object).await?;
         let wanted = match self.finish_object(kind, item, &prepared, &original_uid) {
             Ok(wanted) => wanted,
@@ -451,6 +463,9 @@ impl Run<'_> {
                 .get(name)
                 .await?;
             volume = self.catalog.find("persistentvolumes", None, name);
+            // What has a copy needs none that does not come back.
+            let kind = "persistentvolumes";
+            volume = volume.filter(|volume| !copied || self.admits(kind, None, volume));
         }
         let binding = claim::binding(claim::ClaimFacts {
             claim: object,
@@ -477,7 +492,7 @@ impl Run<'_> {
     }
 
     /// Whether an earlier run of this restore made the object: then it is not ours to make again.
-    fn was_made_before(&self, kind: &str, item: &Item, object: &Value) -> bool {
+    fn was_made_before(&self, kind: &str, item: &Item) -> bool {
         match (kind, item.namespace.as_deref()) {
             // One that waits for data is made again as long as the data is not back.
             ("pods", Some(namespace)) if !self.plan().waits(namespace, &item.name).is_empty() => {
@@ -488,14 +503,7 @@ impl Run<'_> {
             {
                 false
             }
-            _ if !self.made_before.has(kind, self.home(kind, item).as_deref()) => false,
-            // Workloads that wait come after their kind.
-            (_, Some(namespace)) => {
-                let claims = self.held_back(namespace);
-                let claims = claims.iter().map(String::as_str).collect();
-                claims_of_workload(object, &claims).is_empty()
-            }
-            (_, None) => true,
+            _ => self.made_before.has(kind, self.home(kind, item).as_deref()),
         }
     }
 

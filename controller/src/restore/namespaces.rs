@@ -34,6 +34,13 @@ impl Run<'_> {
         there.await.copied()
     }
 
+    /// Whether [`Run::namespace`] answers at once.
+    pub fn knows_namespace(&self, source: &str) -> bool {
+        let all = self.namespaces.lock();
+        let known = all.get(self.target(source));
+        known.is_some_and(|known| known.initialized())
+    }
+
     /// Whether the namespace in the cluster is still being deleted.
     ///
     /// # Errors

@@ -9,7 +9,7 @@ use jackline_policy::{
         claim::claim_of,
         json::text,
         skip::{pinned_node, skip},
-        volume::{self, Pod, VolumeKind},
+        volume::{self, Pod, Restoration, VolumeKind},
     },
 };
 use jackline_runtime::Failure;
@@ -84,9 +84,9 @@ impl Run<'_> {
                 .info("claims stay empty: the restore asks for no volumes (restorePVs)");
             plan.restorations.clear();
         }
-        // As in Velero: what comes back without its claim may find another's data there.
-        let kinds = ["persistentvolumeclaims", "persistentvolumes"];
-        if let Some(kind) = kinds.iter().find(|kind| !scope.admits_resource(kind)) {
+        // As in Velero: what comes back without its claim may find another's data there. A claim without its volume gets a new one.
+        let kind = "persistentvolumeclaims";
+        if !scope.admits_resource(kind) {
             for left in plan.leave_claims() {
                 self.report.warning(
                     Place::Namespace(self.target(&left.namespace)),
@@ -173,6 +173,12 @@ impl Run<'_> {
                 .get(label::RESTORE_UID)
                 .is_some_and(|uid| *uid == self.uid)
         })
+    }
+
+    /// Whether this restore has begun with a volume.
+    pub fn is_begun(&self, restoration: &Restoration) -> bool {
+        let begun = self.begun();
+        begun.iter().any(|volume| self.is_of(volume, restoration))
     }
 
     /// Whether a volume restore fills this claim.

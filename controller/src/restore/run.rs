@@ -47,7 +47,7 @@ use super::{
 use crate::{
     context::Context,
     exec::HookCount,
-    fence,
+    fence, holds,
     location::{self, chain},
 };
 
@@ -133,6 +133,10 @@ pub(super) struct State {
     pub unmade: BTreeSet<(String, String)>,
     /// Claims that are not made, for pods that are not ours wait for them.
     pub blocked: BTreeSet<(String, String)>,
+    /// Claims that this restore fills, or is about to: namespace and name in the backup.
+    pub filling: BTreeMap<(String, String), holds::Held>,
+    /// Claims that it has left to others, and why: namespace and name in the backup.
+    pub left: BTreeMap<(String, String), String>,
     /// Pods that this restore made: namespace and name in the backup → UID.
     pub pods: BTreeMap<(String, String), String>,
     /// Names of the PodVolumeRestores that this run made or found.
@@ -382,8 +386,8 @@ impl Run<'_> {
             let before = errors();
             let served = self.kind(kind, part).await?;
             if let Part::Prompt(late) = part {
-                // What failed is tried again, and told again.
-                if served && errors() == before {
+                let failed = errors() != before;
+                if served && is_through(kind, failed, &self.state.lock().held) {
                     self.note_through(kind, late).await?;
                 }
                 if kind == order::DEFINITIONS {
@@ -584,6 +588,11 @@ impl Run<'_> {
     }
 }
 
+/// Whether no other run has to look at a kind again: what failed is tried and told again, and what waits for data is not made yet.
+fn is_through(kind: &str, failed: bool, held: &[Held]) -> bool {
+    !failed && held.iter().all(|workload| workload.kind != kind)
+}
+
 /// How far the definition of a custom resource is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Definition {
@@ -611,6 +620,19 @@ fn definition(found: &Value) -> Definition {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_kind_of_which_a_workload_waits_is_not_through() {
+        let held = [Held {
+            kind: "deployments.apps".to_owned(),
+            item: Item::default(),
+            claims: ["data".to_owned()].into(),
+        }];
+        assert!(!is_through("deployments.apps", false, &held));
+        assert!(is_through("services", false, &held));
+        assert!(!is_through("services", true, &held));
+        assert!(is_through("deployments.apps", false, &[]));
+    }
 
     #[test]
     fn a_definition_that_serves_nothing_is_not_waited_for() {

@@ -1,8 +1,9 @@
-//! Claims that pods of others use: such a pod has no waiter, and sees files come while it runs.
+//! Claims that others have: pods that use them have no waiter, and would see files come while they run; another restore may be filling
+//! them, and a claim is filled by one.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    sync::{Arc, LazyLock},
     time::{Duration, Instant},
 };
 
@@ -22,9 +23,38 @@ use super::{
     run::{Part, Run},
     volumes::Progress,
 };
+use crate::holds::Holds;
 
 /// How often pods that are being deleted are looked at.
 const TICK: Duration = Duration::from_secs(1);
+/// The claims that restores fill, by namespace and name in the cluster: all restores run in one process.
+static CLAIMS: LazyLock<Holds> = LazyLock::new(Holds::default);
+
+/// How another restore stands to a claim that pods of it wait for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    /// It has ended, or filled the claim: its pods run, or may at any moment.
+    Over,
+    Fills,
+    /// It has not begun yet.
+    Intends,
+    /// Its data does not come.
+    Lost,
+}
+
+/// `volumes`: those of the restore that are for the claim.
+fn standing(runs: bool, volumes: &[PodVolumePhase]) -> Standing {
+    let open = volumes.iter().any(|phase| !phase.is_terminal());
+    if !runs || !open && volumes.contains(&PodVolumePhase::Completed) {
+        Standing::Over
+    } else if open {
+        Standing::Fills
+    } else if volumes.is_empty() {
+        Standing::Intends
+    } else {
+        Standing::Lost
+    }
+}
 
 impl Run<'_> {
     /// Whether pods that are being deleted still use claims that are to be filled.
@@ -53,13 +83,7 @@ impl Run<'_> {
             let claims = self.unbegun_claims(namespace);
             let pods = self.pods_that_stay(target, &claims).await?;
             for claim in &claims {
-                let uses = |pod: &&RestoredPod| match pod.use_of(claim, &self.uid) {
-                    Use::No => false,
-                    // Then it is known what became of the data.
-                    Use::Waits(other) => self.running(other).is_none(),
-                    Use::Leaving | Use::Writes => true,
-                };
-                if let Some(user) = pods.iter().find(uses) {
+                if let Some(user) = self.user(&pods, target, claim) {
                     self.leave_claim(namespace, claim);
                     self.refuse_claim(namespace, target, claim, &user.name_any())
                         .await?;
@@ -123,6 +147,112 @@ impl Run<'_> {
         }
     }
 
+    /// A pod of others that uses a claim.
+    fn user<'p>(
+        &self,
+        pods: &'p [RestoredPod],
+        target: &str,
+        claim: &str,
+    ) -> Option<&'p RestoredPod> {
+        user(pods, claim, &self.uid, |other| {
+            self.standing(other, target, claim)
+        })
+    }
+
+    fn standing(&self, other: &str, target: &str, claim: &str) -> Standing {
+        let of =
+            |volume: &PodVolumeRestore| is_by(volume, other) && self.is_for(volume, target, claim);
+        let volumes = self.context.stores.pod_volume_restores.filter(of);
+        let phases: Vec<PodVolumePhase> = volumes.iter().map(|volume| volume.phase()).collect();
+        standing(self.running(other).is_some(), &phases)
+    }
+
+    /// Takes a claim for as long as it is filled. `false`: another restore has it. What this one has begun with it goes on with.
+    pub(super) fn take(&self, restoration: &Restoration) -> bool {
+        let Some((key, name)) = self.claim_of(restoration) else {
+            return true;
+        };
+        if let Some(held) = CLAIMS.try_hold(&name) {
+            self.state.lock().filling.insert(key, held);
+            return true;
+        }
+        let begun = self.is_begun(restoration);
+        if !begun {
+            self.leave_to_others(restoration);
+        }
+        begun
+    }
+
+    /// Gives back what [`Run::take`] took: the volume has ended, or is not begun with.
+    pub(super) fn let_go(&self, restoration: &Restoration) {
+        if let Some((key, _)) = self.claim_of(restoration) {
+            self.state.lock().filling.remove(&key);
+        }
+    }
+
+    /// Whether this restore may begin with a claim that it has taken. `pods`: those of the namespace, as they have been since.
+    pub(super) async fn may_fill(
+        &self,
+        restoration: &Restoration,
+        pods: &[RestoredPod],
+    ) -> Result<bool, Failure> {
+        let Some(claim) = &restoration.claim else {
+            return Ok(true);
+        };
+        let target = self.target(&restoration.namespace);
+        if let Some(user) = self.user(pods, target, claim) {
+            let why = format!("pod {} is using claim {claim}", user.name_any());
+            self.leave(restoration, why);
+            return Ok(false);
+        }
+        let mut filled = self.is_filled_by_another(target, claim);
+        let waited = pods
+            .iter()
+            .filter_map(|pod| match pod.use_of(claim, &self.uid) {
+                Use::Waits(other) => Some(other),
+                _ => None,
+            });
+        // The watch may be behind what a run that was cut off has made; what is filled has pods that wait.
+        for other in waited.collect::<BTreeSet<_>>() {
+            let of = ListParams::default().labels(&format!("{}={other}", label::RESTORE_UID));
+            let volumes = self.context.api::<PodVolumeRestore>().list(&of).await?;
+            let lost = [PodVolumePhase::Failed, PodVolumePhase::Canceled];
+            filled |= volumes.items.iter().any(|volume| {
+                self.is_for(volume, target, claim) && !lost.contains(&volume.phase())
+            });
+        }
+        if filled {
+            self.leave_to_others(restoration);
+        }
+        Ok(!filled)
+    }
+
+    pub(super) fn leave_to_others(&self, restoration: &Restoration) {
+        let why = "another restore had its claim in hand, and did not fill it";
+        self.leave(restoration, why.to_owned());
+    }
+
+    /// Does not begin with a claim. `why`: unless another restore fills it.
+    fn leave(&self, restoration: &Restoration, why: String) {
+        if let Some((key, _)) = self.claim_of(restoration) {
+            self.state.lock().left.insert(key, why);
+        }
+    }
+
+    /// Why this restore has left a claim to others, if it has.
+    pub(super) fn why_left(&self, restoration: &Restoration) -> Option<String> {
+        let (key, _) = self.claim_of(restoration)?;
+        self.state.lock().left.get(&key).cloned()
+    }
+
+    /// The claim of a part of the plan: in the backup, and by one name in the cluster.
+    fn claim_of(&self, restoration: &Restoration) -> Option<((String, String), String)> {
+        let claim = restoration.claim.as_ref()?;
+        let target = self.target(&restoration.namespace);
+        let key = (restoration.namespace.clone(), claim.clone());
+        Some((key, format!("{target}/{claim}")))
+    }
+
     fn leave_claim(&self, namespace: &str, claim: &str) {
         Arc::make_mut(&mut self.plan.write()).leave_claim(namespace, claim);
     }
@@ -136,6 +266,14 @@ impl Run<'_> {
         restores.find(is).filter(|_| uid != self.uid)
     }
 
+    /// Whether another restore has been under way since this one began: what others did before is not what this one was to do.
+    fn was_met(&self, uid: &str) -> bool {
+        let restores = &self.context.stores.restores;
+        let is =
+            |other: &Restore| other.uid().as_deref() == Some(uid) && meets(other, self.started);
+        restores.find(is).is_some()
+    }
+
     /// Whether other restores are under way.
     pub(super) fn has_company(&self) -> bool {
         let restores = &self.context.stores.restores;
@@ -147,32 +285,60 @@ impl Run<'_> {
 
     /// Whether another restore fills the claim of this one, or is going to, as far as the watches have seen.
     pub(super) fn is_in_other_hands(&self, restoration: &Restoration) -> bool {
-        let Some(claim) = restoration.claim.as_ref().filter(|_| self.has_company()) else {
+        let Some(claim) = &restoration.claim else {
             return false;
         };
+        if self.is_taken_by_another(restoration) {
+            return true;
+        }
+        if !self.has_company() {
+            return false;
+        }
         let target = self.target(&restoration.namespace);
-        let volumes = &self.context.stores.pod_volume_restores;
+        let has_waiters = self.has_waiters(restoration);
+        let waits = |pod: &RestoredPod| {
+            pod.namespace().as_deref() == Some(target)
+                && self.waits_for_another(pod, target, claim, has_waiters)
+        };
+        self.is_filled_by_another(target, claim) || self.restored_pods.find(waits).is_some()
+    }
+
+    fn is_taken_by_another(&self, restoration: &Restoration) -> bool {
+        self.claim_of(restoration).is_some_and(|(key, name)| {
+            CLAIMS.is_held(&name) && !self.state.lock().filling.contains_key(&key)
+        })
+    }
+
+    fn is_filled_by_another(&self, target: &str, claim: &str) -> bool {
         let fills = |volume: &PodVolumeRestore| {
             let of = volume.labels().get(label::RESTORE_UID);
             self.is_for(volume, target, claim)
                 && !volume.phase().is_terminal()
                 && of.is_some_and(|of| self.running(of).is_some())
         };
-        let has_waiters = self.has_waiters(restoration);
-        let waits = |pod: &RestoredPod| {
-            pod.namespace().as_deref() == Some(target)
-                && self.waits_for_another(pod, claim, has_waiters)
-        };
-        volumes.find(fills).is_some() || self.restored_pods.find(waits).is_some()
+        let volumes = &self.context.stores.pod_volume_restores;
+        volumes.find(fills).is_some()
     }
 
-    /// Whether the pod waits for another restore to fill the claim. Where both have pods that wait, the older one fills it.
-    fn waits_for_another(&self, pod: &RestoredPod, claim: &str, has_waiters: bool) -> bool {
+    /// Whether the pod waits for another restore to fill the claim. Where both have pods that wait and neither has begun, the older one
+    /// fills it.
+    fn waits_for_another(
+        &self,
+        pod: &RestoredPod,
+        target: &str,
+        claim: &str,
+        has_waiters: bool,
+    ) -> bool {
         let Use::Waits(other) = pod.use_of(claim, &self.uid) else {
             return false;
         };
-        self.running(other)
-            .is_some_and(|other| !has_waiters || is_older(&other, self.restore))
+        match self.standing(other, target, claim) {
+            Standing::Fills => true,
+            Standing::Intends => self
+                .running(other)
+                .is_some_and(|other| !has_waiters || is_older(&other, self.restore)),
+            Standing::Over | Standing::Lost => false,
+        }
     }
 
     /// How a claim is doing that this restore has not begun with, for pods that another restore made wait for it.
@@ -184,13 +350,17 @@ impl Run<'_> {
             return Ok(Progress::Going);
         }
         let what = self.volume_of(restoration);
-        let nobody = || Progress::Lost(format!("the data of {what} was not restored"));
+        let nobody = || {
+            let why = self.why_left(restoration);
+            let why = why.map(|why| format!(": {why}")).unwrap_or_default();
+            Progress::Lost(format!("the data of {what} was not restored{why}"))
+        };
         let Some(claim) = &restoration.claim else {
             return Ok(nobody());
         };
         let target = self.target(&restoration.namespace);
         let has_waiters = self.has_waiters(restoration);
-        let waits = |pod: &RestoredPod| self.waits_for_another(pod, claim, has_waiters);
+        let waits = |pod: &RestoredPod| self.waits_for_another(pod, target, claim, has_waiters);
         // The watch may be behind what was just made.
         if self.has_company() && self.pods_of(target).await?.iter().any(waits) {
             return Ok(Progress::Going);
@@ -202,8 +372,9 @@ impl Run<'_> {
             return Ok(nobody());
         };
         let of_claim = |volume: &PodVolumeRestore| {
+            let by = volume.labels().get(label::RESTORE_UID);
             volume.labels().get(label::PVC_UID) == Some(&uid)
-                && volume.labels().get(label::RESTORE_UID) != Some(&self.uid)
+                && by.is_some_and(|by| *by != self.uid && self.was_met(by))
         };
         let volumes = self.context.stores.pod_volume_restores.filter(of_claim);
         let last = volumes
@@ -289,10 +460,36 @@ impl Run<'_> {
         Ok(())
     }
 
-    async fn pods_of(&self, namespace: &str) -> Result<Vec<RestoredPod>, kube::Error> {
+    pub(super) async fn pods_of(&self, namespace: &str) -> Result<Vec<RestoredPod>, kube::Error> {
         let pods: Api<RestoredPod> = Api::namespaced(self.context.clients.call.clone(), namespace);
         Ok(pods.list(&ListParams::default()).await?.items)
     }
+}
+
+/// A pod that writes into a claim that `restore` is to fill, or may at any moment.
+fn user<'p>(
+    pods: &'p [RestoredPod],
+    claim: &str,
+    restore: &str,
+    standing: impl Fn(&str) -> Standing,
+) -> Option<&'p RestoredPod> {
+    pods.iter().find(|pod| match pod.use_of(claim, restore) {
+        Use::No => false,
+        Use::Waits(other) => standing(other) == Standing::Over,
+        Use::Leaving | Use::Writes => true,
+    })
+}
+
+fn is_by(volume: &PodVolumeRestore, restore: &str) -> bool {
+    let by = volume.labels().get(label::RESTORE_UID);
+    by.is_some_and(|by| by == restore)
+}
+
+/// Whether a restore was under way at a time, or later. Times are whole seconds.
+fn meets(restore: &Restore, time: Timestamp) -> bool {
+    let status = restore.status.as_ref();
+    let ended = status.and_then(|status| status.completion_timestamp.as_ref());
+    restore.phase() == RestorePhase::InProgress || ended.is_some_and(|ended| ended.0 >= time)
 }
 
 /// Whether one restore was asked for before another.
@@ -308,6 +505,82 @@ fn is_older(one: &Restore, other: &Restore) -> bool {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn where_another_restore_stands_with_a_claim() {
+        use PodVolumePhase::{Canceled, Completed, Failed, InProgress, New};
+        for (runs, volumes, expected) in [
+            (true, [].as_slice(), Standing::Intends),
+            (true, &[New], Standing::Fills),
+            // Handed over to another pod.
+            (true, &[Failed, InProgress], Standing::Fills),
+            (true, &[Completed, New], Standing::Fills),
+            (true, &[Failed], Standing::Lost),
+            (true, &[Failed, Canceled], Standing::Lost),
+            // Its pods go on at any moment.
+            (true, &[Completed], Standing::Over),
+            (true, &[Failed, Completed], Standing::Over),
+            (false, &[], Standing::Over),
+            (false, &[New], Standing::Over),
+            (false, &[Failed], Standing::Over),
+        ] {
+            assert_eq!(standing(runs, volumes), expected, "{runs} {volumes:?}");
+        }
+    }
+
+    #[test]
+    fn a_claim_is_not_filled_under_the_pods_of_another_restore() {
+        let pod = |name: &str, restore: &str, exit: Option<i32>| -> RestoredPod {
+            let state = exit.map_or(
+                json!({"running": {}}),
+                |exit| json!({"terminated": {"exitCode": exit}}),
+            );
+            serde_json::from_value(json!({
+                "metadata": {"name": name},
+                "spec": {"initContainers": [{"name": "restore-wait", "args": [restore]}],
+                    "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]},
+                "status": {"phase": "Pending", "initContainerStatuses": [{"name": "restore-wait", "state": state}]}
+            }))
+            .unwrap()
+        };
+        let own = || pod("own", "r2", Some(0));
+        for (other, stands, expected) in [
+            (pod("waits", "r1", None), Standing::Intends, None),
+            (pod("waits", "r1", None), Standing::Fills, None),
+            (pod("waits", "r1", None), Standing::Lost, None),
+            (pod("starts", "r1", None), Standing::Over, Some("starts")),
+            (pod("runs", "r1", Some(0)), Standing::Over, Some("runs")),
+            (pod("runs", "r1", Some(0)), Standing::Fills, Some("runs")),
+        ] {
+            let pods = [own(), other];
+            let found = user(&pods, "c", "r2", |_| stands);
+            assert_eq!(
+                found.map(|pod| pod.name_any()).as_deref(),
+                expected,
+                "{stands:?}"
+            );
+            assert!(user(&pods, "d", "r2", |_| stands).is_none());
+        }
+    }
+
+    #[test]
+    fn only_restores_that_met_this_one_filled_its_claims() {
+        let restore = |status: serde_json::Value| -> Restore {
+            let object = json!({"metadata": {"name": "r"}, "spec": {}, "status": status});
+            serde_json::from_value(object).unwrap()
+        };
+        let began = "2026-01-01T00:00:10Z".parse().unwrap();
+        let ended = |second: &str| json!({"phase": "Completed", "completionTimestamp": format!("2026-01-01T00:00:{second}Z")});
+        for (status, expected) in [
+            (json!({"phase": "InProgress"}), true),
+            (ended("09"), false),
+            (ended("10"), true),
+            (ended("11"), true),
+            (json!({"phase": "New"}), false),
+        ] {
+            assert_eq!(meets(&restore(status.clone()), began), expected, "{status}");
+        }
+    }
 
     #[test]
     fn of_two_restores_one_is_the_older() {

@@ -122,7 +122,9 @@ fn check(
 ) -> Result<Valid, Vec<String>> {
     let spec = &restore.spec;
     let mut note = |error: String| errors.push(error);
-    let backup = backup_name(context, restore).and_then(|name| usable_backup(context, &name));
+    let begun = restore.phase() == RestorePhase::InProgress;
+    let backup =
+        backup_name(context, restore).and_then(|name| usable_backup(context, &name, begun));
     let backup = backup.map_err(&mut note).ok();
     let location = backup.as_ref().and_then(|backup| {
         let name = backup.spec.storage_location.clone().unwrap_or_default();
@@ -179,7 +181,8 @@ fn check(
     }
 }
 
-fn usable_backup(context: &Context, name: &str) -> Result<Arc<Backup>, String> {
+/// `begun`: a deletion waits for it.
+fn usable_backup(context: &Context, name: &str, begun: bool) -> Result<Arc<Backup>, String> {
     let backup = context.stores.backups.get(&context.key(name));
     let Some(backup) = backup else {
         return Err(format!(
@@ -188,6 +191,7 @@ fn usable_backup(context: &Context, name: &str) -> Result<Arc<Backup>, String> {
     };
     match backup.phase() {
         BackupPhase::Completed | BackupPhase::PartiallyFailed => Ok(backup),
+        BackupPhase::Deleting if begun => Ok(backup),
         other => Err(format!(
             "backup {name} is {other}: only a completed backup can be restored"
         )),

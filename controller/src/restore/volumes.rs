@@ -100,10 +100,12 @@ impl Run<'_> {
             }
             let what = self.volume_of(restoration);
             let place = Place::Namespace(self.target(&restoration.namespace));
-            if self.has_company()
-                && matches!(self.in_other_hands(restoration).await?, Progress::Going)
+            // What was left to others: also when those have ended since.
+            if self.why_left(restoration).is_some()
+                || self.has_company()
+                    && matches!(self.in_other_hands(restoration).await?, Progress::Going)
             {
-                let why = format!("another restore is filling {what}: its workloads wait for that");
+                let why = format!("others have {what} in hand: its workloads wait for that");
                 self.report.info(&why);
                 others.push(restoration);
                 continue;
@@ -131,6 +133,9 @@ impl Run<'_> {
             let (mut still, mut back) = (Vec::new(), Vec::new());
             for restoration in waiting {
                 let progress = self.look(restoration, deadline, &mut delays).await?;
+                if !matches!(progress, Progress::Going) {
+                    self.let_go(restoration);
+                }
                 match progress {
                     Progress::Going => still.push(restoration),
                     Progress::Back => back.push(restoration),
@@ -493,9 +498,10 @@ impl Run<'_> {
             );
             return Ok(());
         }
-        let _room = self.catalog.room(&workload.item).await;
-        match self.catalog.read(&workload.item) {
-            Ok(object) => {
+        // Whoever waits for one that is going has no memory in hand.
+        self.namespace(&namespace).await?;
+        match self.catalog.open(&workload.item).await {
+            Ok((_room, object)) => {
                 self.put(&workload.kind, resource, &workload.item, object)
                     .await
             }

@@ -32,7 +32,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             total: 16 << 30,
-            object: 8 << 20,
+            object: 16 << 20,
             objects: 500_000,
             names: 48 << 20,
             kinds: 10_000,
@@ -45,14 +45,41 @@ impl Limits {
     pub fn refusal(&self, objects: usize) -> Option<TarballError> {
         (objects > self.objects).then(|| TarballError::TooMany(self.objects, "objects"))
     }
+
+    /// Why an archive of objects with these names, and the names of their namespaces, is refused.
+    pub fn refusal_of<'a>(
+        &self,
+        objects: impl Iterator<Item = (&'a str, Option<&'a str>)>,
+    ) -> Option<TarballError> {
+        let (mut count, mut bytes) = (0, 0);
+        for (name, namespace) in objects {
+            count += 1;
+            bytes += name.len() + namespace.map_or(0, str::len);
+            if let Some(refusal) = long("the name of an object", name, NAME) {
+                return Some(refusal);
+            }
+        }
+        self.refusal(count).or_else(|| {
+            (bytes > self.names).then(|| TarballError::TooMany(self.names, "bytes of names"))
+        })
+    }
 }
 
 /// Bytes of an entry that carries a long name.
 const EXTENSION: u64 = 64 << 10;
-/// Longest name of an object.
-const NAME: usize = 253;
+/// Longest name of an object: most kinds take 253 bytes, and those of RBAC, which may be longer, have to fit into a URL.
+const NAME: usize = 1024;
 /// Longest `plural.group`.
-const KIND: usize = 63 + 1 + NAME;
+const KIND: usize = 63 + 1 + 253;
+
+fn long(what: &'static str, name: &str, limit: usize) -> Option<TarballError> {
+    let length = name.len();
+    (length > limit).then_some(TarballError::LongName {
+        what,
+        length,
+        limit,
+    })
+}
 
 /// Where an object of the archive belongs.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -245,17 +272,10 @@ fn entries(
             totals.version = Some(version(&content)?);
         } else if let Some(place) = place(&path) {
             totals.objects += 1;
-            for (what, length, limit) in [
-                ("the name of an object", place.name.len(), NAME),
-                ("the name of a kind", place.resource.len(), KIND),
-            ] {
-                if length > limit {
-                    return Err(TarballError::LongName {
-                        what,
-                        length,
-                        limit,
-                    });
-                }
+            let refusal = long("the name of an object", &place.name, NAME)
+                .or_else(|| long("the name of a kind", &place.resource, KIND));
+            if let Some(refusal) = refusal {
+                return Err(refusal);
             }
             // Which has 63 bytes at most.
             if place
@@ -309,7 +329,7 @@ fn path_of(bytes: &[u8]) -> Result<String, TarballError> {
     let safe = inner
         .split('/')
         .all(|part| !part.is_empty() && part != "." && part != "..")
-        && !path.contains(['\0', '\\']);
+        && !path.contains('\0');
     if safe {
         Ok(path.to_owned())
     } else {

@@ -127,7 +127,7 @@ impl Order {
 /// What a run that was cut off had made: the next one makes none of it again, for what is not there any more has gone since.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Through {
-    /// Nothing failed in any of these.
+    /// Nothing failed in any of these, and nothing of them waits for data: the next run may plan that otherwise.
     kinds: BTreeSet<String>,
     /// Namespaces (of the backup) that came later, and that the kinds do not speak of.
     late: BTreeSet<String>,

@@ -478,6 +478,8 @@ async fn templates(env: &Env, velero: &Velero) -> Result<()> {
     )?;
     velero.run("schedule pause wide --skip-immediately=false")?;
     ensure!(skipped().await?.1 == at_first);
+    // Times are whole seconds.
+    tokio::time::sleep(Duration::from_millis(1100)).await;
     velero.run("schedule unpause wide --skip-immediately=true")?;
     until("it is skipped again", MINUTE, async || {
         let (wide, at) = skipped().await?;

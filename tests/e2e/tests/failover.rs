@@ -220,6 +220,7 @@ impl Test {
             Ok(volumes.iter().any(read).then_some(()))
         })
         .await?;
+        self.thawed().await?;
         self.env.kill_leader().await?;
         cluster.kubectl(["delete", "flowschema,prioritylevelconfiguration", HELD])?;
         self.complete("collecting").await?;
@@ -470,8 +471,8 @@ impl Test {
                 && why.contains("ResourcePolicies velero/rules ConfigMap"),
             "{status:?}"
         );
-        let log = "backups/ruleless/ruleless-logs.gz";
-        ensure!(!self.env.cluster.s3().get(BUCKET, log).await?.is_empty());
+        let log = format!("{HELD}/backups/ruleless/ruleless-logs.gz");
+        ensure!(!self.env.cluster.s3().get(BUCKET, &log).await?.is_empty());
         self.thawed().await?;
         let told = self.told()?;
         ensure!(told == ["pre", "post"], "{told:?}");

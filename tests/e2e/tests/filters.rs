@@ -349,10 +349,10 @@ fn the_order_is_that_of_the_flag(velero: &Velero) -> Result<()> {
     for (restore, first, last) in [
         (
             "back-1",
-            "ServiceAccount robot created",
-            "ConfigMap db created",
+            "serviceaccounts robot created",
+            "configmaps db created",
         ),
-        ("back-3", "Service web created", "ConfigMap web created"),
+        ("back-3", "services web created", "configmaps web created"),
     ] {
         let log = velero.run(&format!("restore logs {restore}"))?;
         let at = |what: &str| log.find(what).with_context(|| format!("{what}: {log}"));

@@ -236,10 +236,13 @@ async fn everything_is_done(env: &Env) -> Result<()> {
     let params = DeleteParams::default();
     env.api::<Schedule>().delete("ticking", &params).await?;
     let policies: Api<ClusterBackupPolicy> = Api::all(env.cluster.client());
-    until("the policy makes a backup", MINUTE, async || {
+    let made = until("the policy makes a backup", MINUTE, async || {
         Ok(of_the_policy(env).await?.then_some(()))
-    })
-    .await?;
+    });
+    if let Err(error) = made.await {
+        let status = policies.get(PUNCTUAL).await?.status;
+        return Err(error.context(format!("{status:?}")));
+    }
     policies.delete(PUNCTUAL, &params).await?;
     until("the repository is maintained", MINUTE, async || {
         Ok((maintenance_jobs(env).await? > 0).then_some(()))

@@ -14,6 +14,8 @@ use kube::{
     core::ApiResource,
 };
 
+use tokio::sync::Semaphore;
+
 use super::super::{job::Job, newest};
 use crate::{agents, collect::PodFacts, context::Context, remove::remove};
 
@@ -21,6 +23,7 @@ use crate::{agents, collect::PodFacts, context::Context, remove::remove};
 /// volume has to come over from another node.
 const PATIENCE: Duration = Duration::from_secs(20);
 const TICK: Duration = Duration::from_secs(2);
+const LATER: Duration = Duration::from_secs(10);
 
 /// Who it is.
 pub(super) enum Successor {
@@ -39,8 +42,8 @@ pub(super) enum Successor {
 /// What can be seen at the moment.
 enum Sight {
     Found(Successor),
-    /// This pod mounts the claim, and does not run yet.
-    Pending(String),
+    /// This pod mounts the claim, and does not run yet; and whether the first one is still there.
+    Pending(String, bool),
     /// Nobody mounts it, yet.
     Nobody,
 }
@@ -51,13 +54,21 @@ pub(super) async fn of(
     gone: &PodFacts,
     claim: Option<&str>,
     tried: &BTreeSet<String>,
+    requests: &Semaphore,
 ) -> Successor {
     let began = tokio::time::Instant::now();
     let patience = context.args.resource_timeout.to_std();
     loop {
-        match look(context, gone, claim, tried).await {
+        let seen = {
+            let _permit = requests.acquire().await;
+            look(context, gone, claim, tried).await
+        };
+        match seen {
             Ok(Sight::Found(successor)) => return successor,
-            Ok(Sight::Pending(pod)) if began.elapsed() > patience => return Successor::Late(pod),
+            Ok(Sight::Pending(_, true)) if began.elapsed() > patience => return Successor::Same,
+            Ok(Sight::Pending(pod, false)) if began.elapsed() > patience => {
+                return Successor::Late(pod);
+            }
             Ok(Sight::Nobody) if claim.is_none() || began.elapsed() > PATIENCE => {
                 return Successor::Nobody;
             }
@@ -70,7 +81,8 @@ pub(super) async fn of(
                 tracing::warn!(%error, claim, "pods that mount a claim cannot be listed");
             }
         }
-        tokio::time::sleep(TICK).await;
+        let soon = began.elapsed() < PATIENCE;
+        tokio::time::sleep(if soon { TICK } else { LATER }).await;
     }
 }
 
@@ -174,7 +186,7 @@ fn choose(
     }
     let pending = candidates.iter().position(|one| !one.able && !one.refused);
     match pending.and_then(|at| others.get(at)) {
-        Some((seen, _)) => Sight::Pending(seen.pod.volumes.name.clone()),
+        Some((seen, _)) => Sight::Pending(seen.pod.volumes.name.clone(), same.is_some()),
         None if !others.is_empty() => {
             let why = "the other pods that mount its claim exclude it".to_owned();
             Sight::Found(Successor::Unable(why))
@@ -230,7 +242,8 @@ mod tests {
             Sight::Found(Successor::Same) => "same".to_owned(),
             Sight::Found(Successor::Unable(why)) => why,
             Sight::Found(_) => "?".to_owned(),
-            Sight::Pending(pod) => format!("{pod} is pending"),
+            Sight::Pending(pod, false) => format!("{pod} is pending"),
+            Sight::Pending(pod, true) => format!("{pod} is pending beside it"),
             Sight::Nobody => "nobody".to_owned(),
         }
     }
@@ -255,6 +268,11 @@ mod tests {
                 vec![seen("b", "", "Pending", "")],
                 vec!["a"],
                 "b is pending",
+            ),
+            (
+                vec![a("bare"), seen("b", "", "Pending", "")],
+                vec!["a"],
+                "b is pending beside it",
             ),
             (
                 vec![

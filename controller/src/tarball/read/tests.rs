@@ -37,7 +37,6 @@ fn names_that_leave_the_tree_are_refused() {
         "resources/pods/namespaces/../../../x.json",
         "resources//pods/cluster/x.json",
         "resources/./pods/cluster/x.json",
-        "resources\\pods\\cluster\\x.json",
         "resources/pods/namespaces/a?b/x.json",
         "..",
     ] {
@@ -134,12 +133,45 @@ fn names_that_no_object_can_have_are_refused() {
         read.map(drop).map_err(|error| error.to_string())
     };
     let long = |length| "n".repeat(length);
-    assert_eq!(read(&long(317), Some(&long(63)), &long(253)), Ok(()));
-    let name = "the tarball holds the name of an object of 254 bytes; at most 253 are read";
-    assert_eq!(read("pods", Some("n"), &long(254)).unwrap_err(), name);
+    assert_eq!(read(&long(317), Some(&long(63)), &long(1024)), Ok(()));
+    assert_eq!(
+        read("clusterroles.rbac.authorization.k8s.io", None, "corp\\ops"),
+        Ok(())
+    );
+    let name = "the tarball holds the name of an object of 1025 bytes; at most 1024 are read";
+    assert_eq!(read("pods", Some("n"), &long(1025)).unwrap_err(), name);
     let kind = "the tarball holds the name of a kind of 318 bytes; at most 317 are read";
     assert_eq!(read(&long(318), Some("n"), "a").unwrap_err(), kind);
     assert!(read("pods", Some(&long(64)), "a").is_err());
+}
+
+#[test]
+fn a_backup_learns_that_no_restore_will_take_it() {
+    let limits = Limits {
+        objects: 2,
+        names: 10,
+        ..Limits::default()
+    };
+    let long = "n".repeat(1025);
+    for (objects, expected) in [
+        (&[("abc", Some("ns")), ("abcde", None)][..], None),
+        (
+            &[("abc", Some("ns")), ("abcdef", None)],
+            Some("more than 10 bytes of names"),
+        ),
+        (
+            &[("a", None), ("b", None), ("c", None)],
+            Some("more than 2 objects"),
+        ),
+        (&[(&*long, None)], Some("of 1025 bytes; at most 1024")),
+    ] {
+        let refusal = limits.refusal_of(objects.iter().copied());
+        let refusal = refusal.map(|refusal| refusal.to_string());
+        match expected {
+            None => assert_eq!(refusal, None),
+            Some(why) => assert!(refusal.unwrap().contains(why), "{why}"),
+        }
+    }
 }
 
 #[test]

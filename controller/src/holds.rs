@@ -1,4 +1,4 @@
-//! What one backup at a time may have: pods whose hooks run, claims that are read.
+//! What one at a time may have: pods whose hooks run and claims that are read, of backups; claims that are filled, of restores.
 
 use std::{
     collections::HashSet,
@@ -8,9 +8,9 @@ use std::{
 
 use tokio::sync::Notify;
 
-/// Everything that is held by a backup of this process.
+/// Everything of one sort that is held in this process, by name.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Holds(Arc<Inner>);
+pub(crate) struct Holds(Arc<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
@@ -26,26 +26,31 @@ impl Inner {
 
 /// Gives back what it holds when it is dropped.
 #[derive(Debug)]
-pub(super) struct Held {
+pub(crate) struct Held {
     holds: Holds,
-    uid: String,
+    name: String,
 }
 
 impl Holds {
-    /// Takes the object of this UID, unless somebody has it.
-    pub(super) fn try_hold(&self, uid: &str) -> Option<Held> {
-        self.0.held().insert(uid.to_owned()).then(|| Held {
+    /// Takes what has this name, unless somebody has it.
+    pub(crate) fn try_hold(&self, name: &str) -> Option<Held> {
+        self.0.held().insert(name.to_owned()).then(|| Held {
             holds: self.clone(),
-            uid: uid.to_owned(),
+            name: name.to_owned(),
         })
     }
 
-    /// Waits until nobody has the object of this UID, and takes it.
-    pub(super) async fn hold(&self, uid: &str) -> Held {
+    /// Whether somebody has it.
+    pub(crate) fn is_held(&self, name: &str) -> bool {
+        self.0.held().contains(name)
+    }
+
+    /// Waits until nobody has it, and takes it.
+    pub(crate) async fn hold(&self, name: &str) -> Held {
         loop {
             let mut freed = pin!(self.0.freed.notified());
             freed.as_mut().enable();
-            if let Some(held) = self.try_hold(uid) {
+            if let Some(held) = self.try_hold(name) {
                 return held;
             }
             freed.await;
@@ -55,7 +60,7 @@ impl Holds {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.holds.0.held().remove(&self.uid);
+        self.holds.0.held().remove(&self.name);
         self.holds.0.freed.notify_waiters();
     }
 }
@@ -68,7 +73,7 @@ mod tests {
     async fn one_has_it_and_the_others_wait() {
         let holds = Holds::default();
         let first = holds.hold("a").await;
-        assert!(holds.try_hold("a").is_none());
+        assert!(holds.try_hold("a").is_none() && holds.is_held("a"));
         let other = holds.try_hold("b");
         assert!(other.is_some());
         let waiting = tokio::spawn({
@@ -81,6 +86,7 @@ mod tests {
         let second = waiting.await.unwrap();
         assert!(holds.try_hold("a").is_none());
         drop(second);
+        assert!(!holds.is_held("a"));
         assert!(holds.try_hold("a").is_some());
     }
 }
