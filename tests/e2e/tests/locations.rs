@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use jackline_crds::velero::{
     Backup, BackupPhase, BackupRepository, BackupSpec, BackupStorageLocation, DeleteBackupRequest,
-    LocationPhase, RepositoryPhase, Restore, RestoreSpec,
+    LocationPhase, PodVolumePhase, RepositoryPhase, Restore, RestoreSpec,
 };
-use jackline_e2e::{Env, Restic, fixture, until, wait_for, wait_gone};
+use jackline_e2e::{Env, Restic, Tls, Velero, fixture, until, wait_for, wait_gone};
 use k8s_openapi::api::core::v1::Secret;
-use kube::api::{DeleteParams, PostParams};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -26,7 +26,79 @@ async fn locations_say_what_is_wrong_and_recover() -> Result<()> {
     the_newest_default_wins(&env).await?;
     existing_repositories_keep_their_key(&env).await?;
     object_lock_keeps_one_version(&env).await?;
+    certificates_are_looked_at(&env).await?;
     env.cluster.down()
+}
+
+/// A server whose certificate nobody knows is trusted by its authority, wherever that is said, or where nobody wants to know.
+async fn certificates_are_looked_at(env: &Env) -> Result<()> {
+    let tls = Tls::before_s3(env)?;
+    let velero = Velero::new(env).await?;
+    let authority = tls.authority().display().to_string();
+    let create = |name: &str, more: &[&str]| {
+        let config = format!("region=us-east-1,s3ForcePathStyle=true,s3Url={}", tls.url);
+        let mut arguments = vec![
+            "backup-location",
+            "create",
+            name,
+            "--provider",
+            "aws",
+            "--bucket",
+            "velero",
+        ];
+        arguments.extend(["--prefix", name, "--credential", "cloud-credentials=cloud"]);
+        let (config, rest) = match more {
+            ["careless"] => (format!("{config},insecureSkipTLSVerify=true"), &[][..]),
+            more => (config, more),
+        };
+        arguments.extend(["--config", &config]);
+        arguments.extend(rest);
+        velero.call(&arguments).map(drop)
+    };
+    create("unknown", &[])?;
+    create("known", &["--cacert", &authority])?;
+    create("careless", &["careless"])?;
+    create("referred", &[])?;
+    let text = std::fs::read_to_string(tls.authority())?;
+    let secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "authority", "namespace": "velero"},
+        "stringData": {"ca": text}});
+    env.cluster.apply(&secret.to_string())?;
+    let named =
+        json!({"spec": {"objectStorage": {"caCertRef": {"name": "authority", "key": "ca"}}}});
+    let locations = env.api::<BackupStorageLocation>();
+    locations
+        .patch("referred", &PatchParams::default(), &Patch::Merge(named))
+        .await?;
+    unavailable(env, "unknown", &["certificate"]).await?;
+    for name in ["known", "careless", "referred"] {
+        available(env, name).await?;
+        let backup = format!(
+            "backup create {name} --storage-location {name} --include-namespaces default --selector app=safe --wait"
+        );
+        let said = velero.run(&backup)?;
+        ensure!(said.contains("completed with status: Completed"), "{said}");
+        let volumes = env.volumes_of(name).await?;
+        ensure!(volumes.len() == 1 && volumes[0].phase() == PodVolumePhase::Completed);
+    }
+    // The client has to be told as well, where the location does not tell it.
+    let refused = velero
+        .run("backup logs careless")
+        .err()
+        .context("a refusal")?;
+    ensure!(refused.to_string().contains("certificate"), "{refused}");
+    for flag in [
+        &*format!("--cacert {authority}"),
+        "--insecure-skip-tls-verify",
+    ] {
+        let log = velero.run(&format!("backup logs careless {flag}"))?;
+        ensure!(log.contains("Backed up a total of"), "{log}");
+        velero.says(
+            &format!("backup describe careless --details {flag}"),
+            &["v1/Pod"],
+        )?;
+        velero.run(&format!("backup download careless --force {flag}"))?;
+    }
+    Ok(())
 }
 
 /// Nothing that a backup writes is written over, so a bucket that keeps every version keeps one of each.
