@@ -60,6 +60,11 @@ async fn pass(context: &Context, key: &Key, token: &LeaderToken) -> Result<Next,
             Ok(Next::After(RETRY))
         }
         Verdict::Delete => {
+            // The watch may not have told yet that it has gone with its request.
+            let now = context.api::<Backup>().get_opt(&key.name).await?;
+            if now.and_then(|now| now.uid()) != backup.uid() {
+                return Ok(Next::OnChange);
+            }
             mark(context, &backup, None, token).await?;
             let why = match backup.phase() {
                 BackupPhase::Deleting => "its deletion was not carried out",
