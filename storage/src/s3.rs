@@ -9,9 +9,9 @@ mod classify;
 mod config;
 mod connect;
 mod http;
-mod insecure;
 mod store;
 mod transfer;
+mod trust;
 
 pub use config::{Credentials, Encryption, S3Config, Timeouts};
 pub use store::S3Store;

@@ -381,9 +381,19 @@ async fn http_get(url: &str) -> String {
 
 #[tokio::test]
 async fn certificates_are_checked_unless_told_otherwise() {
-    let certified = rcgen::generate_simple_self_signed(vec!["127.0.0.1".into()]).unwrap();
-    let certificate = certified.cert.pem();
-    let key = certified.signing_key.serialize_pem();
+    certificate_is_checked(rcgen::IsCa::NoCa).await;
+    // As `openssl req -x509` makes one: the server's own, and an authority.
+    certificate_is_checked(rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained)).await;
+}
+
+async fn certificate_is_checked(authority: rcgen::IsCa) {
+    let mut parameters = rcgen::CertificateParams::new(vec!["127.0.0.1".into()]).unwrap();
+    parameters.is_ca = authority;
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate = parameters.self_signed(&key).unwrap().pem();
+    let other = parameters.self_signed(&rcgen::KeyPair::generate().unwrap());
+    let other = other.unwrap().pem();
+    let key = key.serialize_pem();
     let minio = Minio::start_with(|certs, _| {
         std::fs::write(certs.join("public.crt"), &certificate).unwrap();
         std::fs::write(certs.join("private.key"), &key).unwrap();
@@ -392,9 +402,14 @@ async fn certificates_are_checked_unless_told_otherwise() {
     let mut config = minio.config("bucket").await;
     config.timeouts = hasty();
     let stranger = S3Store::connect(config.clone()).await.unwrap();
-    let error = stranger.list_level("").await.unwrap_err();
-    assert_eq!(error.reason(), "Unreachable", "{error}");
-    assert!(error.to_string().contains("certificate"), "{error}");
+    let mut mistaken = config.clone();
+    mistaken.ca_cert = Some(other.into_bytes());
+    let mistaken = S3Store::connect(mistaken).await.unwrap();
+    for stranger in [stranger, mistaken] {
+        let error = stranger.list_level("").await.unwrap_err();
+        assert_eq!(error.reason(), "Unreachable", "{error}");
+        assert!(error.to_string().contains("certificate"), "{error}");
+    }
 
     let mut trusting = config.clone();
     trusting.ca_cert = Some(certificate.into_bytes());

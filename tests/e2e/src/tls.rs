@@ -1,7 +1,7 @@
 //! An S3 server behind TLS, with a certificate that nobody knows.
 
 use std::fs;
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -11,13 +11,15 @@ use tempfile::TempDir;
 
 use crate::Env;
 
-/// nginx before the S3 server of a cluster.
+/// nginx before the S3 server of a cluster: one for the pods, and one for this host.
 #[derive(Debug)]
 pub struct Tls {
-    nginx: Child,
+    fronts: Vec<Child>,
     directory: TempDir,
-    /// Where pods of the cluster and this host find it.
+    /// Where pods of the cluster find it.
     pub url: String,
+    /// Where this host does.
+    pub host_url: String,
 }
 
 impl Tls {
@@ -26,23 +28,20 @@ impl Tls {
     /// # Errors
     /// When it cannot be started.
     pub fn before_s3(env: &Env) -> Result<Self> {
-        let directory = TempDir::new()?;
-        let address = env.cluster.listen()?.local_addr()?;
-        let at = |name: &str| directory.path().join(name).display().to_string();
-        let (key, certificate) = (at("key.pem"), at("certificate.pem"));
-        let names = format!("subjectAltName=IP:{}", address.ip());
+        let inside = env.cluster.listen()?.local_addr()?;
+        let outside = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        let mut tls = Self {
+            fronts: Vec::new(),
+            directory: TempDir::new()?,
+            url: format!("https://{inside}"),
+            host_url: format!("https://{outside}"),
+        };
+        let names = format!("subjectAltName=IP:{},IP:{}", inside.ip(), outside.ip());
         let made = Command::new("openssl")
-            .args([
-                "req",
-                "-x509",
-                "-newkey",
-                "ec",
-                "-pkeyopt",
-                "ec_paramgen_curve:P-256",
-                "-nodes",
-            ])
-            .args(["-days", "1", "-subj", "/CN=s3.test", "-addext", &names])
-            .args(["-keyout", &key, "-out", &certificate])
+            .args(["req", "-x509", "-newkey", "ec", "-pkeyopt"])
+            .args(["ec_paramgen_curve:P-256", "-nodes", "-days", "1"])
+            .args(["-subj", "/CN=s3.test", "-addext", &names, "-keyout"])
+            .args([tls.at("key.pem"), "-out".into(), tls.authority()])
             .output()
             .context("start openssl")?;
         ensure!(
@@ -50,8 +49,28 @@ impl Tls {
             "{}",
             String::from_utf8_lossy(&made.stderr)
         );
-        let configuration = format!(
-            "daemon off; worker_processes 1; pid {pid}; error_log {log};
+        let s3 = env.cluster.s3();
+        let file = tls.configure("inside", inside, &s3.endpoint)?;
+        let mut nginx = env.cluster.enter(["nginx", "-c", &file]);
+        tls.start(&mut nginx)?;
+        let file = tls.configure("outside", outside, &s3.host_endpoint)?;
+        tls.start(Command::new("nginx").args(["-c", &file]))?;
+        let began = Instant::now();
+        while TcpStream::connect(outside).is_err() {
+            ensure!(began.elapsed() < Duration::from_secs(10), "no nginx");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(tls)
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn configure(&self, name: &str, address: SocketAddr, server: &str) -> Result<String> {
+        let at = |what: &str| self.at(&format!("{name}-{what}")).display().to_string();
+        let text = format!(
+            "daemon off; worker_processes 1; pid {pid}; error_log stderr;
              events {{}}
              http {{
                access_log off; client_max_body_size 0; client_body_temp_path {body}; proxy_temp_path {body};
@@ -64,47 +83,35 @@ impl Tls {
                }}
              }}",
             pid = at("pid"),
-            log = at("log"),
             body = at("body"),
-            server = env.cluster.s3().host_endpoint,
+            certificate = self.authority().display(),
+            key = self.at("key.pem").display(),
         );
-        let file = directory.path().join("nginx.conf");
-        fs::write(&file, configuration)?;
-        let nginx = Command::new("nginx")
-            .arg("-c")
-            .arg(&file)
-            .stdin(Stdio::null())
-            .spawn()
-            .context("start nginx")?;
-        let tls = Self {
-            nginx,
-            directory,
-            url: format!("https://{address}"),
-        };
-        let began = Instant::now();
-        while TcpStream::connect(address).is_err() {
-            let log = fs::read_to_string(tls.directory.path().join("log")).unwrap_or_default();
-            ensure!(began.elapsed() < Duration::from_secs(10), "nginx: {log}");
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        Ok(tls)
+        fs::write(at("conf"), text)?;
+        Ok(at("conf"))
+    }
+
+    fn start(&mut self, nginx: &mut Command) -> Result<()> {
+        let child = nginx.stdin(Stdio::null()).spawn();
+        self.fronts.push(child.context("start nginx")?);
+        Ok(())
     }
 
     /// The file of the certificate, which is its own authority.
     pub fn authority(&self) -> PathBuf {
-        self.directory.path().join("certificate.pem")
+        self.at("certificate.pem")
     }
 }
 
 impl Drop for Tls {
     fn drop(&mut self) {
-        // A master that is killed leaves its worker behind.
-        let quit = Command::new("kill")
-            .arg(self.nginx.id().to_string())
-            .status();
-        if quit.is_err() {
-            let _ = self.nginx.kill();
+        for nginx in &mut self.fronts {
+            // A master that is killed leaves its worker behind.
+            let quit = Command::new("kill").arg(nginx.id().to_string()).status();
+            if quit.is_err() {
+                let _ = nginx.kill();
+            }
+            let _ = nginx.wait();
         }
-        let _ = self.nginx.wait();
     }
 }

@@ -166,7 +166,8 @@ async fn maintained(env: &Env, often: &str, forgotten: Option<&str>) -> Result<(
 /// A volume of a pod that waits for it as restored pods do, and no Restore.
 async fn awaited_volume(env: &Env) -> Result<()> {
     let done = format!("/data/.velero/{AWAITED}");
-    let pod = json!({"metadata": {"name": AWAITED, "namespace": "team"}, "spec": {
+    let labels = json!({"velero.io/restore-name": AWAITED});
+    let pod = json!({"metadata": {"name": AWAITED, "namespace": "team", "labels": labels}, "spec": {
         "terminationGracePeriodSeconds": 0, "volumes": [{"name": "data", "emptyDir": {}}],
         "initContainers": [{"name": RESTORE_WAIT, "image": "docker.io/local/busybox:1", "imagePullPolicy": "Never",
             "command": ["sh", "-c", format!("until [ -e {done} ]; do sleep 1; done"), "sh"], "args": [AWAITED],

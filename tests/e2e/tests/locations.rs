@@ -36,7 +36,8 @@ async fn certificates_are_looked_at(env: &Env) -> Result<()> {
     let velero = Velero::new(env).await?;
     let authority = tls.authority().display().to_string();
     let create = |name: &str, more: &[&str]| {
-        let config = format!("region=us-east-1,s3ForcePathStyle=true,s3Url={}", tls.url);
+        let urls = format!("s3Url={},publicUrl={}", tls.url, tls.host_url);
+        let config = format!("region=us-east-1,s3ForcePathStyle=true,{urls}");
         let mut arguments = vec![
             "backup-location",
             "create",
