@@ -28,7 +28,7 @@ type Hyper = Client<HttpsConnector<connect::HttpConnector>, SdkBody>;
 
 /// Trusts every certificate.
 pub(super) fn everything() -> Result<SharedHttpClient> {
-    client(|provider| Ok(Arc::new(TrustAll(provider))))
+    client(|_| Ok(None))
 }
 
 /// Trusts what the system trusts, and these certificates: as authorities, and as a server's own.
@@ -41,19 +41,23 @@ pub(super) fn these(own: Vec<CertificateDer<'static>>) -> Result<SharedHttpClien
         let authorities = authorities.build();
         let authorities =
             authorities.map_err(|error| Error::config("caCert", error.to_string()))?;
-        Ok(Arc::new(TrustOwn { authorities, own }))
+        Ok(Some(Known { authorities, own }))
     })
 }
 
 fn client(
-    verifier: impl FnOnce(Arc<CryptoProvider>) -> Result<Arc<dyn ServerCertVerifier>>,
+    known: impl FnOnce(Arc<CryptoProvider>) -> Result<Option<Known>>,
 ) -> Result<SharedHttpClient> {
     let provider = Arc::new(aws_lc_rs::default_provider());
-    let tls = rustls::ClientConfig::builder_with_provider(provider.clone())
+    let trust = Trust {
+        known: known(provider.clone())?,
+        provider: provider.clone(),
+    };
+    let tls = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|error| Error::config("insecureSkipTLSVerify", error.to_string()))?
         .dangerous()
-        .with_custom_certificate_verifier(verifier(provider)?)
+        .with_custom_certificate_verifier(Arc::new(trust))
         .with_no_client_auth();
     let https = HttpsConnectorBuilder::new()
         .with_tls_config(tls)
@@ -104,47 +108,6 @@ impl HttpConnector for Plain {
     }
 }
 
-/// Accepts every certificate; signatures of the handshake are still checked.
-#[derive(Debug)]
-struct TrustAll(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for TrustAll {
-    fn verify_server_cert(
-        &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
-    ) -> std::result::Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        rustls::crypto::verify_tls12_signature(message, cert, dss, algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, cert, dss, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
-}
-
 /// Whether a certificate is one of the server itself.
 pub(super) fn is_of(certificate: &CertificateDer<'_>, server: &str) -> bool {
     let Ok(name) = ServerName::try_from(server) else {
@@ -154,11 +117,18 @@ pub(super) fn is_of(certificate: &CertificateDer<'_>, server: &str) -> bool {
         .is_ok_and(|parsed| verify_server_name(&parsed, &name).is_ok())
 }
 
-/// Accepts what authorities have signed, and besides that a server's own certificate where it is known.
+/// What is trusted besides what authorities have signed: a server's own certificate, where it is known.
 #[derive(Debug)]
-struct TrustOwn {
+struct Known {
     authorities: Arc<WebPkiServerVerifier>,
     own: Vec<CertificateDer<'static>>,
+}
+
+/// Accepts what is known, or every certificate; signatures of the handshake are checked in any case.
+#[derive(Debug)]
+struct Trust {
+    known: Option<Known>,
+    provider: Arc<CryptoProvider>,
 }
 
 /// The verifier has looked at the times before it says this, and looks at nothing after it.
@@ -169,7 +139,7 @@ fn is_authority_itself(error: &rustls::Error) -> bool {
     other.to_string().contains("CaUsedAsEndEntity")
 }
 
-impl ServerCertVerifier for TrustOwn {
+impl ServerCertVerifier for Trust {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -178,19 +148,22 @@ impl ServerCertVerifier for TrustOwn {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> std::result::Result<ServerCertVerified, rustls::Error> {
-        let verified = self.authorities.verify_server_cert(
+        let Some(Known { authorities, own }) = &self.known else {
+            return Ok(ServerCertVerified::assertion());
+        };
+        let signed = authorities.verify_server_cert(
             end_entity,
             intermediates,
             server_name,
             ocsp_response,
             now,
         );
-        match verified {
-            Err(error) if is_authority_itself(&error) && self.own.contains(end_entity) => {
+        match signed {
+            Err(error) if is_authority_itself(&error) && own.contains(end_entity) => {
                 verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
                 Ok(ServerCertVerified::assertion())
             }
-            verified => verified,
+            signed => signed,
         }
     }
 
@@ -200,7 +173,8 @@ impl ServerCertVerifier for TrustOwn {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
-        self.authorities.verify_tls12_signature(message, cert, dss)
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, cert, dss, algorithms)
     }
 
     fn verify_tls13_signature(
@@ -209,10 +183,12 @@ impl ServerCertVerifier for TrustOwn {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
-        self.authorities.verify_tls13_signature(message, cert, dss)
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, cert, dss, algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.authorities.supported_verify_schemes()
+        let algorithms = &self.provider.signature_verification_algorithms;
+        algorithms.supported_schemes()
     }
 }
