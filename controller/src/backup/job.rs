@@ -144,13 +144,13 @@ impl Job<'_> {
         if let Some(stored) = self.stored(&*store).await? {
             return self.adopt(&*store, stored).await;
         }
-        self.notes(self.log);
+        self.notes();
 
         let counter = Arc::new(Counter::default());
         let (plan, planned) = oneshot::channel();
         let (leave_out, left_out) = oneshot::channel();
-        let volumes = volumes::run(self, self.log, planned, leave_out);
-        let objects = self.objects(self.log, counter.clone(), plan, left_out);
+        let volumes = volumes::run(self, planned, leave_out);
+        let objects = self.objects(counter.clone(), plan, left_out);
         let (volumes, archive) = tokio::select! {
             both = async { tokio::try_join!(volumes, objects) } => both?,
             never = self.show_progress(&counter) => match never {},
@@ -173,7 +173,8 @@ impl Job<'_> {
     }
 
     /// What can be said before anything is read.
-    fn notes(&self, log: &BackupLog) {
+    fn notes(&self) {
+        let log = self.log;
         let spec = &self.backup.spec;
         let join = |list: &[String], none: &str| {
             if list.is_empty() {
@@ -218,13 +219,13 @@ impl Job<'_> {
     /// Gathers the objects and writes them into a tarball. Pods and claims are handed on as soon as they are known.
     async fn objects(
         &self,
-        log: &BackupLog,
         counter: Arc<Counter>,
         plan: oneshot::Sender<Plan>,
         left_out: oneshot::Receiver<Vec<ObjectRef>>,
     ) -> Result<Archive, JobError> {
+        let log = self.log;
         let permit = self.collecting.acquire().await;
-        let collection = self.collect(log, plan).await?;
+        let collection = self.collect(plan).await?;
         drop(permit);
         counter
             .total
@@ -273,12 +274,8 @@ impl Job<'_> {
         Ok(archive)
     }
 
-    async fn collect(
-        &self,
-        log: &BackupLog,
-        plan: oneshot::Sender<Plan>,
-    ) -> Result<Collection, JobError> {
-        let context = self.context;
+    async fn collect(&self, plan: oneshot::Sender<Plan>) -> Result<Collection, JobError> {
+        let (context, log) = (self.context, self.log);
         let client = &context.clients.call;
         let spec = &self.backup.spec;
         let (discovered, mode, policies) = tokio::join!(

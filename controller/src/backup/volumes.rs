@@ -261,10 +261,10 @@ struct Work<'a> {
 /// Does everything about the volumes. `leave_out` is told the pods whose hooks forbid to store them.
 pub(super) async fn run(
     job: &Job<'_>,
-    log: &BackupLog,
     planned: oneshot::Receiver<Plan>,
     leave_out: oneshot::Sender<Vec<ObjectRef>>,
 ) -> Result<Volumes, JobError> {
+    let log = job.log;
     // Without a plan nothing was collected, and whoever failed at that says so.
     let Ok(mut plan) = planned.await else {
         return Ok(Volumes::default());

@@ -775,20 +775,25 @@ mod tests {
         );
     }
 
-    #[test]
-    fn what_is_read_again_is_kept_once() {
+    /// What takes a list of a kind of the core group. Its file is there as long as it is open.
+    fn sink(kind: &str, name: &str, namespace: Option<&str>) -> Sink {
         let directory = tempfile::tempdir().unwrap();
-        let mut sink = Sink {
+        Sink {
             page: Page::default(),
             flushed: 0,
             spool: Arc::new(Spool::new(directory.path()).unwrap()),
             resource: 0,
-            kind: "ServiceAccount".to_owned(),
+            kind: kind.to_owned(),
             api_version: "v1".to_owned(),
-            name: "serviceaccounts".to_owned(),
-            namespaces: None,
+            name: name.to_owned(),
+            namespaces: namespace.map(|name| Arc::new([name.to_owned()].into())),
             known: HashSet::new(),
-        };
+        }
+    }
+
+    #[test]
+    fn what_is_read_again_is_kept_once() {
+        let mut sink = sink("ServiceAccount", "serviceaccounts", None);
         let account =
             |namespace| json!({"metadata": {"namespace": namespace, "name": "robot", "uid": "u"}});
         sink.take(account("shop")).unwrap();
@@ -801,18 +806,7 @@ mod tests {
 
     /// Keeps one claim that is bound to `disk`, as a list of `shop` brings it.
     fn kept(metadata: Value) -> Page {
-        let directory = tempfile::tempdir().unwrap();
-        let mut sink = Sink {
-            page: Page::default(),
-            flushed: 0,
-            spool: Arc::new(Spool::new(directory.path()).unwrap()),
-            resource: 0,
-            kind: "PersistentVolumeClaim".to_owned(),
-            api_version: "v1".to_owned(),
-            name: CLAIMS.to_owned(),
-            namespaces: Some(Arc::new(["shop".to_owned()].into())),
-            known: HashSet::new(),
-        };
+        let mut sink = sink("PersistentVolumeClaim", CLAIMS, Some("shop"));
         let spec = json!({"volumeName": "disk"});
         let claim = json!({"metadata": metadata, "spec": spec, "status": {"phase": "Bound"}});
         keep(&mut sink, claim).unwrap();

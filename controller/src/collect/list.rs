@@ -336,12 +336,19 @@ mod tests {
     async fn listed(
         answers: impl IntoIterator<Item = (u16, String)>,
     ) -> (String, usize, Result<(), ListError>, Vec<String>) {
+        listed_by(answers, true).await
+    }
+
+    async fn listed_by(
+        answers: impl IntoIterator<Item = (u16, String)>,
+        patient: bool,
+    ) -> (String, usize, Result<(), ListError>, Vec<String>) {
         let server = Server::new(answers);
         let spec = ListSpec {
             path: "/api/v1/pods".to_owned(),
             selector: None,
             page: 2,
-            patient: true,
+            patient,
         };
         let (names, result) = list(&server.client(), &spec, Names::default()).await;
         let Names { seen, again } = names.unwrap();
@@ -377,6 +384,18 @@ mod tests {
         let (names, _, result, _) = listed([busy, page(&["a"], "")]).await;
         assert!(result.is_ok() && names == "a", "{result:?}");
         assert_eq!(began.elapsed().as_secs(), 9);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_is_known_to_be_silent_is_asked_once() {
+        let answers = || [(503, "away".to_owned()), page(&["a"], "")];
+        let (names, again, result, asked) = listed_by(answers(), false).await;
+        assert_eq!((names.as_str(), again, asked.len()), ("", 0, 1));
+        assert!(result.is_err_and(|error| error.is_passing()));
+        // What has expired is another matter.
+        let answers = [refusal(410, json!({})), page(&["a"], "")];
+        let (names, _, result, _) = listed_by(answers, false).await;
+        assert!(result.is_ok() && names == "a", "{result:?}");
     }
 
     #[tokio::test(start_paused = true)]

@@ -387,17 +387,20 @@ impl Run<'_> {
             let served = self.kind(kind, part).await?;
             if let Part::Prompt(late) = part {
                 let failed = errors() != before;
-                if served && is_through(kind, failed, &self.state.lock().held) {
-                    self.note_through(kind, late).await?;
+                if served {
+                    self.state.lock().end(kind, failed, late);
                 }
                 if kind == order::DEFINITIONS {
                     self.definitions_ready().await?;
                 }
             }
             if kind == "pods" {
+                // Which may wait for a repository.
+                self.note_progress(part).await?;
                 self.start_volumes(part).await?;
             }
         }
+        self.note_progress(part).await?;
         Ok(true)
     }
 
@@ -510,17 +513,13 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Writes down that the objects of a kind have been made: whoever takes the restore over makes none of them again. Where that cannot
-    /// be written, they are.
-    async fn note_through(&self, kind: &str, late: &BTreeSet<String>) -> Result<(), Failure> {
-        let through = {
-            let mut state = self.state.lock();
-            state.through.add(kind, late);
-            state.through.clone()
-        };
-        let Ok(text) = serde_json::to_string(&through) else {
+    /// Writes down how far this run is, before what may take long: progress shows only now and then. Where it cannot be written, more is
+    /// made again by whoever takes the restore over.
+    async fn note_progress(&self, part: Part<'_>) -> Result<(), Failure> {
+        if matches!(part, Part::Late(_)) {
+            // Kinds are not through for one namespace.
             return Ok(());
-        };
+        }
         let api = self.context.api::<Restore>();
         for _ in 0..NOTES {
             self.token.check()?;
@@ -529,16 +528,14 @@ impl Run<'_> {
             let Some(now) = now.filter(|now| now.uid().as_ref() == Some(&self.uid)) else {
                 break;
             };
-            let status = now.status.clone().unwrap_or_default();
-            let note = json!({"annotations": {(annotation::RESTORED_KINDS): text}});
-            match fence::write(&api, &now, &status, note, self.token).await {
-                Ok(_) => break,
+            match self.write_progress(&now).await {
                 // Progress is shown meanwhile.
                 Err(failure) if failure.class == Class::Conflict => {}
                 Err(failure) => {
-                    tracing::debug!(%failure, kind, "not noted that a kind is through");
+                    tracing::debug!(%failure, "not noted how far a restore is");
                     break;
                 }
+                Ok(()) => break,
             }
         }
         Ok(())
@@ -560,6 +557,14 @@ impl Run<'_> {
         let Some(now) = now.filter(|_| due) else {
             return;
         };
+        // Progress is a courtesy: the next one or the end tells it too.
+        if let Err(error) = self.write_progress(&now).await {
+            tracing::debug!(%error, "progress not shown");
+        }
+    }
+
+    /// Writes how many objects there are, and which kinds are through: whoever takes the restore over makes none of them again.
+    async fn write_progress(&self, now: &Restore) -> Result<(), Failure> {
         let status = RestoreStatus {
             progress: Some(RestoreProgress {
                 total_items: self.total,
@@ -567,11 +572,14 @@ impl Run<'_> {
             }),
             ..now.status.clone().unwrap_or_default()
         };
+        let through = serde_json::to_string(&self.state.lock().through);
+        let note = through.map_or(
+            json!({}),
+            |text| json!({"annotations": {(annotation::RESTORED_KINDS): text}}),
+        );
         let api = self.context.api::<Restore>();
-        // Progress is a courtesy: the next one or the end tells it too.
-        if let Err(error) = fence::write(&api, &*now, &status, json!({}), self.token).await {
-            tracing::debug!(%error, "progress not shown");
-        }
+        fence::write(&api, now, &status, note, self.token).await?;
+        Ok(())
     }
 
     /// Notes an object's outcome.
@@ -585,6 +593,15 @@ impl Run<'_> {
     ) {
         self.report
             .object(&format!("{api_version}/{kind}"), namespace, name, done);
+    }
+}
+
+impl State {
+    /// The objects of a kind have been made, but for these namespaces, and unless something failed.
+    fn end(&mut self, kind: &str, failed: bool, late: &BTreeSet<String>) {
+        if is_through(kind, failed, &self.held) {
+            self.through.add(kind, late);
+        }
     }
 }
 
