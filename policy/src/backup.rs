@@ -4,6 +4,7 @@
 //! carries a shared claim) the answer here is always the same one.
 
 pub mod absence;
+pub mod block;
 pub mod filter;
 pub mod hook;
 pub mod names;

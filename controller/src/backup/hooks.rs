@@ -171,7 +171,8 @@ pub(super) fn failed(pod: &PodFacts, why: &str, log: &BackupLog) {
     );
 }
 
-fn fields(pod: &PodFacts) -> [(&str, &str); 3] {
+/// How the log names a pod.
+pub(super) fn fields(pod: &PodFacts) -> [(&str, &str); 3] {
     [
         ("resource", "pods"),
         ("namespace", &pod.volumes.namespace),

@@ -45,10 +45,13 @@ const PARALLEL: usize = 16;
 
 /// What is owed to a pod.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Debt {
+pub(super) struct Debt {
     backup: String,
     uid: String,
     hooks: Vec<Command>,
+    /// UIDs of the pods whose volumes are read meanwhile.
+    #[serde(default)]
+    reading: Vec<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,8 +62,10 @@ struct Command {
 }
 
 impl Debt {
-    fn new(backup: &Backup, hooks: &[Hook]) -> Self {
+    /// `reading`: UIDs of the pods whose volumes are read before the hooks run.
+    pub(super) fn new(backup: &Backup, hooks: &[Hook], reading: &[String]) -> Self {
         Self {
+            reading: reading.to_vec(),
             backup: backup.name_any(),
             uid: backup.uid().unwrap_or_default(),
             hooks: hooks
@@ -107,7 +112,7 @@ pub(super) enum Mark {
     Gone,
 }
 
-/// Marks a pod as one to which `post` is owed, if that is anything.
+/// Marks a pod as one to which hooks are owed, if there are any.
 ///
 /// # Errors
 /// Why the pod is not marked: its hooks must not run.
@@ -115,19 +120,17 @@ pub(super) async fn mark(
     context: &Context,
     token: &LeaderToken,
     pod: &PodFacts,
-    backup: &Backup,
-    post: &[Hook],
+    debt: &Debt,
 ) -> Result<Mark, String> {
     let (namespace, name, uid) = (&pod.volumes.namespace, &pod.volumes.name, &pod.volumes.uid);
     let api = pods(context, namespace);
-    let debt =
-        serde_json::to_string(&Debt::new(backup, post)).map_err(|error| error.to_string())?;
+    let text = serde_json::to_string(debt).map_err(|error| error.to_string())?;
     loop {
         let now = api.get_opt(name).await.map_err(|error| error.to_string())?;
         let Some(now) = now.filter(|now| now.uid().as_ref() == Some(uid)) else {
             return Ok(Mark::Gone);
         };
-        if post.is_empty() {
+        if debt.hooks.is_empty() {
             return Ok(Mark::Done);
         }
         if is_marked(&now) {
@@ -138,7 +141,7 @@ pub(super) async fn mark(
             "uid": uid,
             "resourceVersion": now.resource_version(),
             "labels": {(label::POST_HOOKS): OWED},
-            "annotations": {(annotation::POST_HOOKS): debt},
+            "annotations": {(annotation::POST_HOOKS): text},
         }});
         match patch_pod(&api, name, patch).await {
             Ok(()) => return Ok(Mark::Done),
@@ -286,14 +289,16 @@ async fn pass(
     Ok(Next::OnChange)
 }
 
-/// Whether volumes of the pod are still being read for a backup that goes on.
+/// Whether volumes for which the pod is frozen are still being read, for a backup that goes on.
 fn is_read(context: &Context, debt: &Debt, pod: &str) -> bool {
     let backup = context.stores.backups.get(&context.key(&debt.backup));
     let goes_on = backup.is_some_and(|backup| debt.is_of(&backup));
     let volumes = &context.stores.pod_volume_backups;
     let reads = volumes.find(|volume| {
+        let through = volume.spec.pod.uid.as_deref();
+        let mut reading = debt.reading.iter().map(String::as_str);
         volume.labels().get(label::BACKUP_UID) == Some(&debt.uid)
-            && volume.spec.pod.uid.as_deref() == Some(pod)
+            && (through == Some(pod) || reading.any(|reading| through == Some(reading)))
             && !volume.phase().is_terminal()
     });
     goes_on && reads.is_some()
@@ -383,7 +388,7 @@ mod tests {
             required: true,
             timeout: Duration::from_secs(90),
         };
-        let owed = Debt::new(&backup, &[hook]);
+        let owed = Debt::new(&backup, &[hook], &["other".to_owned()]);
         let mut pod = Pod::default();
         let text = serde_json::to_string(&owed).unwrap();
         pod.annotations_mut()

@@ -3,6 +3,7 @@
 //! Every pod goes its own way, so a slow one holds up nobody but those that were wished for behind it. Nothing is polled: the agents'
 //! progress comes by watch.
 
+mod block;
 mod create;
 mod successor;
 
@@ -40,12 +41,11 @@ use tokio::{
 
 use super::{
     holds::Held,
-    hooks::{self, PodHooks},
+    hooks,
     job::{Job, JobError, timeout},
     log::BackupLog,
     newest,
     outcome::{self, Outcome},
-    owed::{self, Mark},
 };
 use crate::{
     agents,
@@ -54,6 +54,7 @@ use crate::{
     repository,
     stall::{Absence, Stall},
 };
+use block::Member;
 use successor::Successor;
 
 const PODS: &str = "pods";
@@ -242,6 +243,8 @@ type Ready = Shared<BoxFuture<'static, Result<Arc<BackupRepository>, Arc<str>>>>
 /// Shared by the ways of all pods.
 struct Work<'a> {
     job: &'a Job<'a>,
+    /// Every pod of the backup.
+    pods: &'a [PodFacts],
     log: &'a BackupLog,
     uid: String,
     known: Vec<Arc<PodVolumeBackup>>,
@@ -295,6 +298,7 @@ pub(super) async fn run(
     job.touched.lock().extend(namespaces.iter().cloned());
     let work = Work {
         job,
+        pods: &plan.pods,
         log,
         repositories: namespaces
             .into_iter()
@@ -312,16 +316,20 @@ pub(super) async fn run(
     let (verdict, mut verdicts) = mpsc::unbounded_channel();
     let mut ways = FuturesUnordered::new();
     let mut in_turn = Vec::new();
-    let mut hooked = 0;
+    let mut members = Vec::new();
     for (index, pod) in plan.pods.iter().enumerate() {
         let chosen = chosen.remove(&index).unwrap_or_default();
         let hooks = hooks::of(pod, job.backup.spec.hooks.as_ref());
-        if chosen.is_empty() && hooks.is_empty() {
-            continue;
+        if !chosen.is_empty() || !hooks.is_empty() {
+            members.push(Member { pod, hooks, chosen });
         }
-        hooked += usize::from(!hooks.is_empty());
-        let way = work.pod(pod, hooks, chosen, verdict.clone()).boxed();
-        match plan.turn(pod) {
+    }
+    let hooked = members.iter().filter(|one| !one.hooks.is_empty()).count();
+    for members in block::together(members) {
+        let turns = members.iter().filter_map(|member| plan.turn(member.pod));
+        let turn = turns.min();
+        let way = work.block(members, verdict.clone()).boxed();
+        match turn {
             Some(turn) => in_turn.push((turn, way)),
             None => ways.push(way),
         }
@@ -438,169 +446,6 @@ async fn at(deadline: Option<Instant>) {
 }
 
 impl Work<'_> {
-    /// The way of one pod.
-    async fn pod(
-        &self,
-        pod: &PodFacts,
-        hooks: PodHooks,
-        chosen: Vec<Chosen>,
-        verdict: mpsc::UnboundedSender<Option<ObjectRef>>,
-    ) {
-        let volumes = &pod.volumes;
-        let fields = [
-            ("resource", PODS),
-            ("namespace", volumes.namespace.as_str()),
-            ("name", volumes.name.as_str()),
-        ];
-        for warning in &pod.hook_warnings {
-            self.log.warning(warning, &fields);
-        }
-        let tell = |forbidden: bool| {
-            if !hooks.is_empty() {
-                // The receiver counts to the number of pods with hooks and no further.
-                let _ = verdict.send(forbidden.then(|| pod_ref(pod)));
-            }
-        };
-        // What was begun before a restart is only waited for; whoever leads pays what is owed for it.
-        let (begun, fresh): (Vec<_>, Vec<_>) = chosen
-            .iter()
-            .partition(|(selected, _)| self.known(pod, selected).is_some());
-        let resumed = fresh.is_empty() && !begun.is_empty();
-        let kept = outcome::of(self.job.backup, &volumes.uid);
-        let over = kept
-            .as_ref()
-            .filter(|kept| kept.over && (resumed || kept.forbidden || chosen.is_empty()));
-        let fresh = async {
-            if let Some(kept) = over {
-                tell(kept.forbidden);
-                self.recall(pod, kept.clone());
-            } else if resumed {
-                tell(false);
-            } else if hooks.is_empty() {
-                self.all(pod, &fresh).await;
-            } else {
-                self.hooked(pod, &hooks, &fresh, !begun.is_empty(), tell)
-                    .await;
-            }
-        };
-        tokio::join!(self.all(pod, &begun), fresh);
-        if resumed && over.is_none() && (kept.is_some() || !hooks.is_empty()) {
-            tokio::select! {
-                () = owed::paid(self.job.context, pod, self.job.backup) => {}
-                () = at(self.deadline) => {}
-            }
-            self.recall_now(pod).await;
-        }
-    }
-
-    /// Hooks, volumes, hooks. `begun`: the pod's hooks have run for other volumes of it. `tell` learns whether the pod must not be stored,
-    /// before the volumes are waited for.
-    async fn hooked(
-        &self,
-        pod: &PodFacts,
-        hooks: &PodHooks,
-        chosen: &[&Chosen],
-        begun: bool,
-        tell: impl FnOnce(bool),
-    ) {
-        let (context, log) = (self.job.context, self.log);
-        let alone = tokio::select! {
-            held = self.alone(pod, hooks, chosen) => held,
-            () = at(self.deadline) => Err("its pod is in use by another backup".to_owned()),
-        };
-        if begun {
-            self.recall_now(pod).await;
-        }
-        let held = match alone {
-            Ok(Some(held)) => held,
-            // Another pod may carry its claims.
-            Ok(None) => {
-                tell(false);
-                self.all(pod, chosen).await;
-                return;
-            }
-            Err(why) => {
-                let outcome = hooks::not_run(pod, hooks, &why, log);
-                let forbidden = outcome.forbidden;
-                self.keep(pod, outcome).await;
-                tell(forbidden);
-                if !forbidden {
-                    self.all(pod, chosen).await;
-                }
-                return;
-            }
-        };
-        let mut before = hooks::run(context, self.job.token, pod, &hooks.pre, log).await;
-        let forbidden = before.forbidden;
-        let undo = !hooks.post.is_empty() && (!forbidden || before.effect);
-        before.over = !undo;
-        self.keep(pod, before).await;
-        tell(forbidden);
-        let gone = match forbidden {
-            true => Vec::new(),
-            false => self.each(pod, chosen).await,
-        };
-        if !hooks.post.is_empty() && self.job.token.check().is_err() {
-            // Whoever leads now finds the mark.
-            return;
-        }
-        // A pod that has gone is not frozen.
-        if undo && (gone.is_empty() || owed::is_there(context, pod).await.unwrap_or(true)) {
-            let mut after = hooks::run(context, self.job.token, pod, &hooks.post, log).await;
-            after.over = true;
-            self.keep(pod, after).await;
-        }
-        if !hooks.post.is_empty() {
-            let target = (pod.volumes.namespace.as_str(), pod.volumes.name.as_str());
-            let (token, uid) = (self.job.token, &pod.volumes.uid);
-            if let Err(error) = owed::clear(context, token, target, uid, Some(&self.uid)).await {
-                // The mark is found by who looks for marks, and the commands run once more.
-                tracing::warn!(%error, pod = ?target, "the mark of owed post hooks stays");
-            }
-        }
-        drop(held);
-        let after = gone.into_iter().map(|gone| self.succeed(pod, gone));
-        futures::future::join_all(after).await;
-    }
-
-    /// The pod and its claims for this backup alone, and the pod marked where post hooks will be owed; `None` where the pod has gone.
-    /// Nothing is held while the pod is marked for another backup.
-    async fn alone(
-        &self,
-        pod: &PodFacts,
-        hooks: &PodHooks,
-        chosen: &[&Chosen],
-    ) -> Result<Option<Vec<Held>>, String> {
-        let Job { context, token, .. } = self.job;
-        loop {
-            let held = self.hold(pod, chosen).await;
-            match owed::mark(context, token, pod, self.job.backup, &hooks.post).await? {
-                Mark::Done => {
-                    token.check().map_err(|error| error.to_string())?;
-                    return Ok(Some(held));
-                }
-                Mark::Gone => return Ok(None),
-                Mark::Busy => drop(held),
-            }
-            tokio::time::sleep(owed::AGAIN).await;
-        }
-    }
-
-    /// A pod and its claims for this backup alone. Claims in the order of their UIDs, and then the pod: nobody waits in a circle, and what
-    /// is owed to the pod can be paid while a claim is waited for.
-    async fn hold(&self, pod: &PodFacts, chosen: &[&Chosen]) -> Vec<Held> {
-        let claims: BTreeSet<&str> = chosen
-            .iter()
-            .filter_map(|(_, claim)| Some(claim.as_ref()?.uid.as_str()))
-            .collect();
-        let mut held = Vec::new();
-        for uid in claims {
-            held.push(self.claim(uid).await);
-        }
-        held.push(self.job.holds.hold(&pod.volumes.uid).await);
-        held
-    }
-
     /// A claim for this backup alone, when what others had begun before a restart has been read.
     async fn claim(&self, uid: &str) -> Held {
         let held = self.job.holds.hold(uid).await;
@@ -743,13 +588,7 @@ impl Work<'_> {
                         format!("{why}; claim {claim_name} is read through pod {through} instead");
                     self.log.warning(&message, &fields);
                     successor::forget(self.job, &name).await;
-                    let chosen = (volume, claim.cloned());
-                    let hooks = hooks::of(&next, self.job.backup.spec.hooks.as_ref());
-                    if hooks.is_empty() {
-                        self.all(&next, &[&chosen]).await;
-                    } else {
-                        self.hooked(&next, &hooks, &[&chosen], false, |_| ()).await;
-                    }
+                    self.instead(pod, &next, (volume, claim.cloned())).await;
                 }
                 Successor::Nobody => {
                     let nobody = match &selected.claim {

@@ -385,22 +385,19 @@ impl Run<'_> {
             let errors = || self.report.counts().1;
             let before = errors();
             let served = self.kind(kind, part).await?;
-            if let Part::Prompt(late) = part {
-                let failed = errors() != before;
-                if served {
-                    self.state.lock().end(kind, failed, late);
-                }
-                if kind == order::DEFINITIONS {
-                    self.definitions_ready().await?;
-                }
+            if served && errors() == before {
+                self.state.lock().end(kind, part);
+            }
+            if matches!(part, Part::Prompt(_)) && kind == order::DEFINITIONS {
+                self.definitions_ready().await?;
             }
             if kind == "pods" {
                 // Which may wait for a repository.
-                self.note_progress(part).await?;
+                self.note_progress().await?;
                 self.start_volumes(part).await?;
             }
         }
-        self.note_progress(part).await?;
+        self.note_progress().await?;
         Ok(true)
     }
 
@@ -515,11 +512,7 @@ impl Run<'_> {
 
     /// Writes down how far this run is, before what may take long: progress shows only now and then. Where it cannot be written, more is
     /// made again by whoever takes the restore over.
-    async fn note_progress(&self, part: Part<'_>) -> Result<(), Failure> {
-        if matches!(part, Part::Late(_)) {
-            // Kinds are not through for one namespace.
-            return Ok(());
-        }
+    pub async fn note_progress(&self) -> Result<(), Failure> {
         let api = self.context.api::<Restore>();
         for _ in 0..NOTES {
             self.token.check()?;
@@ -597,17 +590,28 @@ impl Run<'_> {
 }
 
 impl State {
-    /// The objects of a kind have been made, but for these namespaces, and unless something failed.
-    fn end(&mut self, kind: &str, failed: bool, late: &BTreeSet<String>) {
-        if is_through(kind, failed, &self.held) {
-            self.through.add(kind, late);
+    /// The objects of a kind have been made, and nothing failed: no other run has to look at them again, but for what waits for data.
+    fn end(&mut self, kind: &str, part: Part<'_>) {
+        match part {
+            Part::Prompt(late) => {
+                let held = self.held.iter().filter(|workload| workload.kind == kind);
+                let held = held.filter_map(|workload| workload.item.namespace.clone());
+                let but = held.chain(late.iter().cloned()).collect();
+                self.through.add(kind, but);
+            }
+            Part::Late(namespace) => self.end_in(kind, namespace),
         }
     }
-}
 
-/// Whether no other run has to look at a kind again: what failed is tried and told again, and what waits for data is not made yet.
-fn is_through(kind: &str, failed: bool, held: &[Held]) -> bool {
-    !failed && held.iter().all(|workload| workload.kind != kind)
+    /// The same of one namespace.
+    pub fn end_in(&mut self, kind: &str, namespace: &str) {
+        let waits = |workload: &Held| {
+            workload.kind == kind && workload.item.namespace.as_deref() == Some(namespace)
+        };
+        if !self.held.iter().any(waits) {
+            self.through.add_namespace(kind, namespace);
+        }
+    }
 }
 
 /// How far the definition of a custom resource is.
@@ -639,16 +643,36 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_kind_of_which_a_workload_waits_is_not_through() {
-        let held = [Held {
-            kind: "deployments.apps".to_owned(),
-            item: Item::default(),
+    fn a_kind_is_through_but_where_its_workloads_wait() {
+        let held = |namespace: &str| Held {
+            kind: "jobs.batch".to_owned(),
+            item: Item {
+                namespace: Some(namespace.to_owned()),
+                ..Item::default()
+            },
             claims: ["data".to_owned()].into(),
-        }];
-        assert!(!is_through("deployments.apps", false, &held));
-        assert!(is_through("services", false, &held));
-        assert!(!is_through("services", true, &held));
-        assert!(is_through("deployments.apps", false, &[]));
+        };
+        let mut state = State {
+            held: vec![held("a"), held("late")],
+            ..State::default()
+        };
+        let late = ["late".to_owned()].into();
+        for kind in ["jobs.batch", "services"] {
+            state.end(kind, Part::Prompt(&late));
+        }
+        let has = |state: &State, kind: &str| {
+            ["a", "b", "late"].map(|namespace| state.through.has(kind, Some(namespace)))
+        };
+        assert_eq!(has(&state, "jobs.batch"), [false, true, false]);
+        assert_eq!(has(&state, "services"), [true, true, false]);
+        for kind in ["jobs.batch", "services"] {
+            state.end(kind, Part::Late("late"));
+        }
+        assert_eq!(has(&state, "jobs.batch"), [false, true, false]);
+        assert_eq!(has(&state, "services"), [true, true, true]);
+        state.held.clear();
+        state.end_in("jobs.batch", "a");
+        assert_eq!(has(&state, "jobs.batch"), [true, true, false]);
     }
 
     #[test]

@@ -463,10 +463,23 @@ impl Run<'_> {
                 .cmp(&order.rank(&b.kind))
                 .then(a.kind.cmp(&b.kind))
         });
+        if ready.is_empty() {
+            return Ok(());
+        }
+        let made =
+            |workload: &Held| Some((workload.kind.clone(), workload.item.namespace.clone()?));
+        let made: BTreeSet<(String, String)> = ready.iter().filter_map(made).collect();
+        let before = self.report.counts().1;
         for workload in ready {
             self.make(workload, lost).await?;
         }
-        Ok(())
+        if self.report.counts().1 == before {
+            let mut state = self.state.lock();
+            for (kind, namespace) in &made {
+                state.end_in(kind, namespace);
+            }
+        }
+        self.note_progress().await
     }
 
     async fn make(&self, workload: Held, lost: &BTreeSet<(String, String)>) -> Result<(), Failure> {

@@ -1,6 +1,9 @@
 //! Which kinds are restored first (Velero's list, velero-compat §7.2).
 
-use std::{collections::BTreeSet, str::FromStr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    str::FromStr,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -127,23 +130,31 @@ impl Order {
 /// What a run that was cut off had made: the next one makes none of it again, for what is not there any more has gone since.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Through {
-    /// Nothing failed in any of these, and nothing of them waits for data: the next run may plan that otherwise.
-    kinds: BTreeSet<String>,
-    /// Namespaces (of the backup) that came later, and that the kinds do not speak of.
-    late: BTreeSet<String>,
+    /// Kinds of which nothing failed, and the namespaces (of the backup) that each does not speak of: they come later, or workloads in them
+    /// wait for data.
+    kinds: BTreeMap<String, BTreeSet<String>>,
 }
 
 impl Through {
-    /// One more kind is through, but for these namespaces.
-    pub fn add(&mut self, kind: &str, late: &BTreeSet<String>) {
-        self.kinds.insert(kind.to_owned());
-        self.late.extend(late.iter().cloned());
+    /// One more kind is through, but for these namespaces. What an earlier run had made stays made.
+    pub fn add(&mut self, kind: &str, but: BTreeSet<String>) {
+        match self.kinds.get_mut(kind) {
+            Some(known) => known.retain(|namespace| but.contains(namespace)),
+            None => drop(self.kinds.insert(kind.to_owned(), but)),
+        }
+    }
+
+    /// A kind that is through is so in this namespace too.
+    pub fn add_namespace(&mut self, kind: &str, namespace: &str) {
+        if let Some(but) = self.kinds.get_mut(kind) {
+            but.remove(namespace);
+        }
     }
 
     /// Whether an object had been made.
     pub fn has(&self, kind: &str, namespace: Option<&str>) -> bool {
-        self.kinds.contains(kind)
-            && namespace.is_none_or(|namespace| !self.late.contains(namespace))
+        let but = self.kinds.get(kind);
+        but.is_some_and(|but| namespace.is_none_or(|namespace| !but.contains(namespace)))
     }
 }
 
@@ -155,19 +166,25 @@ mod tests {
     fn what_is_through_does_not_speak_of_namespaces_that_come_later() {
         let mut through = Through::default();
         assert!(!through.has("jobs.batch", Some("a")));
-        let late = |names: &[&str]| names.iter().map(ToString::to_string).collect();
-        through.add("jobs.batch", &late(&["b"]));
-        // Taken over when the one was there and another was going: what it had then is not known.
-        through.add("services", &late(&["c"]));
+        let but = |names: &[&str]| names.iter().map(ToString::to_string).collect();
+        through.add("jobs.batch", but(&["b", "d"]));
+        // Taken over when d was still late and another was going, where the first run had made its jobs.
+        through.add("jobs.batch", but(&["c", "d"]));
+        through.add("services", but(&["c", "d"]));
+        through.add_namespace("services", "d");
+        through.add_namespace("secrets", "a");
         let read: Through =
             serde_json::from_str(&serde_json::to_string(&through).unwrap()).unwrap();
         for (kind, namespace, expected) in [
             ("jobs.batch", Some("a"), true),
-            ("jobs.batch", Some("b"), false),
-            ("jobs.batch", Some("c"), false),
-            ("services", Some("a"), true),
-            ("storageclasses.storage.k8s.io", None, false),
+            ("jobs.batch", Some("b"), true),
+            ("jobs.batch", Some("c"), true),
+            ("jobs.batch", Some("d"), false),
             ("jobs.batch", None, true),
+            ("services", Some("a"), true),
+            ("services", Some("c"), false),
+            ("services", Some("d"), true),
+            ("storageclasses.storage.k8s.io", None, false),
             ("secrets", Some("a"), false),
         ] {
             assert_eq!(read.has(kind, namespace), expected, "{kind} {namespace:?}");

@@ -31,6 +31,7 @@ async fn backups_are_complete_and_survive_kills() -> Result<()> {
     what_cannot_be_is_refused(&env).await?;
     complete_and_in_velero_s_layout(&env).await?;
     hooks_run_around_the_volumes(&env).await?;
+    pods_that_share_a_claim_are_frozen_together(&env).await?;
     what_hooks_lead_to(&env).await?;
     a_name_is_taken_for_ever(&env).await?;
     the_leader_dies_in_the_middle(&env).await?;
@@ -230,45 +231,161 @@ async fn hooks_run_around_the_volumes(env: &Env) -> Result<()> {
     annotate(env, "db-0", "post.hook.backup.velero.io/command-")
 }
 
+/// A pod of a suite with its namespace's name, and a volume that it asks to have read.
+fn hooked(
+    namespace: &str,
+    name: &str,
+    role: &str,
+    mut annotations: Value,
+    volume: Option<Value>,
+) -> Value {
+    let (mut mounts, mut volumes) = (json!([]), json!([]));
+    if let Some(mut volume) = volume {
+        volume["name"] = json!("data");
+        volumes = json!([volume]);
+        mounts = json!([{"name": "data", "mountPath": "/data"}]);
+        let asked = annotations.as_object_mut();
+        asked.map(|asked| {
+            asked
+                .entry("backup.velero.io/backup-volumes")
+                .or_insert(json!("data"))
+        });
+    }
+    json!({"apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": name, "namespace": namespace, "labels": {"suite": namespace, "hooks": role}, "annotations": annotations},
+        "spec": {"terminationGracePeriodSeconds": 0, "automountServiceAccountToken": false, "volumes": volumes,
+            "containers": [{"name": "main", "image": "docker.io/local/busybox:1", "imagePullPolicy": "Never",
+                "command": ["sleep", "100000"], "volumeMounts": mounts}]}})
+}
+
+async fn run(env: &Env, namespace: &str, pods: &[Value]) -> Result<()> {
+    for pod in pods {
+        env.cluster.apply(&pod.to_string())?;
+    }
+    until("the pods run", 2 * MINUTE, async || {
+        let ready = env
+            .ready_pods(namespace, &format!("suite={namespace}"))
+            .await?;
+        Ok((ready.len() == pods.len()).then_some(()))
+    })
+    .await
+}
+
+/// Names of the files of a backup's tarball under a directory.
+async fn stored_under(env: &Env, backup: &str, directory: &str) -> Result<Vec<String>> {
+    let key = format!("backups/{backup}/{backup}.tar.gz");
+    let tarball = NamedTempFile::new()?;
+    fs::write(tarball.path(), env.cluster.s3().get(BUCKET, &key).await?)?;
+    let listed = Command::new("tar")
+        .arg("-tzf")
+        .arg(tarball.path())
+        .output()?;
+    let listed = String::from_utf8(listed.stdout)?;
+    let mut stored: Vec<String> = listed
+        .lines()
+        .filter_map(|line| line.strip_prefix(directory).map(str::to_owned))
+        .collect();
+    stored.sort_unstable();
+    Ok(stored)
+}
+
+/// One claim, read through a pod without hooks: those of the others that mount it run around it.
+async fn pods_that_share_a_claim_are_frozen_together(env: &Env) -> Result<()> {
+    let volume = || Some(json!({"persistentVolumeClaim": {"claimName": "data"}}));
+    let hooks = |name: &str, after: &str| {
+        json!({"backup.velero.io/backup-volumes": "",
+            "pre.hook.backup.velero.io/command": format!(r#"["sh", "-c", "touch /data/{name} && {after}"]"#),
+            "pre.hook.backup.velero.io/on-error": "Fail",
+            "post.hook.backup.velero.io/command": format!(r#"["rm", "/data/{name}"]"#)})
+    };
+    for object in [
+        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shared"}}),
+        json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "data", "namespace": "shared"},
+            "spec": {"accessModes": ["ReadWriteOnce"], "storageClassName": "csi", "resources": {"requests": {"storage": "10Mi"}}}}),
+    ] {
+        env.cluster.apply(&object.to_string())?;
+    }
+    let pods = [
+        hooked("shared", "reader", "none", json!({}), volume()),
+        hooked("shared", "one", "own", hooks("one", "true"), volume()),
+        hooked("shared", "other", "own", hooks("other", "true"), volume()),
+        hooked(
+            "shared",
+            "unable",
+            "own",
+            hooks("unable", "false"),
+            volume(),
+        ),
+    ];
+    run(env, "shared", &pods).await?;
+    create(env, "shared", json!({"includedNamespaces": ["shared"]})).await?;
+    let backup = env.backup_ended("shared", 2 * MINUTE).await?;
+    let status = backup.status.unwrap_or_default();
+    let hooks = status.hook_status.unwrap_or_default();
+    ensure!(
+        status.phase == Some(BackupPhase::PartiallyFailed)
+            && status.errors == 1
+            && (hooks.hooks_attempted, hooks.hooks_failed) == (6, 1),
+        "{:?}, {} errors, {hooks:?}",
+        status.phase,
+        status.errors
+    );
+    let volumes = env.volumes_of("shared").await?;
+    ensure!(
+        volumes.len() == 1 && volumes[0].spec.pod.name.as_deref() == Some("reader"),
+        "{volumes:?}"
+    );
+    let read = env
+        .restic("shared")
+        .await?
+        .run(&["ls", "latest", "--no-lock"])?;
+    let frozen: Vec<&str> = read
+        .lines()
+        .filter_map(|line| line.strip_prefix('/'))
+        .collect();
+    ensure!(
+        frozen == ["one", "other", "unable"],
+        "all three were frozen when it was read: {read}"
+    );
+    let data = env.volume_dir("shared", "reader", "data").await?;
+    ensure!(
+        fs::read_dir(&data)?.next().is_none(),
+        "and are thawed, also the one whose freezing failed half-way"
+    );
+    let stored = stored_under(env, "shared", "resources/pods/namespaces/shared/").await?;
+    ensure!(
+        stored == ["one.json", "other.json", "reader.json"],
+        "{stored:?}"
+    );
+    Ok(())
+}
+
 /// Pods whose hooks fail in every way, pods whose hooks are the Backup's, and one of those that two selectors match.
 async fn what_hooks_lead_to(env: &Env) -> Result<()> {
     let pod = |name: &str, role: &str, hook: Value, volume: bool| {
-        let mut annotations = hook;
-        annotations["backup.velero.io/backup-volumes"] = json!(if volume { "data" } else { "" });
-        let mounts = match volume {
-            true => json!([{"name": "data", "mountPath": "/data"}]),
-            false => json!([]),
-        };
-        let volumes = match volume {
-            true => json!([{"name": "data", "emptyDir": {}}]),
-            false => json!([]),
-        };
-        json!({"apiVersion": "v1", "kind": "Pod",
-            "metadata": {"name": name, "namespace": "hooks", "labels": {"suite": "hooks", "hooks": role}, "annotations": annotations},
-            "spec": {"terminationGracePeriodSeconds": 0, "automountServiceAccountToken": false, "volumes": volumes,
-                "containers": [{"name": "main", "image": "docker.io/local/busybox:1", "imagePullPolicy": "Never",
-                    "command": ["sleep", "100000"], "volumeMounts": mounts}]}})
+        hooked(
+            "hooks",
+            name,
+            role,
+            hook,
+            volume.then(|| json!({"emptyDir": {}})),
+        )
     };
     let pre = |command: &str, on_error: &str| {
         json!({"pre.hook.backup.velero.io/command": command, "pre.hook.backup.velero.io/on-error": on_error,
             "pre.hook.backup.velero.io/timeout": "2s"})
     };
     let none = || json!({});
-    for object in [
-        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "hooks"}}),
+    let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "hooks"}});
+    env.cluster.apply(&namespace.to_string())?;
+    let pods = [
         pod("forbids", "own", pre("false", "Fail"), true),
         pod("goes-on", "own", pre("false", "Continue"), true),
         pod("late", "own", pre(r#"["sleep", "60"]"#, "Continue"), true),
         pod("chosen", "spec", none(), true),
         pod("bare", "spec", none(), false),
-    ] {
-        env.cluster.apply(&object.to_string())?;
-    }
-    until("the pods run", 2 * MINUTE, async || {
-        let ready = env.ready_pods("hooks", "suite=hooks").await?;
-        Ok((ready.len() == 5).then_some(()))
-    })
-    .await?;
+    ];
+    run(env, "hooks", &pods).await?;
     let command =
         |file: &str| json!([{"exec": {"command": ["sh", "-c", format!("echo >> {file}")]}}]);
     let spec = json!({"includedNamespaces": ["hooks"],
@@ -299,22 +416,10 @@ async fn what_hooks_lead_to(env: &Env) -> Result<()> {
     }
     read.sort();
     ensure!(read == ["chosen", "goes-on", "late"], "{read:?}");
-    let key = "backups/outcomes/outcomes.tar.gz";
-    let tarball = NamedTempFile::new()?;
-    fs::write(tarball.path(), env.cluster.s3().get(BUCKET, key).await?)?;
-    let listed = Command::new("tar")
-        .arg("-tzf")
-        .arg(tarball.path())
-        .output()?;
-    let listed = String::from_utf8(listed.stdout)?;
-    let mut stored: Vec<&str> = listed
-        .lines()
-        .filter_map(|line| line.strip_prefix("resources/pods/namespaces/hooks/"))
-        .collect();
-    stored.sort_unstable();
+    let stored = stored_under(env, "outcomes", "resources/pods/namespaces/hooks/").await?;
     ensure!(
         stored == ["bare.json", "chosen.json", "goes-on.json", "late.json"],
-        "{listed}"
+        "{stored:?}"
     );
     for pod in env.api_in::<Pod>("hooks").list(&Default::default()).await? {
         ensure!(!pod.labels().contains_key(label::POST_HOOKS), "{pod:?}");
