@@ -472,7 +472,7 @@ impl Controller<'_> {
         status.errors = errors;
         status.hook_status = Some(finished.hooks.clone());
         status.progress = Some(RestoreProgress {
-            total_items: finished.total,
+            total_items: finished.report.items(),
             items_restored: report.items(),
         });
         Ok(lost)

@@ -106,6 +106,8 @@ pub mod annotation {
     pub const RESTORE_HOOKS: &str = "jackline.dev/restore-hooks";
     /// On a restored pod that waits for data which will not come: why. Its `restore-wait` reads it and ends.
     pub const RESTORE_OVER: &str = "jackline.dev/restore-over";
+    /// On a restored pod whose data is back: the UID of the restore. Its waiter has nothing to wait for when it runs again.
+    pub const RESTORED: &str = "jackline.dev/restored";
     /// On a Restore: the kinds whose objects it has made, so that whoever takes it over makes none of them again; JSON.
     pub const RESTORED_KINDS: &str = "jackline.dev/restored-kinds";
     /// On a claim, pod or namespace: `true` takes it out of the policies. Needs a reason.

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jackline_crds::{
     names::label,
-    velero::{BackupRepository, PodVolumeRestore, PodVolumeRestoreSpec, UploaderType},
+    velero::{
+        BackupRepository, PodVolumePhase, PodVolumeRestore, PodVolumeRestoreSpec, UploaderType,
+    },
 };
 use jackline_policy::restore::volume::Restoration;
 use jackline_runtime::{Class, Failure};
@@ -144,7 +146,9 @@ impl Run<'_> {
             .iter()
             .filter(|known| self.is_of(known, restoration))
         {
-            if known.spec.pod.uid.as_ref() == Some(&carrier.uid) || known.phase().is_terminal() {
+            let over = known.phase().is_terminal()
+                || pods.iter().any(|pod| self.has_data(pod, restoration));
+            if known.spec.pod.uid.as_ref() == Some(&carrier.uid) || over {
                 return Ok(());
             }
             // Its pod was replaced while this process was away.
@@ -157,7 +161,8 @@ impl Run<'_> {
             .await
     }
 
-    /// Lets another pod that waits for the claim carry its data in place of one that is gone. `false` where none is left.
+    /// Lets another pod that waits for the claim carry its data in place of one that is gone, unless it is there. `false` where none is
+    /// left.
     pub async fn hand_over(
         &self,
         restoration: &Restoration,
@@ -172,6 +177,12 @@ impl Run<'_> {
             return Ok(false);
         };
         self.token.check()?;
+        // The watch may be behind: the agent may have ended it well.
+        let api = self.context.api::<PodVolumeRestore>();
+        let now = api.get_opt(&volume.name_any()).await?;
+        if now.is_some_and(|now| now.phase() == PodVolumePhase::Completed) {
+            return Ok(true);
+        }
         // The new one first: one of them is there at any time.
         self.make_volume_restore(restoration, heir, &repository)
             .await?;
@@ -179,7 +190,6 @@ impl Run<'_> {
             uid: volume.uid(),
             resource_version: None,
         });
-        let api = self.context.api::<PodVolumeRestore>();
         match api.delete(&volume.name_any(), &params).await {
             Ok(_) => Ok(true),
             Err(kube::Error::Api(status)) if status.is_not_found() => Ok(true),

@@ -11,7 +11,6 @@ use k8s_openapi::api::{
     storage::v1::StorageClass,
 };
 use kube::core::ApiResource;
-use serde_json::Value;
 
 use super::{cluster::Objects, report::Place, run::Run};
 use crate::location::chain;
@@ -50,9 +49,10 @@ impl Run<'_> {
         let stored = self
             .catalog
             .find("persistentvolumeclaims", Some(namespace), name);
-        let volume = stored.as_ref().and_then(|claim| {
-            let volume = text(claim, "/spec/volumeName")?;
-            self.catalog.find("persistentvolumes", None, volume)
+        let volume = stored.and_then(|claim| {
+            let volume = text(&claim, "/spec/volumeName")?;
+            let volume = self.catalog.find("persistentvolumes", None, volume)?;
+            Some(claim::Details::of(&volume))
         });
         // Never bound, or a backup without volumes.
         let Some(volume) = volume else {
@@ -89,7 +89,7 @@ impl Run<'_> {
         &self,
         target: &str,
         name: &str,
-        stored: &Value,
+        stored: &claim::Details,
     ) -> Result<Put, kube::Error> {
         let client = &self.context.clients.call;
         let api = ApiResource::erase::<PersistentVolumeClaim>(&());
@@ -112,7 +112,7 @@ impl Run<'_> {
         if claim::claim_of(&live) != Some((target, name)) {
             return Ok(Put::NotYet);
         }
-        match claim::details(stored, &live) {
+        match stored.patch(&live) {
             Some(patch) => volumes.patch(volume, &patch).await.map(|()| Put::Done),
             None => Ok(Put::Nothing),
         }

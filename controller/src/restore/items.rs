@@ -404,6 +404,7 @@ impl Run<'_> {
             annotation::ANCESTOR_CLAIM_UID,
             annotation::RESTORE_HOOKS,
             annotation::RESTORE_OVER,
+            annotation::RESTORED,
         ] {
             json::remove(object, &["metadata", "annotations"], key);
         }
@@ -621,7 +622,7 @@ impl Run<'_> {
             }
             return Ok(Done::Failed);
         };
-        if self.is_ours(kind, &found) {
+        if self.is_ours(kind, &found) && self.rival(kind, item).is_none() {
             if meta::has_content_of(&found, FIELD_MANAGER) {
                 // An earlier run may have been cut off right after it had made the object.
                 return self.made(kind, item, objects, prepared, &found).await;

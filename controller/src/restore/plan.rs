@@ -1,6 +1,9 @@
 //! What a restore admits, and which data goes where, before anything is made.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use jackline_crds::{names::label, velero::PodVolumeRestore};
 use jackline_policy::{
@@ -20,6 +23,9 @@ use serde_json::Value;
 
 use super::{copies, report::Place, run::Run, volumes::CLAIM};
 
+/// Volumes of pods that are kept in mind at once, about 100 MiB.
+const VOLUMES: usize = 300_000;
+
 impl Run<'_> {
     /// Plans the volumes before anything is made.
     pub async fn prepare(&mut self, copies: copies::Copies) -> Result<(), Failure> {
@@ -36,7 +42,12 @@ impl Run<'_> {
                     .warning(Place::Namespace(self.target(namespace)), why);
             }
         }
-        let (pods, priorities) = self.admitted_pods().await?;
+        let mut copied: BTreeMap<(&str, &str), BTreeSet<&str>> = BTreeMap::new();
+        for copy in &copies.good {
+            let pod = (copy.namespace.as_str(), copy.pod.as_str());
+            copied.entry(pod).or_default().insert(&copy.volume);
+        }
+        let (pods, priorities) = self.admitted_pods(&copied).await?;
         self.priorities = priorities;
         for pod in &pods {
             for volume in &pod.volumes {
@@ -97,8 +108,57 @@ impl Run<'_> {
                 );
             }
         }
+        self.leave_to_rivals(&mut plan);
         self.plan = RwLock::new(Arc::new(plan));
         Ok(())
+    }
+
+    /// Where several namespaces are restored into one, a claim gets the data of one, and no pod of another sees it.
+    fn leave_to_rivals(&self, plan: &mut volume::Plan) {
+        let sources: BTreeSet<&String> = self.contested.values().flatten().collect();
+        if sources.is_empty() {
+            return;
+        }
+        let kind = "persistentvolumeclaims";
+        for item in self.catalog.items(kind) {
+            let Some(namespace) = item.namespace.as_ref().filter(|of| sources.contains(of)) else {
+                continue;
+            };
+            let Some(rival) = self.rival(kind, item) else {
+                continue;
+            };
+            let claim = &item.name;
+            if !plan.restores_claim(namespace, claim) && !plan.restores_claim(rival, claim) {
+                continue;
+            }
+            plan.leave_claim(namespace, claim);
+            let target = self.target(namespace);
+            let why = format!(
+                "claim {claim} of namespace {namespace} and its data were not restored: namespace {rival} of the backup is restored \
+                 into {target} too, and has a claim of that name"
+            );
+            self.report.error(Place::Namespace(target), &why);
+            let key = (namespace.clone(), claim.clone());
+            self.state.lock().blocked.insert(key);
+        }
+        plan.restorations.retain(|restoration| {
+            let (pod, volume) = &restoration.carrier;
+            let items = self.catalog.items("pods").iter();
+            let of = Some(restoration.namespace.as_str());
+            let mut items = items.filter(|item| item.namespace.as_deref() == of && item.name == *pod);
+            let rival = items.find_map(|item| self.rival("pods", item));
+            if let (None, Some(rival)) = (&restoration.claim, rival) {
+                let target = self.target(&restoration.namespace);
+                let why = format!(
+                    "the data of volume {volume} of pod {pod} of namespace {} was not restored: namespace {rival} of the backup is \
+                     restored into {target} too, and has a pod of that name",
+                    restoration.namespace
+                );
+                self.report.error(Place::Namespace(target), &why);
+                return false;
+            }
+            true
+        });
     }
 
     /// Names the claims whose data a Velero saved in another way: none of it comes back.
@@ -132,9 +192,14 @@ impl Run<'_> {
         }
     }
 
-    /// The pods that will be restored, and the priority classes that they name.
-    async fn admitted_pods(&self) -> Result<(Vec<Pod>, BTreeSet<String>), Failure> {
+    /// The pods that will be restored, with their volumes of which something has to be known, and the priority classes that they name.
+    /// `copied`: the volumes of each pod of which there are copies.
+    async fn admitted_pods(
+        &self,
+        copied: &BTreeMap<(&str, &str), BTreeSet<&str>>,
+    ) -> Result<(Vec<Pod>, BTreeSet<String>), Failure> {
         let (mut pods, mut priorities) = (Vec::new(), BTreeSet::new());
+        let mut room = VOLUMES;
         if !self.valid.scope.admits_resource("pods") {
             return Ok((pods, priorities));
         }
@@ -160,7 +225,15 @@ impl Run<'_> {
                 }
             }
             priorities.extend(text(&object, "/spec/priorityClassName").map(str::to_owned));
-            pods.push(Pod::read(&object));
+            let mut pod = Pod::read(&object);
+            let (namespace, name) = (pod.namespace.clone(), pod.name.clone());
+            let copied = copied.get(&(namespace.as_str(), name.as_str()));
+            pod.keep(|volume| copied.is_some_and(|copied| copied.contains(volume)));
+            room = room.checked_sub(pod.volumes.len()).ok_or_else(|| {
+                let why = format!("the pods of the backup have more than {VOLUMES} volumes: restore single namespaces");
+                Failure::terminal("TooManyVolumes", why)
+            })?;
+            pods.push(pod);
         }
         Ok((pods, priorities))
     }

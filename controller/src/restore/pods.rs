@@ -312,17 +312,18 @@ impl RestoredPod {
     /// Whether the pod is finished, its waiter has let it go, or it waits in vain and knows it.
     pub fn has_left(&self) -> bool {
         let told = self.annotations().contains_key(annotation::RESTORE_OVER);
-        if told || matches!(self.status.phase.as_deref(), Some("Succeeded" | "Failed")) {
-            return true;
-        }
-        self.status.init_container_statuses.iter().any(|status| {
-            status.name == RESTORE_WAIT
-                && status
-                    .state
-                    .terminated
-                    .as_ref()
-                    .is_some_and(|ended| ended.exit_code == 0)
-        })
+        let over = matches!(self.status.phase.as_deref(), Some("Succeeded" | "Failed"));
+        told || over || self.has_data()
+    }
+
+    /// Whether its waiter has seen all data of the pod and let it go, also where it runs again since, after a restart of the node.
+    pub fn has_data(&self) -> bool {
+        let ended = self
+            .waiter_state()
+            .and_then(|state| state.terminated.as_ref());
+        let told = self.annotations().get(annotation::RESTORED);
+        ended.is_some_and(|ended| ended.exit_code == 0)
+            || told.is_some_and(|restore| self.waits_for() == Some(restore))
     }
 }
 
@@ -399,7 +400,8 @@ mod tests {
         );
         assert!(!waiting.has_left() && waiting.is_waiting());
         assert!(!pod(serde_json::json!({"terminated": {"exitCode": 1}})).has_left());
-        assert!(pod(serde_json::json!({"terminated": {"exitCode": 0}})).has_left());
+        let gone_on = pod(serde_json::json!({"terminated": {"exitCode": 0}}));
+        assert!(gone_on.has_left() && gone_on.has_data());
         assert_eq!(waiting.waiter_is_held(), None);
         let state = serde_json::json!({"waiting": {"reason": "ImagePullBackOff", "message": "Back-off pulling image \"a\""}});
         let held = pod(state);
@@ -411,9 +413,15 @@ mod tests {
         // Says nothing: a volume may not be mounted, or all is well and takes its time.
         let state = serde_json::json!({"waiting": {"reason": "PodInitializing"}});
         assert_eq!(pod(state).waiter_is_held(), None);
+        for (restore, expected) in [("uid", true), ("another", false)] {
+            let mut again = waiting.clone();
+            let told = ("jackline.dev/restored".to_owned(), restore.to_owned());
+            again.metadata.annotations = Some([told].into());
+            assert_eq!((again.has_data(), again.has_left()), (expected, expected));
+        }
         let mut told = waiting;
         told.annotations_mut()
             .insert("jackline.dev/restore-over".to_owned(), "lost".to_owned());
-        assert!(told.has_left());
+        assert!(told.has_left() && !told.has_data());
     }
 }

@@ -7,7 +7,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicI32, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -25,12 +28,13 @@ use jackline_policy::restore::{
     json::list,
     meta,
     order::{self, Through},
+    skip::skip,
     volume::Plan,
 };
-use jackline_runtime::{Class, Failure, Key, LeaderToken, Store};
+use jackline_runtime::{Class, Event, EventKind, Failure, Key, LeaderToken, Store};
 use jackline_storage::ObjectStore;
 use jiff::Timestamp;
-use kube::ResourceExt;
+use kube::{Resource, ResourceExt};
 use parking_lot::{Mutex, RwLock};
 use serde_json::{Value, json};
 use tokio::sync::{OnceCell, mpsc};
@@ -57,6 +61,8 @@ const WORKERS: usize = 16;
 const DEFINED: Duration = Duration::from_secs(30);
 /// How often a note is tried to be written.
 const NOTES: usize = 5;
+/// Longest note, in bytes: all annotations together have room for 256 KiB. Without it a run that takes over makes more again.
+const NOTE: usize = 128 << 10;
 /// The status shows progress at most this often.
 const SHOW: Duration = Duration::from_secs(1);
 
@@ -80,8 +86,6 @@ pub struct Finished {
     pub volumes: Vec<Value>,
     /// Where the files go.
     pub store: Arc<dyn ObjectStore>,
-    /// Objects in all.
-    pub total: i32,
     /// Commands that were run in pods.
     pub hooks: HookStatus,
 }
@@ -166,13 +170,16 @@ pub(super) struct Run<'a> {
     pub pulled: BTreeSet<(String, String)>,
     /// Priority classes that restored pods name.
     pub priorities: BTreeSet<String>,
-    pub total: i32,
+    /// Objects that are to be looked at, as far as it is known.
+    pub total: AtomicI32,
     /// Name in the cluster → whether it is there.
     pub namespaces: Mutex<BTreeMap<String, Arc<OnceCell<bool>>>>,
     pub state: Mutex<State>,
     pub hooks: HookCount,
     /// What earlier runs had made.
     pub made_before: Through,
+    /// Namespaces of the cluster into which several of the backup are restored, with those, in order.
+    pub contested: BTreeMap<String, BTreeSet<String>>,
     /// Since when no more data comes.
     pub data_over: OnceLock<Instant>,
     backup_label: String,
@@ -218,10 +225,17 @@ pub(super) async fn execute(
         .filter(|k| valid.scope.admits_resource(k))
         .cloned()
         .collect();
-    let total: usize = kinds.iter().map(|kind| catalog.items(kind).len()).sum();
+    let total = |kind: &String| {
+        let items = catalog.items(kind).iter();
+        items.filter(|item| admits_place(valid, kind, item)).count()
+    };
+    let total: usize = kinds.iter().map(total).sum();
     let noted = restore.annotations().get(annotation::RESTORED_KINDS);
     let made_before = noted.and_then(|text| serde_json::from_str::<Through>(text).ok());
     let made_before = made_before.unwrap_or_default();
+    let namespaces = kinds.iter().flat_map(|kind| catalog.items(kind));
+    let namespaces = namespaces.filter_map(|item| item.namespace.as_deref());
+    let contested = valid.scope.contested(namespaces);
     let mut run = Run {
         context,
         token,
@@ -238,7 +252,7 @@ pub(super) async fn execute(
         copied: BTreeMap::new(),
         pulled: BTreeSet::new(),
         priorities: BTreeSet::new(),
-        total: i32::try_from(total).unwrap_or(i32::MAX),
+        total: AtomicI32::new(i32::try_from(total).unwrap_or(i32::MAX)),
         namespaces: Mutex::default(),
         state: Mutex::new(State {
             through: made_before.clone(),
@@ -246,6 +260,7 @@ pub(super) async fn execute(
         }),
         hooks: HookCount::default(),
         made_before,
+        contested,
         data_over: OnceLock::new(),
         backup_label: label_value(&backup),
         restore_label: label_value(&restore.name_any()),
@@ -283,7 +298,6 @@ pub(super) async fn execute(
         report: run.report,
         volumes,
         store,
-        total: run.total,
         hooks: run.hooks.status(),
     };
     Ok(Ending::Done(Box::new(finished)))
@@ -418,6 +432,7 @@ impl Run<'_> {
         let served = self.served.read().clone();
         let items = self.catalog.items(kind).iter();
         let items: Vec<&Item> = items
+            .filter(|item| admits_place(self.valid, kind, item))
             .filter(|item| part.has(self.home(kind, item).as_deref()))
             .collect();
         if items.is_empty() {
@@ -433,19 +448,41 @@ impl Run<'_> {
                 true => self.report.error(Place::Cluster, &why),
                 false => self.report.warning(Place::Cluster, &why),
             }
+            let left = i32::try_from(items.len()).unwrap_or(i32::MAX);
+            self.total.fetch_sub(left, Ordering::Relaxed);
             return Ok(false);
         };
-        let mut running = FuturesUnordered::new();
-        for item in items {
-            if running.len() >= WORKERS {
-                running.next().await.transpose()?;
+        let (late, first): (Vec<&Item>, Vec<&Item>) = items
+            .into_iter()
+            .partition(|item| self.rival(kind, item).is_some());
+        for items in [first, late] {
+            let mut running = FuturesUnordered::new();
+            for item in items {
+                if running.len() >= WORKERS {
+                    running.next().await.transpose()?;
+                }
+                running.push(self.counted(kind, resource, item));
             }
-            running.push(self.counted(kind, resource, item));
-        }
-        while let Some(result) = running.next().await {
-            result?;
+            while let Some(result) = running.next().await {
+                result?;
+            }
         }
         Ok(true)
+    }
+
+    /// The namespace of the backup that comes first, where several are restored into one and more than one has an object of this name:
+    /// to those behind it, it is what was there.
+    pub fn rival(&self, kind: &str, item: &Item) -> Option<&str> {
+        let source = item.namespace.as_deref()?;
+        let sources = self.contested.get(self.target(source))?.iter();
+        let mut before = sources.take_while(|other| *other != source);
+        let has = |other: &&String| {
+            let object = self.catalog.find(kind, Some(other), &item.name);
+            object.is_some_and(|object| {
+                self.admits(kind, Some(other), &object) && skip(kind, &object).is_none()
+            })
+        };
+        before.find(has).map(String::as_str)
     }
 
     async fn counted(
@@ -560,19 +597,31 @@ impl Run<'_> {
     async fn write_progress(&self, now: &Restore) -> Result<(), Failure> {
         let status = RestoreStatus {
             progress: Some(RestoreProgress {
-                total_items: self.total,
+                total_items: self.total.load(Ordering::Relaxed),
                 items_restored: self.report.items(),
             }),
             ..now.status.clone().unwrap_or_default()
         };
-        let through = serde_json::to_string(&self.state.lock().through);
-        let note = through.map_or(
+        let through = serde_json::to_string(&self.state.lock().through).ok();
+        let note = through.filter(|text| text.len() <= NOTE).map_or(
             json!({}),
             |text| json!({"annotations": {(annotation::RESTORED_KINDS): text}}),
         );
         let api = self.context.api::<Restore>();
         fence::write(&api, now, &status, note, self.token).await?;
         Ok(())
+    }
+
+    /// Says at the Restore what its log says only when it is over.
+    pub fn say(&self, reason: &'static str, note: String) {
+        self.context.events.publish(Event {
+            regarding: self.restore.object_ref(&()),
+            related: None,
+            kind: EventKind::Normal,
+            reason,
+            action: "Restore",
+            note,
+        });
     }
 
     /// Notes an object's outcome.
@@ -614,6 +663,11 @@ impl State {
     }
 }
 
+fn admits_place(valid: &Valid, kind: &str, item: &Item) -> bool {
+    let namespace = item.namespace.as_deref();
+    valid.scope.admits_place(kind, namespace, &item.name)
+}
+
 /// How far the definition of a custom resource is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Definition {
@@ -644,13 +698,14 @@ mod tests {
 
     #[test]
     fn a_kind_is_through_but_where_its_workloads_wait() {
-        let held = |namespace: &str| Held {
-            kind: "jobs.batch".to_owned(),
-            item: Item {
-                namespace: Some(namespace.to_owned()),
-                ..Item::default()
-            },
-            claims: ["data".to_owned()].into(),
+        let held = |namespace: &str| {
+            let mut item = Item::default();
+            item.namespace = Some(namespace.to_owned());
+            Held {
+                kind: "jobs.batch".to_owned(),
+                item,
+                claims: ["data".to_owned()].into(),
+            }
         };
         let mut state = State {
             held: vec![held("a"), held("late")],

@@ -303,6 +303,13 @@ impl Run<'_> {
         self.is_filled_by_another(target, claim) || self.restored_pods.find(waits).is_some()
     }
 
+    /// Whether another restore is at it now, and its own limits hold.
+    pub(super) fn is_being_filled(&self, restoration: &Restoration) -> bool {
+        let target = self.target(&restoration.namespace);
+        let claim = restoration.claim.as_deref();
+        claim.is_some_and(|claim| self.is_filled_by_another(target, claim))
+    }
+
     fn is_taken_by_another(&self, restoration: &Restoration) -> bool {
         self.claim_of(restoration).is_some_and(|(key, name)| {
             CLAIMS.is_held(&name) && !self.state.lock().filling.contains_key(&key)

@@ -107,6 +107,7 @@ impl Run<'_> {
             {
                 let why = format!("others have {what} in hand: its workloads wait for that");
                 self.report.info(&why);
+                self.say("WaitsForAnother", why);
                 others.push(restoration);
                 continue;
             }
@@ -123,6 +124,9 @@ impl Run<'_> {
             }
         }
         let mut delays = Delays::default();
+        // Since when another restore has not begun with what it is to fill, by the name of the volume.
+        let mut idle: BTreeMap<String, Instant> = BTreeMap::new();
+        let limit = self.context.args.volume_progress_timeout.to_std();
         loop {
             let news = self.context.stores.pod_volume_restores.next_change();
             let pods = self.restored_pods.next_change();
@@ -151,11 +155,16 @@ impl Run<'_> {
             waiting = still;
             let mut still = Vec::new();
             for restoration in others {
-                let late = deadline.is_some_and(|deadline| Instant::now() > deadline);
+                let what = self.volume_of(restoration);
+                let since = *idle.entry(what.clone()).or_insert_with(Instant::now);
+                if self.is_being_filled(restoration) {
+                    idle.remove(&what);
+                }
+                let late = deadline.is_some_and(|deadline| Instant::now() > deadline)
+                    || since.elapsed() > limit;
                 match self.in_other_hands(restoration).await? {
                     Progress::Going if !late => still.push(restoration),
                     Progress::Going => {
-                        let what = self.volume_of(restoration);
                         let why = format!("timed out waiting for another restore to fill {what}");
                         self.settle_other(restoration, Progress::Lost(why), &mut lost);
                     }
@@ -271,7 +280,7 @@ impl Run<'_> {
             .and_then(|status| status.message.clone());
         let phase = volume.phase();
         if phase != PodVolumePhase::Completed
-            && self.is_orphaned(&volume).await?
+            && self.is_orphaned(restoration, &volume).await?
             && self.hand_over(restoration, &volume).await?
         {
             return Ok(Progress::Going);
@@ -321,13 +330,19 @@ impl Run<'_> {
         })
     }
 
-    /// Whether the pod that is to carry the data is gone, or over: evicted, or deleted.
-    async fn is_orphaned(&self, volume: &PodVolumeRestore) -> Result<bool, Failure> {
+    /// Whether the pod that is to carry the data is gone, or over: evicted, or deleted. Where a pod has gone on with the data that is there,
+    /// however the volume's object stands: nothing may be put under it.
+    async fn is_orphaned(
+        &self,
+        restoration: &Restoration,
+        volume: &PodVolumeRestore,
+    ) -> Result<bool, Failure> {
         let of = &volume.spec.pod;
         let is = |pod: &RestoredPod| {
             pod.metadata.uid == of.uid && !pod.has_left() && !volume.phase().is_terminal()
         };
-        if self.restored_pods.find(is).is_some() {
+        let has_data = |pod: &RestoredPod| self.has_data(pod, restoration);
+        if self.restored_pods.find(is).is_some() || self.restored_pods.find(has_data).is_some() {
             return Ok(false);
         }
         // The watch may be behind what was just made, or what an agent saw.
@@ -337,10 +352,20 @@ impl Run<'_> {
         let pods: Api<RestoredPod> = Api::namespaced(self.context.clients.call.clone(), namespace);
         let found = pods.get_opt(name).await?;
         Ok(!found.is_some_and(|pod| {
-            pod.metadata.uid == of.uid
-                && pod.metadata.deletion_timestamp.is_none()
-                && !pod.has_left()
+            let waits = pod.metadata.deletion_timestamp.is_none() && !pod.has_left();
+            pod.metadata.uid == of.uid && (waits || self.has_data(&pod, restoration))
         }))
+    }
+
+    /// Whether a pod of this restore has seen the data of a volume, and gone on.
+    pub fn has_data(&self, pod: &RestoredPod, restoration: &Restoration) -> bool {
+        let waited = |(name, volume): &(String, String)| {
+            *name == pod.name_any() && pod.awaited().any(|awaited| awaited == volume)
+        };
+        pod.namespace().as_deref() == Some(self.target(&restoration.namespace))
+            && pod.waits_for() == Some(&self.uid)
+            && pod.has_data()
+            && restoration.waiters.iter().any(waited)
     }
 
     /// What keeps a volume from ever being filled.

@@ -1,21 +1,21 @@
-//! Tells the node agents when nobody waits for a volume any more, so that they take the done-file out of it.
+//! What is to be told when pods have gone on with their data.
 //!
-//! A pod that leaves first must not take the file away from the others; which pods wait, only the controller sees, for they may be on
-//! several nodes.
+//! The node agents: when nobody waits for a volume any more, so that they take the done-file out of it. A pod that leaves first must not
+//! take the file away from the others; which pods wait, only the controller sees, for they may be on several nodes.
+//!
+//! And the pod itself: its waiter runs again after a restart of its node, when the restore and all that it made may long be gone.
 
 use std::sync::Arc;
 
+use futures::{FutureExt, future::BoxFuture};
 use jackline_crds::{
-    names::{FIELD_MANAGER, annotation, label},
+    names::{annotation, label},
     velero::{PodVolumePhase, PodVolumeRestore},
 };
 use jackline_runtime::{Failure, Key, Kit, LeaderToken, Lease, Next, Queue, RunOptions, Store};
-use kube::{
-    ResourceExt,
-    api::{Patch, PatchParams},
-};
+use kube::{Api, ResourceExt, api::Patch};
 
-use super::pods::RestoredPod;
+use super::{params, pods::RestoredPod, volumes};
 use crate::context::Context;
 
 /// Starts the controller.
@@ -54,23 +54,80 @@ pub fn register(context: &Arc<Context>, kit: &Kit, lease: &Lease, pods: &Store<R
                 .for_each(|volume| queue.add(Key::of(&**volume)));
         });
     }
-    let (context, pods) = (context.clone(), pods.clone());
-    kit.run_leading(&queue, RunOptions::new(), lease, move |key, token| {
+    let run = |queue: &Queue<Key>, pass: Pass| {
         let (context, pods) = (context.clone(), pods.clone());
-        async move {
-            context.alone().await?;
-            pass(&context, &pods, &key, &token).await
+        kit.run_leading(queue, RunOptions::new(), lease, move |key, token| {
+            let (context, pods) = (context.clone(), pods.clone());
+            async move {
+                context.alone().await?;
+                pods.ready().await;
+                pass(&context, &pods, &key, &token).await
+            }
+        });
+    };
+    run(&queue, |context, pods, key, token| {
+        tell_agents(context, pods, key, token).boxed()
+    });
+    let queue = Queue::new("restored-pods");
+    pods.enqueue(&queue, |change| {
+        let news = change.after.as_ref().is_some_and(|pod| is_to_be_told(pod));
+        if news {
+            vec![change.key.clone()]
+        } else {
+            Vec::new()
         }
+    });
+    run(&queue, |context, pods, key, token| {
+        tell_pod(context, pods, key, token).boxed()
     });
 }
 
-async fn pass(
+type Pass = for<'a> fn(
+    &'a Context,
+    &'a Store<RestoredPod>,
+    &'a Key,
+    &'a LeaderToken,
+) -> BoxFuture<'a, Result<Next, Failure>>;
+
+/// The restore whose data a pod has seen, where the pod does not say so itself yet.
+fn is_to_be_told(pod: &RestoredPod) -> bool {
+    let told = pod.annotations().get(annotation::RESTORED);
+    pod.has_data() && told.map(String::as_str) != pod.waits_for()
+}
+
+async fn tell_pod(
     context: &Context,
     pods: &Store<RestoredPod>,
     key: &Key,
     token: &LeaderToken,
 ) -> Result<Next, Failure> {
-    pods.ready().await;
+    let Some(pod) = pods.get(key).filter(|pod| is_to_be_told(pod)) else {
+        return Ok(Next::Done);
+    };
+    token.check()?;
+    let patch = serde_json::json!({"metadata": {
+        "uid": pod.metadata.uid,
+        "annotations": {(annotation::RESTORED): pod.waits_for()},
+    }});
+    let namespace = key.namespace.as_deref().unwrap_or_default();
+    let api: Api<RestoredPod> = Api::namespaced(context.clients.call.clone(), namespace);
+    match api
+        .patch_metadata(&key.name, &params(), &Patch::Merge(patch))
+        .await
+    {
+        Ok(_) => Ok(Next::Done),
+        // Gone, or another of its name.
+        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(Next::Done),
+        Err(error) => Err(error.into()),
+    }
+}
+
+async fn tell_agents(
+    context: &Context,
+    pods: &Store<RestoredPod>,
+    key: &Key,
+    token: &LeaderToken,
+) -> Result<Next, Failure> {
     let Some(volume) = context.stores.pod_volume_restores.get(key) else {
         return Ok(Next::Done);
     };
@@ -83,12 +140,8 @@ async fn pass(
         "uid": volume.metadata.uid,
         "annotations": {(annotation::WAITERS_LEFT): "true"},
     }});
-    let params = PatchParams {
-        field_manager: Some(FIELD_MANAGER.to_owned()),
-        ..PatchParams::default()
-    };
     let api = context.api::<PodVolumeRestore>();
-    match api.patch(&key.name, &params, &Patch::Merge(patch)).await {
+    match api.patch(&key.name, &params(), &Patch::Merge(patch)).await {
         Ok(_) => Ok(Next::Done),
         Err(kube::Error::Api(status)) if status.code == 404 => Ok(Next::Done),
         Err(error) => Err(error.into()),
@@ -102,11 +155,8 @@ fn all_left(volume: &PodVolumeRestore, pods: &Store<RestoredPod>) -> bool {
     };
     let target = &volume.spec.pod;
     let namespace = target.namespace.as_deref();
-    let carrier = pods.find(|pod| pod.metadata.uid == target.uid);
-    let claim = carrier
-        .as_ref()
-        .and_then(|pod| pod.claim_of(&volume.spec.volume).map(str::to_owned));
-    let claim = claim.as_deref();
+    // The pod that carried the data may be the first that is gone.
+    let claim = volume.annotations().get(volumes::CLAIM).map(String::as_str);
     let waiting = pods.find(|pod| {
         let same = pod.metadata.uid == target.uid || claim.is_some_and(|claim| pod.mounts(claim));
         pod.namespace().as_deref() == namespace
@@ -138,9 +188,21 @@ mod tests {
     }
 
     #[test]
+    fn a_pod_is_told_once_that_it_has_its_data() {
+        let mut pod = pod("a", "c", true);
+        assert!(is_to_be_told(&pod));
+        for (told, expected) in [("r", false), ("another restore's", true)] {
+            let told = (annotation::RESTORED.to_owned(), told.to_owned());
+            pod.metadata.annotations = Some([told].into());
+            assert_eq!(is_to_be_told(&pod), expected);
+        }
+        assert!(!is_to_be_told(&self::pod("a", "c", false)));
+    }
+
+    #[test]
     fn the_last_waiter_counts() {
         let volume: PodVolumeRestore = serde_json::from_value(json!({
-            "metadata": {"name": "x", "labels": {"velero.io/restore-uid": "r"}},
+            "metadata": {"name": "x", "labels": {"velero.io/restore-uid": "r"}, "annotations": {"velero.io/pvc-name": "c"}},
             "spec": {"pod": {"namespace": "n", "name": "a", "uid": "a"}, "volume": "v", "backupStorageLocation": "d",
                 "repoIdentifier": "", "snapshotID": "s", "sourceNamespace": "n"}
         }))
@@ -153,6 +215,7 @@ mod tests {
         ]));
         assert!(!check(vec![pod("a", "c", true), pod("b", "c", false)]));
         assert!(!check(vec![pod("a", "c", false)]));
+        assert!(!check(vec![pod("b", "c", false)]), "its carrier has gone");
         assert!(check(vec![]));
     }
 }

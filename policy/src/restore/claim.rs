@@ -99,33 +99,54 @@ pub fn release(live: &Value) -> Option<Value> {
     })
 }
 
-/// What puts labels and the reclaim policy of a stored volume on the one that was provisioned in its place. Where a volume can be
-/// reached from, only who made it knows.
-pub fn details(stored: &Value, live: &Value) -> Option<Value> {
-    let is_place = |key: &str| {
-        ["topology.", "failure-domain."]
-            .iter()
-            .any(|place| key.starts_with(place))
-    };
-    let mut patch = json!({});
-    let labels = stored.pointer("/metadata/labels");
-    let labels = labels.and_then(Value::as_object).into_iter().flatten();
-    for (key, value) in labels {
-        if !is_place(key) && label(live, key) != value.as_str() {
-            patch["metadata"]["labels"][key] = value.clone();
+/// What the volume that was provisioned in place of a stored one gets of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Details {
+    labels: BTreeMap<String, String>,
+    policy: Option<String>,
+}
+
+const RECLAIM_POLICY: &str = "/spec/persistentVolumeReclaimPolicy";
+
+impl Details {
+    /// Those of a stored volume. Where a volume can be reached from, only who made it knows.
+    pub fn of(stored: &Value) -> Self {
+        let is_place = |key: &str| {
+            ["topology.", "failure-domain."]
+                .iter()
+                .any(|place| key.starts_with(place))
+        };
+        let labels = stored.pointer("/metadata/labels");
+        let labels = labels.and_then(Value::as_object).into_iter().flatten();
+        let labels = labels.filter(|(key, _)| !is_place(key));
+        let policy = text(stored, RECLAIM_POLICY).filter(|policy| !policy.is_empty());
+        Self {
+            labels: labels
+                .filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned())))
+                .collect(),
+            policy: policy.map(str::to_owned),
         }
     }
-    let policy = "/spec/persistentVolumeReclaimPolicy";
-    let kept = text(stored, policy).filter(|policy| !policy.is_empty());
-    if let Some(kept) = kept.filter(|kept| text(live, policy) != Some(kept)) {
-        patch["spec"]["persistentVolumeReclaimPolicy"] = json!(kept);
+
+    /// What puts them on a volume that lacks some.
+    pub fn patch(&self, live: &Value) -> Option<Value> {
+        let mut patch = json!({});
+        for (key, value) in &self.labels {
+            if label(live, key) != Some(value) {
+                patch["metadata"]["labels"][key] = json!(value);
+            }
+        }
+        let kept = self.policy.as_deref();
+        if let Some(kept) = kept.filter(|kept| text(live, RECLAIM_POLICY) != Some(kept)) {
+            patch["spec"]["persistentVolumeReclaimPolicy"] = json!(kept);
+        }
+        if patch.as_object().is_some_and(serde_json::Map::is_empty) {
+            return None;
+        }
+        // Not onto another of its name.
+        patch["metadata"]["uid"] = live["metadata"]["uid"].clone();
+        Some(patch)
     }
-    if patch.as_object().is_some_and(serde_json::Map::is_empty) {
-        return None;
-    }
-    // Not onto another of its name.
-    patch["metadata"]["uid"] = live["metadata"]["uid"].clone();
-    Some(patch)
 }
 
 /// Namespace and name of the claim that a volume belongs to.
@@ -399,21 +420,21 @@ mod tests {
         live["metadata"]["labels"] =
             json!({"team": "other", "made-by": "driver", "topology.kubernetes.io/zone": "b"});
         assert_eq!(
-            details(&stored, &live),
+            Details::of(&stored).patch(&live),
             Some(json!({
                 "metadata": {"uid": "u", "labels": {"tier": "gold", "team": "shop"}},
                 "spec": {"persistentVolumeReclaimPolicy": "Retain"}}))
         );
         live["metadata"]["labels"] = json!({"tier": "gold", "team": "shop"});
         assert_eq!(
-            details(&stored, &live),
+            Details::of(&stored).patch(&live),
             Some(
                 json!({"metadata": {"uid": "u"}, "spec": {"persistentVolumeReclaimPolicy": "Retain"}})
             )
         );
         live["spec"]["persistentVolumeReclaimPolicy"] = json!("Retain");
-        assert_eq!(details(&stored, &live), None);
-        assert_eq!(details(&json!({}), &live), None);
+        assert_eq!(Details::of(&stored).patch(&live), None);
+        assert_eq!(Details::of(&json!({})).patch(&live), None);
     }
 
     #[test]

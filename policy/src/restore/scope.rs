@@ -1,6 +1,6 @@
 //! Which objects of a backup a restore's filters admit (velero-compat §7.1, §7.3).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::skip::never;
 use crate::labels::{Labels, Selector};
@@ -103,6 +103,37 @@ impl Scope {
             && !self.excluded_namespaces.matches(namespace)
     }
 
+    /// Whether an object may be restored, as far as its place tells.
+    pub fn admits_place(&self, resource: &str, namespace: Option<&str>, name: &str) -> bool {
+        match (resource, namespace) {
+            (_, Some(namespace)) => self.admits_namespace(namespace),
+            ("namespaces", None) => self.admits_namespace(name),
+            // They may come along with what needs them.
+            ("persistentvolumes" | "priorityclasses.scheduling.k8s.io", None) => {
+                self.admits_needed() || self.admits_cluster_scoped()
+            }
+            _ => self.admits_cluster_scoped(),
+        }
+    }
+
+    /// The namespaces in the cluster into which several of these namespaces of the backup are restored, with those, in order.
+    pub fn contested<'a>(
+        &self,
+        namespaces: impl IntoIterator<Item = &'a str>,
+    ) -> BTreeMap<String, BTreeSet<String>> {
+        let mut targets: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        for namespace in namespaces {
+            if self.admits_namespace(namespace) {
+                let sources = targets
+                    .entry(self.target(namespace).to_owned())
+                    .or_default();
+                sources.insert(namespace.to_owned());
+            }
+        }
+        targets.retain(|_, sources| sources.len() > 1);
+        targets
+    }
+
     /// Whether cluster-scoped objects are restored: as asked, else only where all namespaces are.
     pub fn admits_cluster_scoped(&self) -> bool {
         let everywhere = includes_all(&self.filters.included_namespaces)
@@ -196,6 +227,30 @@ mod tests {
     }
 
     #[test]
+    fn namespaces_that_are_mapped_onto_one_are_told_apart() {
+        let map = |pairs: &[(&str, &str)]| {
+            let pair = |(from, to): &(&str, &str)| ((*from).to_owned(), (*to).to_owned());
+            Scope::new(Filters {
+                excluded_namespaces: names(&["x"]),
+                namespace_mapping: pairs.iter().map(pair).collect(),
+                ..Filters::default()
+            })
+            .unwrap()
+        };
+        let contested = |pairs: &[(&str, &str)]| map(pairs).contested(["a", "b", "c", "x", "b"]);
+        assert!(contested(&[]).is_empty());
+        assert!(contested(&[("a", "new"), ("x", "b")]).is_empty());
+        assert!(contested(&[("a", "b"), ("b", "a")]).is_empty());
+        let onto = |target: &str, sources: &[&str]| {
+            let sources = sources.iter().map(|name| (*name).to_owned()).collect();
+            BTreeMap::from([(target.to_owned(), sources)])
+        };
+        assert_eq!(contested(&[("b", "a")]), onto("a", &["a", "b"]));
+        let three = contested(&[("a", "new"), ("b", "new"), ("c", "new")]);
+        assert_eq!(three, onto("new", &["a", "b", "c"]));
+    }
+
+    #[test]
     fn naming_namespaces_leaves_cluster_scoped_objects_out_unless_asked_for() {
         let restrict = |cluster| Filters {
             included_namespaces: names(&["team-*"]),
@@ -214,6 +269,17 @@ mod tests {
                 want,
                 "{asked:?}"
             );
+            for (resource, namespace, name, want) in [
+                ("pods", Some("team-a"), "a", true),
+                ("pods", Some("other"), "a", false),
+                ("namespaces", None, "team-a", true),
+                ("namespaces", None, "team-b", false),
+                ("storageclasses.storage.k8s.io", None, "team-a", want),
+                ("persistentvolumes", None, "pv", asked != Some(false)),
+            ] {
+                let found = scope.admits_place(resource, namespace, name);
+                assert_eq!(found, want, "{asked:?} {resource} {namespace:?} {name}");
+            }
         }
         let all = Filters {
             include_cluster_resources: Some(false),

@@ -83,6 +83,16 @@ impl Pod {
         }
     }
 
+    /// Keeps of the volumes those that count: one for each claim, and of the others those that are `wanted`.
+    pub fn keep(&mut self, wanted: impl Fn(&str) -> bool) {
+        let mut claims = BTreeSet::new();
+        self.volumes.retain(|volume| match &volume.kind {
+            VolumeKind::Claim(claim) => claims.insert(claim.clone()) || wanted(&volume.name),
+            VolumeKind::Private | VolumeKind::Fixed => wanted(&volume.name),
+        });
+        self.volumes.shrink_to_fit();
+    }
+
     fn volume_of_claim(&self, claim: &str) -> Option<&str> {
         self.volumes
             .iter()
@@ -295,6 +305,23 @@ mod tests {
 
     fn claim(volume: &str, claim: &str) -> Value {
         json!({"name": volume, "persistentVolumeClaim": {"claimName": claim}})
+    }
+
+    #[test]
+    fn of_the_volumes_of_a_pod_those_that_count_are_kept() {
+        let empty = |name: &str| json!({"name": name, "emptyDir": {}});
+        let volumes = [
+            claim("a", "shared"),
+            claim("b", "shared"),
+            claim("c", "shared"),
+            empty("d"),
+            empty("e"),
+            json!({"name": "f", "configMap": {}}),
+        ];
+        let mut pod = pod("web", &json!(volumes));
+        pod.keep(|volume| ["b", "e"].contains(&volume));
+        let kept: Vec<&str> = pod.volumes.iter().map(|volume| &*volume.name).collect();
+        assert_eq!(kept, ["a", "b", "e"]);
     }
 
     #[test]
