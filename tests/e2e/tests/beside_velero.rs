@@ -7,17 +7,20 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use jackline_crds::jackline::{BackupCoverage, Verdict, VolumeVerdict};
-use jackline_crds::names::{self, annotation};
+use jackline_crds::names::{self, annotation, label};
 use jackline_crds::velero::{Backup, BackupPhase, PodVolumeBackup, PodVolumePhase, UploaderType};
 use jackline_e2e::deploy::{self, Settings};
 use jackline_e2e::{BUCKET, Env, Jackline, NAMESPACE, guide, until, velero_server, wait_gone};
 use jackline_test_cluster::{Options, Programs};
-use k8s_openapi::api::core::v1::{Namespace, Pod};
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::{Namespace, PersistentVolumeClaim, Pod};
 use kube::api::{DeleteParams, ListParams};
 use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 
 const MINUTE: Duration = Duration::from_secs(60);
+/// What only the Velero that came later has backed up.
+const LATER: &str = "later";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn velero_moves_the_data_and_policies_say_when() -> Result<()> {
@@ -58,6 +61,7 @@ async fn velero_moves_the_data_and_policies_say_when() -> Result<()> {
     backed_up(&env, UploaderType::Kopia).await?;
     covered(&env, "team", UploaderType::Kopia).await?;
     shown(&env).await?;
+    what_a_later_velero_writes_counts(&env).await?;
 
     velero_s_objects_are_velero_s(&env)?;
     env.cluster.down()
@@ -69,7 +73,7 @@ fn policy() -> Value {
         "kind": "ClusterBackupPolicy",
         "metadata": {"name": "everything"},
         "spec": {
-            "namespaces": {"include": ["team", "short-lived"]},
+            "namespaces": {"include": ["team", "short-lived", LATER]},
             "schedule": {"cron": "@every 15s"},
             "storageLocation": "default",
             "retention": {"keepLast": 2, "minimumGood": 1, "vanishedVolumes": "1h"},
@@ -271,6 +275,186 @@ async fn a_volume_goes(env: &Env) -> Result<()> {
         "the last point of a volume that is gone went with it"
     );
     Ok(())
+}
+
+/// By the definitions and with the fields of 1.17, in whose phases a volume that is not done, or not whole, is no copy.
+async fn what_a_later_velero_writes_counts(env: &Env) -> Result<()> {
+    let server = [
+        "-n",
+        NAMESPACE,
+        "scale",
+        "deployment/velero",
+        "--replicas=0",
+    ];
+    env.cluster.kubectl(server)?;
+    let gone = ["wait", "--for=delete", "--timeout=60s", "pod", "-l"];
+    env.cluster
+        .kubectl([&["-n", NAMESPACE], &gone[..], &["deploy=velero"]].concat())?;
+    let definition = jackline_test_cluster::velero_source("v1.17.2")?
+        .join("config/crd/v1/bases/velero.io_podvolumebackups.yaml");
+    env.cluster
+        .kubectl(["replace".as_ref(), "-f".as_ref(), definition.as_os_str()])?;
+    workload(env, LATER).await?;
+    one_carrier(env, LATER).await?;
+    let without = until("its volume is not protected", MINUTE, async || {
+        let found = verdict(env).await?;
+        ensure!(found.verdict == Verdict::Unprotected, "{found:?}");
+        ensure!(counted(env, "Unprotected").await? > 0.0);
+        Ok(Some(counted(env, "Protected").await?))
+    })
+    .await?;
+
+    let volume = Volume::carried(env).await?;
+    let just_now = Timestamp::from_second(Timestamp::now().as_second())?;
+    let sooner = just_now - SignedDuration::from_mins(5);
+    for (backup, started, life) in [
+        // The newest, if they counted.
+        ("accepted", just_now, &["Accepted"][..]),
+        ("prepared", just_now, &["Accepted", "Prepared"]),
+        ("canceling", just_now, &["InProgress", "Canceling"]),
+        ("canceled", just_now, &["Canceling", "Canceled"]),
+        (
+            "whole",
+            sooner,
+            &["Accepted", "Prepared", "InProgress", "Completed"],
+        ),
+    ] {
+        volume.backed_up(env, backup, started, life).await?;
+    }
+    until("its volume is protected", MINUTE, async || {
+        let found = verdict(env).await?;
+        ensure!(found.verdict == Verdict::Protected, "{found:?}");
+        ensure!(
+            found.last_good_backup.as_deref() == Some("whole"),
+            "{found:?}"
+        );
+        let since = found.last_good_time.as_ref().map(|time| time.0.as_second());
+        ensure!(since == Some(sooner.as_second()), "{found:?}");
+        ensure!(found.bytes == Some(BYTES), "{found:?}");
+        ensure!(counted(env, "Protected").await? > without);
+        Ok(Some(()))
+    })
+    .await
+}
+
+/// Of the claim in the namespace.
+async fn verdict(env: &Env) -> Result<VolumeVerdict> {
+    let coverage = env.api_in::<BackupCoverage>(LATER);
+    let status = coverage.get(names::COVERAGE).await?.status;
+    let mut volumes = status.context("a status")?.volumes.into_iter();
+    let of_claim = volumes.find(|volume| volume.claim.as_deref() == Some("data"));
+    of_claim.context("the claim")
+}
+
+/// How many volumes of the policy have a verdict, by the metrics.
+async fn counted(env: &Env, verdict: &str) -> Result<f64> {
+    let ours = series(env, "app.kubernetes.io/name=jackline-controller").await?;
+    let start = format!("jackline_volumes{{policy=\"everything\",verdict=\"{verdict}\"}}");
+    let values = ours.lines().filter_map(|line| line.strip_prefix(&*start));
+    values
+        .map(|value| value.trim().parse::<f64>().context("a number"))
+        .sum()
+}
+
+/// Bytes in its snapshot.
+const BYTES: i64 = 48_894;
+
+/// The volume that a pod carries.
+struct Volume {
+    pod: Pod,
+    claim: PersistentVolumeClaim,
+}
+
+impl Volume {
+    async fn carried(env: &Env) -> Result<Self> {
+        let pods = env.api_in::<Pod>(LATER);
+        let mut pods = pods.list(&ListParams::default()).await?.items.into_iter();
+        let carries = |pod: &Pod| pod.annotations().contains_key(annotation::BACKUP_VOLUMES);
+        Ok(Self {
+            pod: pods.find(carries).context("a pod")?,
+            claim: env.api_in(LATER).get("data").await?,
+        })
+    }
+
+    /// A backup of it by Velero 1.17 with kopia, whose PodVolumeBackup goes through phases. It is done when that is.
+    async fn backed_up(
+        &self,
+        env: &Env,
+        backup: &str,
+        started: Timestamp,
+        life: &[&str],
+    ) -> Result<()> {
+        let mut object = json!({"apiVersion": "velero.io/v1", "kind": "Backup",
+            "metadata": {"name": backup, "namespace": NAMESPACE, "labels": {"velero.io/storage-location": "default"}},
+            "spec": {"includedNamespaces": [LATER], "storageLocation": "default"},
+            "status": {"phase": "InProgress", "version": 1, "formatVersion": "1.1.0", "startTimestamp": started.to_string()}});
+        env.cluster.apply(&object.to_string())?;
+        let owner = env.api::<Backup>().get(backup).await?;
+        for phase in life {
+            let volume = self.in_phase(&owner, started, phase);
+            // A definition that has just come may not be served yet.
+            until("the volume is written", MINUTE, async || {
+                env.cluster.apply(&volume.to_string()).map(Some)
+            })
+            .await?;
+            let kept = env.cluster.kubectl([
+                "-n",
+                NAMESPACE,
+                "get",
+                "podvolumebackup",
+                backup,
+                "-o",
+                "json",
+            ])?;
+            let kept: Value = serde_json::from_str(&kept)?;
+            for field in ["spec", "status"] {
+                ensure!(kept[field] == volume[field], "{kept}");
+            }
+        }
+        let whole = life.ends_with(&["Completed"]);
+        let phase = if whole {
+            "Completed"
+        } else {
+            "PartiallyFailed"
+        };
+        object["status"]["phase"] = json!(phase);
+        env.cluster.apply(&object.to_string())?;
+        Ok(())
+    }
+
+    fn in_phase(&self, backup: &Backup, started: Timestamp, phase: &str) -> Value {
+        let (name, uid) = (backup.name_any(), backup.uid());
+        let (pod, of_pod) = (self.pod.name_any(), self.pod.uid());
+        let node = self
+            .pod
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.node_name.clone());
+        let owner = json!({"apiVersion": "velero.io/v1", "kind": "Backup", "name": name, "uid": uid, "controller": true});
+        let mut volume = json!({"apiVersion": "velero.io/v1", "kind": "PodVolumeBackup",
+            "metadata": {"name": name, "namespace": NAMESPACE, "ownerReferences": [owner],
+                "finalizers": ["velero.io/pod-volume-finalizer"],
+                "labels": {(label::BACKUP_NAME): name, (label::BACKUP_UID): uid, (label::PVC_UID): self.claim.uid()},
+                "annotations": {(annotation::PVC_NAME): "data"}},
+            "spec": {"node": node, "volume": "data", "backupStorageLocation": "default",
+                "repoIdentifier": "", "uploaderType": "kopia", "uploaderSettings": {"ParallelFilesUpload": "10"},
+                "pod": {"kind": "Pod", "namespace": LATER, "name": pod, "uid": of_pod},
+                "tags": {"backup": name, "backup-uid": uid, "ns": LATER, "pod": pod, "pod-uid": of_pod,
+                    "pvc-uid": self.claim.uid(), "volume": "data"}},
+            "status": {"phase": phase, "acceptedTimestamp": started.to_string(), "startTimestamp": started.to_string(),
+                "path": format!("/{name}"), "snapshotID": "8e1b9d1fdcdb0a2c5ec4b5b8ff5c6a0f",
+                "progress": {"totalBytes": BYTES, "bytesDone": BYTES}}});
+        if phase == "Accepted" {
+            volume["metadata"]["labels"]["velero.io/expose-on-going"] = json!("true");
+        }
+        if phase.starts_with("Cancel") {
+            volume["spec"]["cancel"] = json!(true);
+        }
+        if matches!(phase, "Canceled" | "Completed") {
+            volume["status"]["completionTimestamp"] = json!(started.to_string());
+        }
+        volume
+    }
 }
 
 /// Nothing but what asks Velero to do something, from the first request to the last.

@@ -5,6 +5,8 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use flate2::Compression;
+use flate2::write::GzEncoder;
 use jackline_crds::names::label;
 use jackline_crds::velero::{
     Backup, BackupSpec, PodVolumeBackup, PodVolumePhase, PodVolumeRestore, Restore, RestorePhase,
@@ -12,13 +14,19 @@ use jackline_crds::velero::{
 };
 use jackline_e2e::{BUCKET, Env, Tree, Velero, fixture, until, wait_for, wait_gone};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet, StatefulSet};
-use k8s_openapi::api::core::v1::{Namespace, PersistentVolumeClaim, Pod, Service};
+use k8s_openapi::api::core::v1::{
+    Event, Namespace, PersistentVolume, PersistentVolumeClaim, Pod, Secret, Service,
+};
 use k8s_openapi::api::rbac::v1::ClusterRoleBinding;
 use kube::api::{DeleteParams, ListParams, PostParams};
 use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 
 const MINUTE: Duration = Duration::from_secs(60);
+/// What the files of a backup are called, after its name.
+const TARBALL: &str = ".tar.gz";
+const LIST: &str = "-podvolumebackups.json.gz";
+const SECOND_S_LIST: &str = "backups/second/second-podvolumebackups.json.gz";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_velero_wrote_comes_back() -> Result<()> {
@@ -29,6 +37,9 @@ async fn what_velero_wrote_comes_back() -> Result<()> {
     restored_into_other_namespaces(&env).await?;
     restored_again_over_what_runs(&env).await?;
     hostile_tarballs_are_refused(&env).await?;
+    hostile_lists_harm_their_own_backup_alone(&env).await?;
+    a_list_that_is_lost_takes_no_known_volume_along(&env).await?;
+    workloads_alone_come_back_on_new_volumes(&env).await?;
     damage_is_named(&env).await?;
     deleted_restores_take_their_files_along(&env).await?;
     a_backup_of_velero_is_deleted(&env).await?;
@@ -137,10 +148,7 @@ async fn restored_byte_for_byte(env: &Env) -> Result<()> {
         Ok((pods.len() == 2).then_some(pods))
     })
     .await?;
-    until("db-0 is ready", MINUTE, async || {
-        Ok((env.ready_pods("shop", "app=db").await? == ["db-0"]).then_some(()))
-    })
-    .await?;
+    db_is_back(env, "shop", "second").await?;
     same_as_listing(
         env,
         ("nginx-example", &nginx[0], "nginx-logs"),
@@ -148,7 +156,6 @@ async fn restored_byte_for_byte(env: &Env) -> Result<()> {
         "logs",
     )
     .await?;
-    same_as_listing(env, ("shop", "db-0", "data"), "second", "db").await?;
     let cache = env.volume_dir("shop", "db-0", "cache").await?;
     ensure!(std::fs::read_to_string(cache.join("c"))? == "hot\n");
 
@@ -362,11 +369,7 @@ async fn restored_into_other_namespaces(env: &Env) -> Result<()> {
     let then = env.restore_ended("then", 3 * MINUTE).await?;
     finished(env, &then, RestorePhase::Completed).await?;
     ensure!(volumes_of(env, "then").await?.len() == 3);
-    until("db-0 is ready", MINUTE, async || {
-        Ok((env.ready_pods("shop-then", "app=db").await? == ["db-0"]).then_some(()))
-    })
-    .await?;
-    same_as_listing(env, ("shop-then", "db-0", "data"), "first", "db").await?;
+    db_is_back(env, "shop-then", "first").await?;
     let pod = until("an nginx pod is ready", MINUTE, async || {
         Ok(env.ready_pods("nginx-then", "app=nginx").await?.pop())
     })
@@ -404,6 +407,25 @@ async fn restored_again_over_what_runs(env: &Env) -> Result<()> {
     held.same_as(&Tree::read(&data)?)
 }
 
+/// Puts a backup into the bucket: these files, and what describes `first`, under another name.
+async fn plant(
+    env: &Env,
+    name: &str,
+    files: impl IntoIterator<Item = (&str, Vec<u8>)>,
+) -> Result<()> {
+    let s3 = env.cluster.s3();
+    let original = s3.get(BUCKET, "backups/first/velero-backup.json").await?;
+    let mut backup: Value = serde_json::from_slice(&original)?;
+    backup["metadata"]["name"] = json!(name);
+    for (file, body) in files {
+        s3.put(BUCKET, &format!("backups/{name}/{name}{file}"), body)
+            .await?;
+    }
+    let description = format!("backups/{name}/velero-backup.json");
+    s3.put(BUCKET, &description, serde_json::to_vec(&backup)?)
+        .await
+}
+
 /// And their restores leave a log that says so.
 async fn hostile_tarballs_are_refused(env: &Env) -> Result<()> {
     let velero = Velero::new(env).await?;
@@ -423,23 +445,10 @@ async fn hostile_tarballs_are_refused(env: &Env) -> Result<()> {
             "s,^link$,resources/pods/namespaces/a/link.json,",
         ),
     ];
-    let original = env
-        .cluster
-        .s3()
-        .get(BUCKET, "backups/first/velero-backup.json")
-        .await?;
     // A list that cannot be read, first in the alphabet, holds up none of them.
     let s3 = env.cluster.s3();
-    let mut damaged: Value = serde_json::from_slice(&original)?;
-    damaged["metadata"]["name"] = json!("a");
-    let damaged = serde_json::to_vec(&damaged)?;
-    let list = b"nonsense".to_vec();
-    s3.put(BUCKET, "backups/a/a-podvolumebackups.json.gz", list)
-        .await?;
     let tarball = s3.get(BUCKET, "backups/first/first.tar.gz").await?;
-    s3.put(BUCKET, "backups/a/a.tar.gz", tarball).await?;
-    s3.put(BUCKET, "backups/a/velero-backup.json", damaged)
-        .await?;
+    plant(env, "a", [(LIST, b"nonsense".to_vec()), (TARBALL, tarball)]).await?;
     for (name, file, transform) in cases {
         let tarball = directory.path().join(format!("{name}.tar.gz"));
         let made = Command::new("tar")
@@ -457,27 +466,9 @@ async fn hostile_tarballs_are_refused(env: &Env) -> Result<()> {
             .arg(file)
             .status()?;
         ensure!(made.success());
-        let mut backup: Value = serde_json::from_slice(&original)?;
-        backup["metadata"]["name"] = json!(name);
-        let prefix = format!("backups/{name}");
-        let s3 = env.cluster.s3();
-        s3.put(
-            BUCKET,
-            &format!("{prefix}/{name}.tar.gz"),
-            std::fs::read(&tarball)?,
-        )
-        .await?;
-        s3.put(
-            BUCKET,
-            &format!("{prefix}/velero-backup.json"),
-            serde_json::to_vec(&backup)?,
-        )
-        .await?;
+        plant(env, name, [(TARBALL, std::fs::read(&tarball)?)]).await?;
         wait_for(&env.api::<Backup>(), name, MINUTE, |_| true).await?;
-        let ended = restore(env, &format!("of-{name}"), json!({"backupName": name})).await?;
-        let status = ended.status.clone().unwrap_or_default();
-        ensure!(ended.phase() == RestorePhase::Failed, "{name}: {status:?}");
-        let why = status.failure_reason.unwrap_or_default();
+        let why = refused(env, name, json!({})).await?;
         ensure!(
             why.contains("is refused") && why.contains("the tarball holds"),
             "{name}: {why}"
@@ -487,11 +478,323 @@ async fn hostile_tarballs_are_refused(env: &Env) -> Result<()> {
         ensure!(log.contains("the tarball holds"), "{log}");
     }
     // Which claims it would fill, nobody knows: they are not made empty.
-    let ended = restore(env, "of-a", json!({"backupName": "a"})).await?;
-    let status = ended.status.clone().unwrap_or_default();
-    ensure!(ended.phase() == RestorePhase::Failed, "a: {status:?}");
-    let why = status.failure_reason.unwrap_or_default();
+    let why = refused(env, "a", json!({})).await?;
     ensure!(why.contains("cannot be decompressed"), "a: {why}");
+    Ok(())
+}
+
+/// Why a restore of a backup failed as a whole.
+async fn refused(env: &Env, backup: &str, mut spec: Value) -> Result<String> {
+    spec["backupName"] = json!(backup);
+    let ended = restore(env, &format!("of-{backup}"), spec).await?;
+    let status = ended.status.clone().unwrap_or_default();
+    ensure!(
+        ended.phase() == RestorePhase::Failed,
+        "{backup}: {status:?}"
+    );
+    Ok(status.failure_reason.unwrap_or_default())
+}
+
+fn gzip(value: &Value) -> Result<Vec<u8>> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+    serde_json::to_writer(&mut encoder, value)?;
+    Ok(encoder.finish()?)
+}
+
+/// A list that is cut off or none, and one that names what others have: only the restores of their own backups fail, which say why, and
+/// what is deleted is their own.
+async fn hostile_lists_harm_their_own_backup_alone(env: &Env) -> Result<()> {
+    let velero = Velero::new(env).await?;
+    let before = Others::now(env).await?;
+    let tarball = env
+        .cluster
+        .s3()
+        .get(BUCKET, "backups/second/second.tar.gz")
+        .await?;
+    let list = env.cluster.s3().get(BUCKET, SECOND_S_LIST).await?;
+    for (name, list, why) in [
+        (
+            "cut",
+            list[..list.len() / 2].to_vec(),
+            "cannot be decompressed",
+        ),
+        ("odd", gzip(&json!([7]))?, "is not what it should be"),
+    ] {
+        plant(env, name, [(TARBALL, tarball.clone()), (LIST, list)]).await?;
+        wait_for(&env.api::<Backup>(), name, MINUTE, |_| true).await?;
+        let key = format!("backups/{name}/{name}{LIST} {why}");
+        not_synced(env, name, &key).await?;
+        ensure!(env.volumes_of(name).await?.is_empty());
+        let target = format!("shop-{name}");
+        let spec = json!({"includedNamespaces": ["shop"], "namespaceMapping": {"shop": &target}});
+        let said = refused(env, name, spec).await?;
+        ensure!(said.contains(&key), "{name}: {said}");
+        let namespaces: Api<Namespace> = Api::all(env.cluster.client());
+        ensure!(namespaces.get_opt(&target).await?.is_none());
+    }
+
+    let list = env.packed(SECOND_S_LIST).await?;
+    let hostile = gzip(&json!(stolen(&list)?))?;
+    plant(env, "thief", [(TARBALL, tarball), (LIST, hostile)]).await?;
+    taken_over_as_its_own(env).await?;
+    before.are_unharmed(env).await?;
+    it_gets_nothing_of_theirs(env).await?;
+    for name in ["cut", "odd", "thief"] {
+        velero.run(&format!("backup delete {name} --confirm"))?;
+        wait_gone(&env.api::<Backup>(), name, MINUTE).await?;
+        let directory = format!("backups/{name}/");
+        let left = env.cluster.s3().list(BUCKET, &directory).await?;
+        ensure!(left.is_empty(), "{left:?}");
+    }
+    before.are_unharmed(env).await?;
+    let spec = json!({
+        "backupName": "second",
+        "includedNamespaces": ["shop"],
+        "namespaceMapping": {"shop": "shop-unharmed"}
+    });
+    let unharmed = restore(env, "unharmed", spec).await?;
+    finished(env, &unharmed, RestorePhase::Completed).await?;
+    db_is_back(env, "shop-unharmed", "second").await
+}
+
+/// What no list of another backup may change.
+struct Others {
+    volumes: Value,
+    snapshots: Vec<BTreeMap<String, usize>>,
+    files: BTreeMap<String, Vec<String>>,
+}
+
+impl Others {
+    async fn now(env: &Env) -> Result<Self> {
+        let (mut volumes, mut files) = (BTreeMap::new(), BTreeMap::new());
+        for backup in ["first", "second", "third"] {
+            for volume in env.volumes_of(backup).await? {
+                volumes.insert(volume.name_any(), volume);
+            }
+            let directory = format!("backups/{backup}/");
+            let found = env.cluster.s3().list(BUCKET, &directory).await?;
+            let keys = found.into_iter().map(|file| file.key);
+            files.insert(backup.to_owned(), keys.collect());
+        }
+        let mut of = Vec::new();
+        for namespace in ["nginx-example", "shop"] {
+            of.push(snapshots(env, namespace).await?);
+        }
+        Ok(Self {
+            volumes: serde_json::to_value(volumes)?,
+            snapshots: of,
+            files,
+        })
+    }
+
+    async fn are_unharmed(&self, env: &Env) -> Result<()> {
+        let now = Self::now(env).await?;
+        ensure!(now.volumes == self.volumes, "{}", now.volumes);
+        ensure!(now.snapshots == self.snapshots, "{:?}", now.snapshots);
+        ensure!(now.files == self.files, "{:?}", now.files);
+        for namespace in ["nginx-example", "shop"] {
+            env.restic(namespace).await?.check()?;
+        }
+        Ok(())
+    }
+}
+
+/// A list whose entries have labels, owner and tags of `second`, from whose list they are made.
+fn stolen(list: &Value) -> Result<Vec<Value>> {
+    let of = |volume: &str| {
+        let mut entries = list.as_array().into_iter().flatten();
+        let found = entries.find(|entry| entry["spec"]["volume"] == volume);
+        found.cloned().with_context(|| format!("no {volume}"))
+    };
+    let named = |volume: &str, name: &str| {
+        let mut entry = of(volume)?;
+        entry["metadata"]["name"] = json!(name);
+        anyhow::Ok(entry)
+    };
+    // The very object of the other.
+    let own = of("cache")?;
+    // A snapshot of another namespace, and the repository that it is in.
+    let mut elsewhere = named("data", "thief-data")?;
+    for (part, field) in [("spec", "repoIdentifier"), ("status", "snapshotID")] {
+        elsewhere[part][field] = of("nginx-logs")?[part][field].clone();
+    }
+    // The name again, and the other's snapshot, of no claim that is restored.
+    let mut again = named("data", "thief-data")?;
+    again["spec"]["pod"]["name"] = json!("db-1");
+    again["metadata"]["annotations"] = json!({});
+    // Not done yet: whoever does it forgets what its tags name.
+    let mut open = named("data", "thief-open")?;
+    open["spec"]["pod"]["name"] = json!("db-2");
+    open["status"] = json!({"phase": "New"});
+    // Ways out of where things lie.
+    let mut snapshot = named("nginx-logs", "thief-logs")?;
+    snapshot["status"]["snapshotID"] = json!("../../shop/config");
+    let mut place = named("data", "thief-place")?;
+    place["spec"]["pod"] = json!({"kind": "Secret", "namespace": "../shop", "name": "../../creds"});
+    place["spec"]["volume"] = json!("..");
+    let name = named("data", "../../backups/second")?;
+    let secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "thief-secret"},
+        "data": {"password": "cHduZWQ="}});
+    Ok(vec![
+        own, elsewhere, again, open, snapshot, place, name, secret,
+    ])
+}
+
+/// An event at the location says of a backup why it is not taken over whole.
+async fn not_synced(env: &Env, backup: &str, why: &str) -> Result<()> {
+    until("an event says why", MINUTE, async || {
+        let fields = "involvedObject.kind=BackupStorageLocation,reason=BackupNotSynced";
+        let events = env.api::<Event>();
+        let events = events.list(&ListParams::default().fields(fields)).await?;
+        let start = format!("backup {backup} of the bucket is not taken over whole: {why}");
+        let said = events.items.iter().any(|event| {
+            let note = event.message.as_deref().unwrap_or_default();
+            note.starts_with(&start)
+        });
+        Ok(said.then_some(()))
+    })
+    .await
+}
+
+/// What has a name of its own, as a PodVolumeBackup of the backup in whose directory the list lies, and none that an agent would begin.
+async fn taken_over_as_its_own(env: &Env) -> Result<()> {
+    let backup = wait_for(&env.api::<Backup>(), "thief", MINUTE, |_| true).await?;
+    let mut found = BTreeMap::new();
+    until("its volumes appear", MINUTE, async || {
+        let volumes = env.volumes_of("thief").await?.into_iter();
+        found = volumes
+            .map(|volume| (volume.name_any(), volume))
+            .collect::<BTreeMap<_, _>>();
+        Ok((found.len() == 5).then_some(()))
+    })
+    .await?;
+    let names: Vec<&str> = found.keys().map(String::as_str).collect();
+    let expected = ["data", "logs", "open", "place", "secret"].map(|name| format!("thief-{name}"));
+    ensure!(names == expected, "{names:?}");
+    for volume in found.values() {
+        ensure!(volume.labels().get(label::BACKUP_UID) == backup.metadata.uid.as_ref());
+        let owners = volume.owner_references();
+        ensure!(
+            owners.len() == 1 && Some(&owners[0].uid) == backup.metadata.uid.as_ref(),
+            "{owners:?}"
+        );
+        ensure!(volume.phase().is_terminal(), "{:?}", volume.status);
+    }
+    let open = found["thief-open"].status.clone().unwrap_or_default();
+    let why = open.message.unwrap_or_default();
+    ensure!(why.contains("nobody goes on with it"), "{why}");
+    let secrets = env.api::<Secret>();
+    ensure!(secrets.get_opt("thief-secret").await?.is_none());
+    Ok(())
+}
+
+/// Its restore looks for what it names where its own data would be, and says what is not there.
+async fn it_gets_nothing_of_theirs(env: &Env) -> Result<()> {
+    let spec = json!({
+        "backupName": "thief",
+        "includedNamespaces": ["nginx-example", "shop"],
+        "namespaceMapping": {"nginx-example": "nginx-thief", "shop": "shop-thief"}
+    });
+    let ended = restore(env, "of-thief", spec).await?;
+    let said = finished(env, &ended, RestorePhase::PartiallyFailed).await?;
+    let list = env.packed(SECOND_S_LIST).await?;
+    let mut entries = list.as_array().into_iter().flatten();
+    let logs = entries.find(|entry| entry["spec"]["volume"] == "nginx-logs");
+    let elsewhere = logs.and_then(|logs| logs["status"]["snapshotID"].as_str());
+    for (namespace, what) in [
+        ("shop-thief", elsewhere.context("a snapshot")?),
+        ("shop-thief", "StatefulSet db was not restored"),
+        ("nginx-thief", "../../shop/config"),
+        ("nginx-thief", "nginx-deployment was not restored"),
+    ] {
+        let errors = said["errors"]["namespaces"][namespace].to_string();
+        ensure!(errors.contains(what), "{what}: {said}");
+    }
+    for volume in volumes_of(env, "of-thief").await? {
+        let (spec, target) = (&volume.spec, volume.spec.pod.namespace.as_deref());
+        let source = match target {
+            Some("shop-thief") => "shop",
+            Some("nginx-thief") => "nginx-example",
+            _ => anyhow::bail!("{spec:?}"),
+        };
+        let repository = format!("/restic/{source}");
+        ensure!(
+            spec.source_namespace == source && spec.repo_identifier.ends_with(&repository),
+            "{spec:?}"
+        );
+    }
+    Ok(())
+}
+
+async fn db_is_back(env: &Env, namespace: &str, backup: &str) -> Result<()> {
+    until("db-0 is ready", MINUTE, async || {
+        Ok((env.ready_pods(namespace, "app=db").await? == ["db-0"]).then_some(()))
+    })
+    .await?;
+    same_as_listing(env, (namespace, "db-0", "data"), backup, "db").await
+}
+
+/// What the cluster's list has comes back, and that there may have been more is an error.
+async fn a_list_that_is_lost_takes_no_known_volume_along(env: &Env) -> Result<()> {
+    let s3 = env.cluster.s3();
+    let list = s3.get(BUCKET, SECOND_S_LIST).await?;
+    let cut = list[..list.len() - 9].to_vec();
+    s3.put(BUCKET, SECOND_S_LIST, cut).await?;
+    let spec = json!({
+        "backupName": "second",
+        "includedNamespaces": ["shop"],
+        "namespaceMapping": {"shop": "shop-known"}
+    });
+    let known = restore(env, "known", spec).await?;
+    let said = finished(env, &known, RestorePhase::PartiallyFailed).await?;
+    let why = format!(
+        "volumes that only the bucket's list of them names are not restored: {SECOND_S_LIST} cannot be decompressed"
+    );
+    ensure!(
+        said["errors"]["velero"].to_string().contains(&why)
+            && said["errors"]["namespaces"].is_null(),
+        "{said}"
+    );
+    db_is_back(env, "shop-known", "second").await?;
+    s3.put(BUCKET, SECOND_S_LIST, list).await
+}
+
+/// No PersistentVolume is asked for, and none of the backup is used: each claim gets a new one, with its data.
+async fn workloads_alone_come_back_on_new_volumes(env: &Env) -> Result<()> {
+    const TARGET: &str = "nginx-anew";
+    let volumes: Api<PersistentVolume> = Api::all(env.cluster.client());
+    let before = volumes.list(&ListParams::default()).await?;
+    let spec = json!({
+        "backupName": "second",
+        "includedNamespaces": ["nginx-example"],
+        "includedResources": ["pods", "persistentvolumeclaims", "deployments.apps"],
+        "namespaceMapping": {"nginx-example": TARGET}
+    });
+    let anew = restore(env, "anew", spec).await?;
+    let said = finished(env, &anew, RestorePhase::Completed).await?;
+    ensure!(said == json!({"warnings": {}, "errors": {}}), "{said}");
+    let deployment = |deployment: &Deployment| {
+        let status = deployment.status.as_ref();
+        status.and_then(|status| status.available_replicas) == Some(2)
+    };
+    let deployments = env.api_in::<Deployment>(TARGET);
+    wait_for(&deployments, "nginx-deployment", MINUTE, deployment).await?;
+    let pods = env.ready_pods(TARGET, "app=nginx").await?;
+    ensure!(pods.len() == 2, "{pods:?}");
+    for pod in &pods {
+        let volume = (TARGET, pod.as_str(), "nginx-logs");
+        same_as_listing(env, volume, "second", "logs").await?;
+    }
+    let claims = env.api_in::<PersistentVolumeClaim>(TARGET);
+    let claim = claims.get("nginx-logs").await?;
+    let bound = claim.spec.and_then(|spec| spec.volume_name);
+    let volume = volumes.get(&bound.context("not bound")?).await?;
+    let made_by = "pv.kubernetes.io/provisioned-by";
+    ensure!(volume.annotations().contains_key(made_by), "{volume:?}");
+    let known = before.items.iter().any(|known| known.uid() == volume.uid());
+    ensure!(!known, "{volume:?}");
+    let services = env.api_in::<Service>(TARGET);
+    ensure!(services.get_opt("my-nginx").await?.is_none());
     Ok(())
 }
 

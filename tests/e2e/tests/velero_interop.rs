@@ -1,22 +1,31 @@
 //! From a real Velero to Jackline and back, by the commands of the how-to: each restores what the other backed up, byte for byte, and
-//! adds its own backups to the other's.
+//! adds its own backups to the other's. Schedules go on both ways.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use jackline_crds::velero::{Backup, PodVolumeBackup};
+use jackline_crds::names::{FIELD_MANAGER, label};
+use jackline_crds::velero::{
+    Backup, BackupPhase, PodVolumeBackup, Schedule, SchedulePhase, ScheduleSpec,
+};
 use jackline_e2e::deploy::{self, Settings};
 use jackline_e2e::{
     Env, NAMESPACE, Tree, Velero, guide, until, velero_server, wait_for, wait_gone,
 };
 use jackline_test_cluster::Options;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Namespace;
-use kube::Api;
-use kube::api::DeleteParams;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
+use kube::{Api, ResourceExt};
+use serde_json::json;
 
 const MINUTE: Duration = Duration::from_secs(60);
+/// A Schedule that is due every minute.
+const MINUTELY: &str = "minutely";
 const GUIDE: &str = include_str!("../../../docs/how-to/velero.md");
 /// The volume's own directory: its time changes when the mark of the finished restore is taken away.
 const ROOT: &[&str] = &[""];
@@ -31,11 +40,16 @@ async fn each_restores_what_the_other_backed_up() -> Result<()> {
     };
     deploy::prepare(&env.cluster, &settings)?;
     definitions_can_be_kept(&env)?;
+    let schedule = schedules_are_made(&env, &velero).await?;
     env.cluster.apply(include_str!("velero_interop.yaml"))?;
     let by_velero = change(&env, "first", 4_000_000).await?;
     let first = backed_up(&env, &velero, "velero-1").await?;
 
+    goes_on(&env, &schedule, &BTreeSet::new()).await?;
+    between_runs(&env).await?;
     guide::follow(&env, &velero, GUIDE, "Stop Velero")?;
+    long_ago(&env).await?;
+    let by_velero_alone = names(&runs_of(&env, MINUTELY).await?);
     let said = guide::follow(&env, &velero, GUIDE, "Install Jackline")?;
     ensure!(said.contains("velero-1"), "{said}");
     change(&env, "second", 100_000).await?;
@@ -45,14 +59,130 @@ async fn each_restores_what_the_other_backed_up() -> Result<()> {
     let by_jackline = change(&env, "third", 3_000_000).await?;
     let third = backed_up(&env, &velero, "jackline-2").await?;
 
+    for run in goes_on(&env, &schedule, &by_velero_alone).await? {
+        ensure!(is_of_jackline(&run), "{run:?}");
+    }
+    between_runs(&env).await?;
+    let by_both = names(&runs_of(&env, MINUTELY).await?);
     guide::follow(&env, &velero, GUIDE, "Back")?;
     change(&env, "fourth", 200_000).await?;
     let fourth = backed_up(&env, &velero, "velero-2").await?;
     adds(&env, &third, &fourth).await?;
     back(&env, &velero, "jackline-2", &by_jackline).await?;
     its_own(&env, &velero, &second).await?;
+    for run in goes_on(&env, &schedule, &by_both).await? {
+        ensure!(!is_of_jackline(&run), "{run:?}");
+    }
+    velero.says(
+        &format!("schedule describe {MINUTELY}"),
+        &["Phase: Enabled", "Paused: false", "Schedule: * * * * *"],
+    )?;
     env.restic("team").await?.check()?;
     env.cluster.down()
+}
+
+/// By Velero's client, while its server runs: one that is always due soon, one that is not due while the test runs, and one that rests.
+async fn schedules_are_made(env: &Env, velero: &Velero) -> Result<ScheduleSpec> {
+    for (name, cron, paused) in [
+        (MINUTELY, "* * * * *", "--paused=false"),
+        ("yearly", "@yearly", "--paused=false"),
+        ("resting", "* * * * *", "--paused=true"),
+    ] {
+        let create = ["schedule", "create", name, "--schedule", cron, paused];
+        let what = ["--include-namespaces", "default", "--ttl", "24h"];
+        velero.call(&[&create[..], &what].concat())?;
+    }
+    let enabled = |schedule: &Schedule| schedule.phase() == SchedulePhase::Enabled;
+    let schedules = env.api::<Schedule>();
+    Ok(wait_for(&schedules, MINUTELY, MINUTE, enabled).await?.spec)
+}
+
+/// The backups of a Schedule.
+async fn runs_of(env: &Env, schedule: &str) -> Result<Vec<Backup>> {
+    let label = format!("{}={schedule}", label::SCHEDULE_NAME);
+    let backups = env.api::<Backup>();
+    let params = ListParams::default().labels(&label);
+    Ok(backups.list(&params).await?.items)
+}
+
+fn names(runs: &[Backup]) -> BTreeSet<String> {
+    runs.iter().map(ResourceExt::name_any).collect()
+}
+
+fn made_at(run: &Backup) -> Timestamp {
+    let created = run.metadata.creation_timestamp.as_ref();
+    created.map_or(Timestamp::UNIX_EPOCH, |created| created.0)
+}
+
+/// Whoever runs now makes backups of the Schedule that was made, one a minute, and does not touch it otherwise. Returns those that were
+/// not there `before`.
+async fn goes_on(env: &Env, spec: &ScheduleSpec, before: &BTreeSet<String>) -> Result<Vec<Backup>> {
+    let new = until("the schedule goes on", 3 * MINUTE, async || {
+        let mut runs = runs_of(env, MINUTELY).await?;
+        runs.retain(|run| !before.contains(&run.name_any()));
+        let done = runs.iter().any(|run| run.phase() == BackupPhase::Completed);
+        Ok(done.then_some(runs))
+    })
+    .await?;
+    let is_well =
+        |run: &Backup| !run.phase().is_terminal() || run.phase() == BackupPhase::Completed;
+    ensure!(new.iter().all(is_well), "{new:?}");
+    let minutes: BTreeSet<i64> = new
+        .iter()
+        .map(|run| made_at(run).as_second() / 60)
+        .collect();
+    ensure!(
+        minutes.len() == new.len(),
+        "more than one a minute: {new:?}"
+    );
+    let newest = new.iter().map(made_at).max().context("a run")?;
+    let noted = |schedule: &Schedule| {
+        let last = schedule.status.as_ref().and_then(|s| s.last_backup.clone());
+        // Whole seconds, of two clocks.
+        let close = |last: Timestamp| last.as_second() + 1 >= newest.as_second();
+        schedule.phase() == SchedulePhase::Enabled && last.is_some_and(|last| close(last.0))
+    };
+    let schedules = env.api::<Schedule>();
+    let schedule = wait_for(&schedules, MINUTELY, MINUTE, noted).await?;
+    ensure!(schedule.spec == *spec, "{schedule:?}");
+    for name in ["yearly", "resting"] {
+        ensure!(runs_of(env, name).await?.is_empty(), "{name} was not due");
+    }
+    Ok(new)
+}
+
+/// No run has just begun, and none will within seconds.
+async fn between_runs(env: &Env) -> Result<()> {
+    until("the schedule rests", 3 * MINUTE, async || {
+        let runs = runs_of(env, MINUTELY).await?;
+        let newest = runs.iter().map(made_at).max().context("a run")?;
+        let age = Timestamp::now().duration_since(newest).as_secs();
+        let ended = runs.iter().all(|run| run.phase().is_terminal());
+        Ok((ended && age < 35).then_some(()))
+    })
+    .await
+}
+
+/// Once no server runs: as if that were so for ten minutes.
+async fn long_ago(env: &Env) -> Result<()> {
+    let gone = ["wait", "--for=delete", "--timeout=60s", "pod", "-l"];
+    env.cluster
+        .kubectl([&["-n", NAMESPACE], &gone[..], &["deploy=velero"]].concat())?;
+    let past = Timestamp::now() - SignedDuration::from_mins(10);
+    let patch = json!({"status": {"lastBackup": Time(past)}});
+    env.api::<Schedule>()
+        .patch(MINUTELY, &PatchParams::default(), &Patch::Merge(patch))
+        .await?;
+    Ok(())
+}
+
+/// Whether Jackline has worked on it.
+fn is_of_jackline(run: &Backup) -> bool {
+    let mut managers = run
+        .managed_fields()
+        .iter()
+        .filter_map(|of| of.manager.as_deref());
+    managers.any(|manager| manager == FIELD_MANAGER)
 }
 
 /// The overlay of the how-to leaves Velero's definitions out and all else in.
