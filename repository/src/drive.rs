@@ -38,6 +38,8 @@ pub(crate) struct Counters {
     pub(crate) total_files: AtomicU64,
     /// What is known of the totals before they are counted: those of the parent.
     pub(crate) at_least: [AtomicU64; 2],
+    /// Bytes of packs that the store has taken.
+    pub(crate) stored: AtomicU64,
 }
 
 impl Counters {
@@ -56,7 +58,7 @@ impl Counters {
 pub(crate) struct Pump<'a> {
     progress: &'a dyn Progress,
     counters: Arc<Counters>,
-    told: [u64; 4],
+    told: [u64; 5],
 }
 
 impl<'a> Pump<'a> {
@@ -64,7 +66,7 @@ impl<'a> Pump<'a> {
         Self {
             progress,
             counters,
-            told: [0; 4],
+            told: [0; 5],
         }
     }
 
@@ -81,7 +83,11 @@ impl<'a> Pump<'a> {
             self.progress
                 .advance(done[0] - self.told[0], done[1] - self.told[1]);
         }
-        self.told = [done[0], done[1], total[0], total[1]];
+        let stored = read(&counters.stored);
+        if stored != self.told[4] {
+            self.progress.stored(stored - self.told[4]);
+        }
+        self.told = [done[0], done[1], total[0], total[1], stored];
     }
 }
 
@@ -180,7 +186,7 @@ pub(crate) async fn packing<T: Send + 'static>(
         Ok(result)
     });
 
-    let mut uploader = Uploader::new(files, guard);
+    let mut uploader = Uploader::new(files, guard, Arc::clone(&pump.counters));
     let mut tick = tokio::time::interval(TICK);
     // One future to the end: what is being written must not begin anew with every tick.
     let uploading = async {

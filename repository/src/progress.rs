@@ -11,6 +11,11 @@ pub trait Progress: Send + Sync {
     fn advance(&self, bytes: u64, files: u64) {
         let _ = (bytes, files);
     }
+
+    /// The store has taken this much more: an attempt that fails now was not for nothing.
+    fn stored(&self, bytes: u64) {
+        let _ = bytes;
+    }
 }
 
 /// Ignores all progress.

@@ -1,10 +1,13 @@
 //! Storing finished packs, then the index that makes them known: never the other way round.
 
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+use crate::drive::Counters;
 use crate::error::{Error, Result};
 use crate::files::{FileKind, Files};
 use crate::id::Id;
@@ -25,6 +28,7 @@ type Listed = (Id, Vec<PackedBlob>);
 pub(crate) struct Uploader<'a> {
     files: &'a Files,
     guard: &'a LockGuard,
+    counters: Arc<Counters>,
     uploads: JoinSet<Result<Listed>>,
     /// Stored packs that no index file lists yet.
     unlisted: Vec<Listed>,
@@ -37,10 +41,11 @@ pub(crate) struct Uploader<'a> {
 }
 
 impl<'a> Uploader<'a> {
-    pub(crate) fn new(files: &'a Files, guard: &'a LockGuard) -> Self {
+    pub(crate) fn new(files: &'a Files, guard: &'a LockGuard, counters: Arc<Counters>) -> Self {
         Self {
             files,
             guard,
+            counters,
             uploads: JoinSet::new(),
             unlisted: Vec::new(),
             listed: Instant::now(),
@@ -81,12 +86,13 @@ impl<'a> Uploader<'a> {
 
     fn start(&mut self, pack: FinishedPack) -> Result<()> {
         self.guard.ensure()?;
-        let shielded = self.guard.shielded();
-        self.bytes += pack.bytes.len() as u64;
-        let files = self.files.clone();
+        let size = pack.bytes.len() as u64;
+        self.bytes += size;
+        let storing = self.guard.store_pack(pack.id, pack.bytes);
+        let counters = Arc::clone(&self.counters);
         self.uploads.spawn(async move {
-            shielded.await?;
-            lock::store(&files, FileKind::Pack, &pack.id, pack.bytes).await?;
+            storing.await?;
+            counters.stored.fetch_add(size, Ordering::Relaxed);
             Ok((pack.id, pack.blobs))
         });
         Ok(())

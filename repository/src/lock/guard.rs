@@ -25,6 +25,11 @@ const REFRESH_RETRY: Duration = Duration::from_secs(10);
 pub(super) const EXPIRY: Duration = Duration::from_secs(180);
 /// No write takes longer, so that none takes effect long after the lock that it was made under.
 pub(crate) const WRITE_DEADLINE: Duration = Duration::from_secs(60);
+/// What the store cannot take now is offered again for so long, while the lock holds, as restic does: a moment without the store must
+/// not cost all that was read.
+pub(super) const STORE_FOR: Duration = Duration::from_secs(15 * 60);
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// A lock that was seen so lately need not be looked for again: a request may take as long.
 const FRESH: Duration = Duration::from_millis(200);
 /// Who was cancelled waits no longer than this for the lock to go; it goes beside them.
@@ -192,13 +197,20 @@ impl LockGuard {
 
     /// Looks at the lock file itself. Call before each write that makes others rely on something.
     pub(crate) async fn confirm(&self) -> Result<()> {
-        self.state.settled().await?;
-        let seen = *self.state.seen.lock();
-        if seen.is_none_or(|at| at.elapsed() >= FRESH) {
-            self.state.see().await?;
+        self.state.confirm().await
+    }
+
+    /// Stores a pack once it is shielded.
+    pub(crate) fn store_pack(
+        &self,
+        id: Id,
+        bytes: Bytes,
+    ) -> impl Future<Output = Result<()>> + Send + use<> {
+        let (shielded, state) = (self.shielded(), Arc::clone(&self.state));
+        async move {
+            shielded.await?;
+            state.store(FileKind::Pack, &id, bytes).await
         }
-        // The look may have taken long.
-        self.state.ensure()
     }
 
     /// Gives the lock back. Failing to do so only leaves a lock that others heal.
@@ -241,6 +253,51 @@ impl State {
             return Err(Error::LockLost { reason });
         }
         Ok(())
+    }
+
+    async fn confirm(&self) -> Result<()> {
+        self.settled().await?;
+        let seen = *self.seen.lock();
+        if seen.is_none_or(|at| at.elapsed() >= FRESH) {
+            self.see().await?;
+        }
+        // The look may have taken long.
+        self.ensure()
+    }
+
+    /// Stores a file, several times where the store cannot take it now. Each time the lock is made sure of first, so nothing is begun
+    /// after its end.
+    async fn store(&self, kind: FileKind, id: &Id, bytes: Bytes) -> Result<()> {
+        let begun = Instant::now();
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let attempt = async {
+                match kind {
+                    // Nobody relies on it yet.
+                    FileKind::Pack => self.ensure()?,
+                    _ => self.confirm().await?,
+                }
+                if self.given_back.is_cancelled() {
+                    return Err(Error::Cancelled);
+                }
+                store(&self.files, kind, id, bytes.clone()).await
+            };
+            match attempt.await {
+                Err(Error::Storage(error))
+                    if error.is_retryable() && begun.elapsed() + pause < STORE_FOR =>
+                {
+                    tracing::warn!(%error, "not stored yet");
+                }
+                done => return done,
+            }
+            let random = pause.mul_f64(0.5 + rand::random::<f64>() / 2.0);
+            tokio::select! {
+                () = tokio::time::sleep(random) => {}
+                () = self.lost.cancelled() => {}
+                () = self.given_back.cancelled() => {}
+            }
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
     }
 
     async fn see(&self) -> Result<()> {
@@ -373,7 +430,7 @@ async fn within_deadline<T>(
     })
 }
 
-/// Writes a file that others will rely on, if the lock is still ours. Returns its name and size. A snapshot whose writer
+/// Writes a file that others will rely on, while the lock is ours. Returns its name and size. A snapshot whose writer
 /// failed, or was cancelled and waits no longer, is taken back before the lock goes.
 pub(crate) async fn write(
     files: &Files,
@@ -383,12 +440,11 @@ pub(crate) async fn write(
 ) -> Result<(Id, u64)> {
     let (id, sealed) = files.seal(json)?;
     let size = sealed.len() as u64;
-    guard.confirm().await?;
     let (tell, told) = oneshot::channel();
     let (take, taken) = oneshot::channel();
-    let files = files.clone();
+    let (files, state) = (files.clone(), Arc::clone(&guard.state));
     guard.state.writes.spawn(async move {
-        let stored = store(&files, kind, &id, sealed).await;
+        let stored = state.store(kind, &id, sealed).await;
         let failed = stored.is_err();
         let abandoned = tell.send(stored).is_err() || taken.await.is_err();
         if (failed || abandoned) && kind == FileKind::Snapshot {

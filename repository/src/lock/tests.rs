@@ -7,7 +7,7 @@ use bytes::Bytes;
 use jackline_storage::ObjectStore;
 use jackline_storage::memory::MemoryStore;
 
-use super::guard::{EXPIRY, REFRESH, WRITE_DEADLINE};
+use super::guard::{EXPIRY, REFRESH, STORE_FOR, WRITE_DEADLINE};
 use super::*;
 use crate::crypto::Key;
 use crate::faulty::{Fate, Faulty};
@@ -405,7 +405,6 @@ async fn one_that_the_second_look_does_not_see_is_lost() {
 #[tokio::test(start_paused = true)]
 async fn every_write_ends_within_a_minute() {
     let place = Place::new();
-    let guard = place.take(Mode::Shared).await.unwrap();
     place.store.on(|request| match request {
         request if request.starts_with("put ") => Fate::Silence,
         _ => Fate::Pass,
@@ -414,23 +413,104 @@ async fn every_write_ends_within_a_minute() {
     let pack = Bytes::from_static(b"pack");
     let stored = store(&place.files, FileKind::Pack, &Id::of(b"pack"), pack).await;
     assert!(stored.is_err() && begun.elapsed() <= WRITE_DEADLINE + SETTLE);
-    for kind in [FileKind::Index, FileKind::Snapshot] {
+}
+
+/// Writes of a kind, packs too, as an operation makes them.
+async fn add(place: &Place, guard: &LockGuard, kind: FileKind) -> Result<()> {
+    match kind {
+        FileKind::Pack => {
+            let pack = Bytes::from_static(b"pack");
+            guard.store_pack(Id::of(b"pack"), pack).await
+        }
+        kind => write(&place.files, guard, kind, b"{}").await.map(drop),
+    }
+}
+
+const ADDED: [FileKind; 3] = [FileKind::Pack, FileKind::Index, FileKind::Snapshot];
+
+#[tokio::test(start_paused = true)]
+async fn what_the_store_cannot_take_now_is_offered_again() {
+    for away in ["put ", "head "] {
+        let place = Place::new();
+        let guard = place.take(Mode::Shared).await.unwrap();
+        pass(1).await;
+        let until = Instant::now() + Duration::from_secs(90);
+        place.store.on(move |request| {
+            let fails = Instant::now() < until && request.starts_with(away);
+            if fails { Fate::Fail } else { Fate::Pass }
+        });
+        let added = ADDED.map(|kind| add(&place, &guard, kind));
+        for added in futures::future::join_all(added).await {
+            added.unwrap();
+        }
+        guard.release(&place.never).await;
+        for kind in ADDED {
+            assert_eq!(place.files.list(kind).await.unwrap().len(), 1, "{kind:?}");
+        }
+        // At growing intervals.
+        let asked = place.store.asked(away);
+        assert!(asked.len() < 50, "{}", asked.len());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_is_offered_no_more_when_the_lock_is_lost() {
+    for kind in ADDED {
+        let place = Place::new();
+        let guard = place.take(Mode::Shared).await.unwrap();
+        place.store.on(|_| Fate::Fail);
         let begun = Instant::now();
-        let written = write(&place.files, &guard, kind, b"{}").await;
+        let added = add(&place, &guard, kind).await;
+        assert!(matches!(added, Err(Error::LockLost { .. })), "{added:?}");
+        assert!(begun.elapsed() <= EXPIRY + WRITE_DEADLINE);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_is_offered_for_a_quarter_of_an_hour_where_the_lock_holds() {
+    for kind in ADDED {
+        let place = Place::new();
+        let guard = place.take(Mode::Shared).await.unwrap();
+        let puts = format!("put {}", kind.prefix());
+        place.store.on(move |request| {
+            let silent = request.starts_with(&puts);
+            if silent { Fate::Silence } else { Fate::Pass }
+        });
+        let begun = Instant::now();
+        let added = add(&place, &guard, kind).await;
         assert!(
             matches!(
-                written,
+                added,
                 Err(Error::Storage(jackline_storage::Error::Timeout { .. }))
             ),
-            "{written:?}"
+            "{added:?}"
         );
-        assert!(begun.elapsed() <= WRITE_DEADLINE + SETTLE);
+        assert!(begun.elapsed() <= STORE_FOR + WRITE_DEADLINE);
+        place.store.on(|_| Fate::Pass);
+        guard.release(&place.never).await;
+        // It took effect after all: a snapshot that was reported as failed is taken back.
+        let snapshots = place.files.list(FileKind::Snapshot).await.unwrap();
+        assert_eq!(snapshots.len(), 0);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_is_offered_no_more_when_nobody_waits_for_it() {
+    let place = Place::new();
+    let guard = place.take(Mode::Shared).await.unwrap();
+    place.store.on(|request| match request {
+        request if request.starts_with("put snapshots/") => Fate::Fail,
+        _ => Fate::Pass,
+    });
+    let abandoned = add(&place, &guard, FileKind::Snapshot);
+    let late = tokio::time::timeout(Duration::from_secs(100), abandoned).await;
+    assert!(late.is_err());
+    let begun = Instant::now();
     place.store.on(|_| Fate::Pass);
     guard.release(&place.never).await;
-    // It took effect after all: a snapshot that was reported as failed is taken back.
-    let snapshots = place.files.list(FileKind::Snapshot).await.unwrap();
-    assert_eq!(snapshots.len(), 0);
+    assert!(begun.elapsed() < Duration::from_secs(1));
+    assert!(place.locks().await.is_empty());
+    assert_eq!(place.files.list(FileKind::Snapshot).await.unwrap().len(), 0);
 }
 
 #[tokio::test(start_paused = true)]
