@@ -317,6 +317,7 @@ impl Restore<'_> {
             command: RESTORE_WAIT_PROGRAM,
             restore: &self.uid,
             over: annotation::RESTORE_OVER,
+            restored: annotation::RESTORED,
             volumes: &BTreeMap::from([("data".to_owned(), 1)]),
             settings: &Settings::default(),
         };

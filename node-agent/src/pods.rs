@@ -119,8 +119,12 @@ pub(crate) async fn wanted(client: &Client, pod: &Pod, name: &str) -> Result<Wan
     })
 }
 
-/// When the pod's restore-wait container began to run, if it runs now and waits for this restore.
+/// When the pod's restore-wait container began to run, if it runs now and waits for this restore. One that finds the pod marked as
+/// restored ends by itself.
 pub(crate) fn waits_since(pod: &Pod, restore_uid: &str) -> Option<jiff::Timestamp> {
+    if is_restored(pod, restore_uid) {
+        return None;
+    }
     let running = waiter(pod, restore_uid)?.running.as_ref()?;
     Some(
         running
@@ -132,9 +136,15 @@ pub(crate) fn waits_since(pod: &Pod, restore_uid: &str) -> Option<jiff::Timestam
 
 /// Whether the pod's restore-wait container has gone on: it saw the done-file of every volume that it waited for.
 pub(crate) fn has_waited(pod: &Pod, restore_uid: &str) -> bool {
-    waiter(pod, restore_uid)
-        .and_then(|state| state.terminated.as_ref())
-        .is_some_and(|end| end.exit_code == 0)
+    let state = waiter(pod, restore_uid);
+    let end = state.and_then(|state| state.terminated.as_ref());
+    is_restored(pod, restore_uid) || end.is_some_and(|end| end.exit_code == 0)
+}
+
+/// Whether the controller saw it go on; that stays known when the container runs again.
+fn is_restored(pod: &Pod, restore_uid: &str) -> bool {
+    let restored = pod.annotations().get(names::annotation::RESTORED);
+    !restore_uid.is_empty() && restored.is_some_and(|uid| uid == restore_uid)
 }
 
 /// State of the restore-wait container for this restore.
@@ -199,6 +209,19 @@ mod tests {
             &pod(json!({"terminated": {"exitCode": 143}})),
             "r1"
         ));
+    }
+
+    #[test]
+    fn a_pod_that_was_restored_waits_no_more_when_its_node_restarts() {
+        let mut again = pod(json!({"running": {"startedAt": "2026-01-01T00:00:00Z"}}));
+        let restored = |uid: &str| {
+            let name = names::annotation::RESTORED.to_owned();
+            Some([(name, uid.to_owned())].into())
+        };
+        again.metadata.annotations = restored("r0");
+        assert!(waits_since(&again, "r1").is_some() && !has_waited(&again, "r1"));
+        again.metadata.annotations = restored("r1");
+        assert!(waits_since(&again, "r1").is_none() && has_waited(&again, "r1"));
     }
 
     #[test]

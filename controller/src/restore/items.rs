@@ -442,6 +442,7 @@ impl Run<'_> {
                     restore: &self.uid,
                     volumes: &volumes,
                     over: annotation::RESTORE_OVER,
+                    restored: annotation::RESTORED,
                     settings: &self.valid.adaptation.waiter,
                 };
                 wait::add(&mut wanted, waiter);

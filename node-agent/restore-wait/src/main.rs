@@ -6,6 +6,9 @@
 //! says every 30 s what it still waits for. When the restore has ended without the data, the controller says why in an annotation that
 //! the kubelet shows as a file; then this program ends with that reason, which becomes the container's message.
 //!
+//! A pod whose node restarts runs its init containers again, perhaps weeks later, when nothing is left of the restore that could write
+//! the marker. So the controller notes the restore's UID in an annotation once all data is back, and then nothing is waited for.
+//!
 //! `JACKLINE_WAITERS` (`<volume>=<pods>,…`) says how many pods wait for a volume; unnamed volumes have one. Where this pod is the
 //! only one, it removes the marker itself, as Velero's helper does; otherwise the others still need it, and the node agent removes
 //! it when all have gone on.
@@ -21,6 +24,8 @@ use std::{
 
 const ROOT: &str = "/restores";
 const OVER: &str = "/restore-over/reason";
+/// The annotation `jackline.dev/restored`.
+const RESTORED: &str = "/restore-over/restored";
 const TERMINATION_LOG: &str = "/dev/termination-log";
 const MARKER_DIR: &str = ".velero";
 const POLL: Duration = Duration::from_millis(250);
@@ -61,9 +66,11 @@ fn main() -> ExitCode {
         std::env::var_os("JACKLINE_RESTORES").map_or_else(|| PathBuf::from(ROOT), PathBuf::from);
     let over_file = std::env::var_os("JACKLINE_RESTORE_OVER")
         .map_or_else(|| PathBuf::from(OVER), PathBuf::from);
+    let restored_file = std::env::var_os("JACKLINE_RESTORED")
+        .map_or_else(|| PathBuf::from(RESTORED), PathBuf::from);
     let waiters = waiters(&std::env::var("JACKLINE_WAITERS").unwrap_or_default());
     let mut last_said: Option<(Instant, String)> = None;
-    loop {
+    while !is_restored(&restored_file, &uid) {
         let missing = match missing(&root, &uid) {
             Ok(missing) if missing.is_empty() => break,
             Ok(missing) => format!("waiting for the data of {}", missing.join(", ")),
@@ -100,6 +107,11 @@ fn main() -> ExitCode {
 fn over(file: &Path) -> Option<String> {
     let why = std::fs::read_to_string(file).ok()?;
     (!why.trim().is_empty()).then_some(why)
+}
+
+/// Whether all data has been here before. A pod of an older restore has no such file, or one that names that.
+fn is_restored(file: &Path, uid: &str) -> bool {
+    std::fs::read_to_string(file).is_ok_and(|restored| restored.trim() == uid)
 }
 
 /// Removes the marker and leaves the volume's own times as they were restored.
@@ -207,6 +219,17 @@ mod tests {
         assert_eq!(over(&file), None);
         std::fs::write(&file, "lost").unwrap();
         assert_eq!(over(&file).as_deref(), Some("lost"));
+    }
+
+    #[test]
+    fn a_pod_that_this_restore_has_restored_waits_no_more() {
+        let tmp = tmp("restored");
+        let file = tmp.0.join("restored");
+        assert!(!is_restored(&file, "u1"));
+        for (text, expected) in [("", false), ("u0", false), ("u11", false), ("u1", true)] {
+            std::fs::write(&file, text).unwrap();
+            assert_eq!(is_restored(&file, "u1"), expected, "{text}");
+        }
     }
 
     #[test]

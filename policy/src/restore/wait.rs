@@ -12,7 +12,7 @@ use super::{
 /// Its name; older backups may hold a pod with one under either name.
 pub const NAME: &str = "restore-wait";
 const OLD_NAMES: &[&str] = &[NAME, "restic-wait"];
-/// The volume through which it learns that there is nothing more to wait for.
+/// The volume through which it learns that there is nothing to wait for, any more or again.
 pub const OVER: &str = "jackline-restore-over";
 /// Where the waiter finds the volumes that it waits for.
 pub const ROOT: &str = "/restores/";
@@ -28,6 +28,8 @@ pub struct Waiter<'a> {
     pub volumes: &'a BTreeMap<String, usize>,
     /// The pod's annotation that says why the data will not come.
     pub over: &'a str,
+    /// The one that names the restore once all data is back.
+    pub restored: &'a str,
     pub settings: &'a Settings,
 }
 
@@ -108,8 +110,15 @@ pub fn add(pod: &mut Value, waiter: Waiter<'_>) {
                 .unwrap_or_default(),
         );
         spec.insert("initContainers".to_owned(), Value::Array(all));
-        let path = format!("metadata.annotations['{}']", waiter.over);
-        let volume = json!({"name": OVER, "downwardAPI": {"items": [{"path": "reason", "fieldRef": field(&path)["fieldRef"]}]}});
+        let item = |path: &str, annotation: &str| {
+            let from = field(&format!("metadata.annotations['{annotation}']"));
+            json!({"path": path, "fieldRef": from["fieldRef"]})
+        };
+        let items = [
+            item("reason", waiter.over),
+            item("restored", waiter.restored),
+        ];
+        let volume = json!({"name": OVER, "downwardAPI": {"items": items}});
         let mut volumes = list(pod, "/spec/volumes").to_vec();
         volumes.push(volume);
         pod["spec"]["volumes"] = Value::Array(volumes);
@@ -178,6 +187,7 @@ mod tests {
             restore: "uid-1",
             volumes,
             over: "example.org/over",
+            restored: "example.org/restored",
             settings,
         }
     }
@@ -198,8 +208,9 @@ mod tests {
                 {"name": "data", "persistentVolumeClaim": {"claimName": "x"}},
                 {"name": "other", "persistentVolumeClaim": {"claimName": "y", "readOnly": true}},
                 {"name": "empty", "emptyDir": {}},
-                {"name": "jackline-restore-over", "downwardAPI": {"items": [{"path": "reason",
-                    "fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.annotations['example.org/over']"}}]}}])
+                {"name": "jackline-restore-over", "downwardAPI": {"items": [
+                    {"path": "reason", "fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.annotations['example.org/over']"}},
+                    {"path": "restored", "fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.annotations['example.org/restored']"}}]}}])
         );
         assert_eq!(
             pod["spec"]["containers"][0]["volumeMounts"],
