@@ -1,6 +1,10 @@
 //! What both controllers of the agent share.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use jackline_crds::{
     foreign,
@@ -13,7 +17,7 @@ use tokio::sync::Semaphore;
 
 use crate::{
     metrics::Metrics,
-    paths::{self, Found},
+    paths::{self, Found, PathError},
     pods::{self, VolumeError},
     repos::Repositories,
 };
@@ -110,14 +114,8 @@ impl Context {
     pub async fn resolve(&self, pod: &Pod, volume: &str) -> Result<Found, VolumeError> {
         let wanted = pods::wanted(&self.client.0, pod, volume).await?;
         let host_pods = self.host_pods.clone();
-        let path = self.host_pods.join(&wanted.pod_uid).display().to_string();
-        let hung = |source: std::io::Error| paths::PathError::Io { path, source };
-        let look = tokio::task::spawn_blocking(move || paths::resolve(&host_pods, &wanted));
-        match tokio::time::timeout(RESOLVE_DEADLINE, look).await {
-            Ok(Ok(found)) => Ok(found?),
-            Ok(Err(panic)) => Err(hung(std::io::Error::other(panic)).into()),
-            Err(_) => Err(hung(std::io::ErrorKind::TimedOut.into()).into()),
-        }
+        let path = self.host_pods.join(&wanted.pod_uid);
+        Ok(ask(&path, move || paths::resolve(&host_pods, &wanted)).await??)
     }
 
     /// Says what keeps a volume from being moved, on the object and the pod.
@@ -140,6 +138,23 @@ impl Context {
             note,
         });
     }
+}
+
+/// Looks at a volume, off the async threads and not for ever.
+pub(crate) async fn ask<T: Send + 'static>(
+    path: &Path,
+    look: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, PathError> {
+    let looking = tokio::task::spawn_blocking(look);
+    let source = match tokio::time::timeout(RESOLVE_DEADLINE, looking).await {
+        Ok(Ok(seen)) => return Ok(seen),
+        Ok(Err(panic)) => std::io::Error::other(panic),
+        Err(_) => std::io::ErrorKind::TimedOut.into(),
+    };
+    Err(PathError::Io {
+        path: path.display().to_string(),
+        source,
+    })
 }
 
 fn find_pod(pods: &Store<Pod>, reference: &ObjectReference) -> PodHere {

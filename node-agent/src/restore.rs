@@ -8,22 +8,27 @@
 //! that restarted), removed when the controller says that every waiter has gone on; through another pod of the claim where the one that
 //! was restored into is gone.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use jackline_crds::{
     names::{annotation, label},
     velero::{PodVolumePhase, PodVolumeRestore, PodVolumeRestoreStatus, UploaderType},
 };
-use jackline_repository::{RestoreOptions, RestoreSummary};
+use jackline_repository::{Repository, RestoreOptions, RestoreSummary, SnapshotId};
 use jackline_runtime::{Failure, Key, Next};
 use jiff::Timestamp;
 use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::Time};
-use kube::ResourceExt;
+use kube::{Api, ResourceExt};
 use parking_lot::Mutex;
 use serde_json::json;
+use tokio::time::Instant;
 
 use crate::{
-    context::{Context, PodHere},
+    context::{Context, PodHere, ask},
     marker,
     metrics::Operation,
     paths::Found,
@@ -43,8 +48,32 @@ const DELETE: &str = "DeleteExtraFiles";
 pub(crate) struct Restores {
     context: Arc<Context>,
     patience: Patience,
+    /// Volumes whose data is complete and whose status does not say so yet, with the UID of the object. From the done-file on they are
+    /// their pods', whatever the API server and the watches know.
+    complete: Mutex<HashMap<Key, (Option<String>, Complete)>>,
     /// UIDs of completed restores whose done-file was removed.
     settled: Mutex<HashSet<String>>,
+}
+
+/// A volume that has its data.
+#[derive(Debug, Clone, Copy)]
+struct Complete {
+    bytes: u64,
+    at: Timestamp,
+}
+
+impl Complete {
+    fn now(bytes: u64) -> Self {
+        let at = Timestamp::now();
+        Self { bytes, at }
+    }
+
+    /// Restored by an agent that ended before it said so: what is known of it.
+    fn earlier(object: &PodVolumeRestore, record: &Record<PodVolumeRestore>) -> Self {
+        let shown = record.status().progress.map_or(0, |p| p.total_bytes);
+        let bytes = shown.max(object.spec.snapshot_size);
+        Self::now(u64::try_from(bytes).unwrap_or_default())
+    }
 }
 
 /// UID of the Restore that an object belongs to: the name of the done-file.
@@ -72,6 +101,7 @@ impl Restores {
         Self {
             context,
             patience,
+            complete: Mutex::default(),
             settled: Mutex::default(),
         }
     }
@@ -80,18 +110,26 @@ impl Restores {
         let context = &self.context;
         context.pods.ready().await;
         let Some(object) = context.restores.get(key) else {
-            self.patience.forget(key);
+            self.forget(key);
             return Ok(Next::Done);
         };
-        match object.phase() {
-            PodVolumePhase::Completed => return self.look_after(&object).await,
-            phase if phase.is_terminal() => return Ok(Next::Done),
-            _ => {}
+        if object.phase().is_terminal() {
+            self.forget(key);
+            return match object.phase() {
+                PodVolumePhase::Completed => self.look_after(&object).await,
+                _ => Ok(Next::Done),
+            };
+        }
+        if let Some(complete) = self.complete_already(key, &object) {
+            let Some((object, record)) = self.fresh(&object).await? else {
+                return Ok(Next::Done);
+            };
+            return self.end(key, &object, &record, Ok(complete)).await;
         }
         let pod = match context.pod(&object.spec.pod) {
             PodHere::Yes(pod) if !pods::is_over(&pod) => pod,
             _ if self.was_ours(&object) => {
-                let Some((object, record)) = self.fresh(key).await? else {
+                let Some((object, record)) = self.fresh(&object).await? else {
                     return Ok(Next::Done);
                 };
                 let message = "the pod is gone from this node; its volume was not restored";
@@ -104,17 +142,7 @@ impl Restores {
         };
         let uid = restore_uid(&object);
         if object.phase() == PodVolumePhase::InProgress && pods::has_waited(&pod, &uid) {
-            // Killed between the done-file and the status: the data is complete, and now it is the pod's.
-            let Some((object, record)) = self.fresh(key).await? else {
-                return Ok(Next::Done);
-            };
-            let shown = record.status().progress.map_or(0, |p| p.total_bytes);
-            let bytes = shown.max(object.spec.snapshot_size);
-            let summary = RestoreSummary {
-                bytes: u64::try_from(bytes).unwrap_or_default(),
-                ..RestoreSummary::default()
-            };
-            return self.end(key, &object, &record, Ok(summary)).await;
+            return self.end_of_earlier(key, &object).await;
         }
         context.alone(&*object, &object.spec.pod).await?;
         if pods::waits_since(&pod, &uid).is_none() {
@@ -125,24 +153,60 @@ impl Restores {
             .acquire()
             .await
             .map_err(|closed| Failure::terminal("Closed", closed))?;
-        let Some((object, record)) = self.fresh(key).await? else {
+        // The watch may be behind: a pod that has gone on meanwhile works on its data.
+        let namespace = pod.namespace().unwrap_or_default();
+        let api = Api::<Pod>::namespaced(context.client.0.clone(), &namespace);
+        let now = api.get_opt(&pod.name_any()).await?;
+        let Some(pod) = now.filter(|now| now.metadata.uid == pod.metadata.uid) else {
+            return Ok(Next::OnChange);
+        };
+        let Some((object, record)) = self.fresh(&object).await? else {
             return Ok(Next::Done);
         };
+        if pods::waits_since(&pod, &uid).is_none() {
+            if object.phase() == PodVolumePhase::InProgress && pods::has_waited(&pod, &uid) {
+                return self.end_of_earlier(key, &object).await;
+            }
+            return Ok(Next::OnChange);
+        }
         let running = context.metrics.begin(Operation::Restore);
-        let result = self.attempt(&object, &record, &pod).await;
+        let (meter, begun) = (Meter::default(), Instant::now());
+        let result = self.attempt(&object, &record, &pod, &meter).await;
         drop(running);
+        let moved = meter.now().bytes_done > 0;
+        self.patience.tried(key, begun.elapsed(), moved);
         self.end(key, &object, &record, result).await
     }
 
-    /// The object as the API server has it, unless it has ended. The store may be behind our own last write, and a volume whose pod
-    /// runs must never be restored again.
+    /// Says that a volume is complete whose agent was killed between the done-file and the status: now it is the pod's.
+    async fn end_of_earlier(&self, key: &Key, object: &PodVolumeRestore) -> Result<Next, Failure> {
+        let Some((object, record)) = self.fresh(object).await? else {
+            return Ok(Next::Done);
+        };
+        let complete = Complete::earlier(&object, &record);
+        self.end(key, &object, &record, Ok(complete)).await
+    }
+
+    fn complete_already(&self, key: &Key, object: &PodVolumeRestore) -> Option<Complete> {
+        let complete = self.complete.lock();
+        let (uid, complete) = complete.get(key)?;
+        (*uid == object.uid()).then_some(*complete)
+    }
+
+    fn forget(&self, key: &Key) {
+        self.patience.forget(key);
+        self.complete.lock().remove(key);
+    }
+
+    /// The object as the API server has it, unless it has ended or is another of that name. The store may be behind our own last write,
+    /// and a volume whose pod runs must never be restored again.
     async fn fresh(
         &self,
-        key: &Key,
+        seen: &PodVolumeRestore,
     ) -> Result<Option<(PodVolumeRestore, Record<PodVolumeRestore>)>, Failure> {
         let api = self.context.api::<PodVolumeRestore>();
-        let object = api.get_opt(&key.name).await?;
-        let object = object.filter(|object| !object.phase().is_terminal());
+        let object = api.get_opt(&seen.name_any()).await?;
+        let object = object.filter(|now| now.uid() == seen.uid() && !now.phase().is_terminal());
         Ok(object.map(|object| {
             let record = Record::new(api, object.clone());
             (object, record)
@@ -159,7 +223,7 @@ impl Restores {
         key: &Key,
         object: &PodVolumeRestore,
         record: &Record<PodVolumeRestore>,
-        result: Result<RestoreSummary, Stop>,
+        result: Result<Complete, Stop>,
     ) -> Result<Next, Failure> {
         let context = &self.context;
         let mut status = record.status();
@@ -168,16 +232,16 @@ impl Restores {
             status.phase = Some(PodVolumePhase::Failed);
             status.message = Some(message);
         };
-        let mut well = false;
+        let mut written = None;
         match result {
-            Ok(summary) => {
-                well = true;
+            Ok(complete) => {
+                written = Some(complete.bytes);
+                let known = (object.uid(), complete);
+                self.complete.lock().insert(key.clone(), known);
                 status.phase = Some(PodVolumePhase::Completed);
-                status.progress = Some(progress::complete(summary.bytes));
+                status.completion_timestamp = Some(Time(complete.at));
+                status.progress = Some(progress::complete(complete.bytes));
                 status.message = None;
-                context
-                    .metrics
-                    .bytes(Operation::Restore, "written", summary.bytes);
             }
             Err(Stop::Shutdown) => return Ok(Next::After(Duration::from_secs(1))),
             Err(Stop::Gone) => return Ok(Next::Done),
@@ -194,9 +258,16 @@ impl Restores {
             }
             Err(Stop::Failed(message)) => fail(message),
         }
-        persist(|| record.write(&status), &context.shutdown).await?;
-        self.patience.forget(key);
-        context.metrics.ended(Operation::Restore, well);
+        let told = persist(|| record.write(&status), &context.shutdown).await;
+        told.map_err(|failure| match written {
+            // However it was refused: the pod goes on, and this must be said some time.
+            Some(_) => Failure::transient(failure.reason, failure.source),
+            None => failure,
+        })?;
+        self.forget(key);
+        let bytes = written.unwrap_or_default();
+        context.metrics.bytes(Operation::Restore, "written", bytes);
+        context.metrics.ended(Operation::Restore, written.is_some());
         self.say(object, &status);
         Ok(Next::OnChange)
     }
@@ -230,7 +301,8 @@ impl Restores {
         object: &PodVolumeRestore,
         record: &Record<PodVolumeRestore>,
         pod: &Pod,
-    ) -> Result<RestoreSummary, Stop> {
+        meter: &Meter,
+    ) -> Result<Complete, Stop> {
         let context = &self.context;
         let spec = &object.spec;
         if spec.cancel {
@@ -246,6 +318,11 @@ impl Restores {
             .resolve(pod, &spec.volume)
             .await
             .map_err(|e| Stop::volume(&spec.volume, e))?;
+        let (path, uid) = (found.path.clone(), restore_uid(object));
+        let is_marked = ask(&found.path, move || marker::exists(&path, &uid)).await;
+        if is_marked.map_err(|error| Stop::volume(&spec.volume, error.into()))? {
+            return Ok(Complete::earlier(object, record));
+        }
 
         let mut status = record.status();
         status.phase = Some(PodVolumePhase::InProgress);
@@ -267,7 +344,7 @@ impl Restores {
             .await
             .map_err(Stop::repository)?;
         let summary = self
-            .write(object, record, &repository, &snapshot, &found)
+            .write(object, record, (&repository, &snapshot), &found, meter)
             .await?;
         if !summary.is_complete() {
             return Err(Stop::Failed(incomplete(&summary)));
@@ -276,16 +353,16 @@ impl Restores {
             return Err(Stop::Gone);
         }
         self.mark(object, &found).await?;
-        Ok(summary)
+        Ok(Complete::now(summary.bytes))
     }
 
     async fn write(
         &self,
         object: &PodVolumeRestore,
         record: &Record<PodVolumeRestore>,
-        repository: &jackline_repository::Repository,
-        snapshot: &jackline_repository::SnapshotId,
+        (repository, snapshot): (&Repository, &SnapshotId),
         found: &Found,
+        meter: &Meter,
     ) -> Result<RestoreSummary, Stop> {
         let context = &self.context;
         let settings = &object.spec.uploader_settings;
@@ -295,11 +372,10 @@ impl Restores {
             delete: is_set(DELETE),
             ..RestoreOptions::default()
         };
-        let meter = Meter::default();
         let cancel = context.shutdown.child_token();
         let work = progress::reporting(
-            &meter,
-            repository.restore(snapshot, &found.path, options, &meter, &cancel),
+            meter,
+            repository.restore(snapshot, &found.path, options, meter, &cancel),
             |progress| record.show(|status| status.progress = Some(progress)),
         );
         let key = Key::of(object);
@@ -370,6 +446,8 @@ impl Restores {
         }
         let found = match context.resolve(&pod, &volume).await {
             Ok(found) => found,
+            // It would wait for ever.
+            Err(error) if waits => return Err(Failure::transient("VolumeOutOfReach", error)),
             Err(error) => {
                 // The pod is being taken down, most likely. Nothing can be done in a volume that is not there.
                 tracing::debug!(
@@ -473,28 +551,4 @@ fn incomplete(summary: &RestoreSummary) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_node_is_known_where_the_definitions_drop_it() {
-        let object = |metadata: serde_json::Value, status: serde_json::Value| -> PodVolumeRestore {
-            let spec = json!({"pod": {}, "volume": "v", "backupStorageLocation": "default", "repoIdentifier": "",
-                "snapshotID": "s", "sourceNamespace": "n"});
-            serde_json::from_value(json!({"metadata": metadata, "spec": spec, "status": status}))
-                .unwrap()
-        };
-        let noted = json!({"name": "r", "annotations": {"jackline.dev/node": "a"}});
-        let plain = json!({"name": "r"});
-        let begun = json!({"phase": "InProgress"});
-        let full = json!({"phase": "InProgress", "node": "b"});
-        for (metadata, status, want) in [
-            (&noted, &begun, Some("a")),
-            (&plain, &full, Some("b")),
-            (&noted, &full, Some("b")),
-            (&plain, &begun, None),
-        ] {
-            assert_eq!(node(&object(metadata.clone(), status.clone())), want);
-        }
-    }
-}
+mod tests;

@@ -72,7 +72,7 @@ impl From<OpenError> for Stop {
     }
 }
 
-/// Bears the failures of a key for a limited time, counted from the first one this process saw.
+/// Bears the failures of a key for a limited time, counted from the first one this process saw since data moved.
 #[derive(Debug)]
 pub(crate) struct Patience {
     limit: Duration,
@@ -92,6 +92,14 @@ impl Patience {
         let now = Instant::now();
         let since = *self.since.lock().entry(key.clone()).or_insert(now);
         now.duration_since(since) < self.limit
+    }
+
+    /// An attempt is over. Counts anew where it moved data, or tried for longer than failures are borne: with a store that is away every
+    /// now and then, a large volume needs many.
+    pub fn tried(&self, key: &Key, took: Duration, moved: bool) {
+        if moved || took >= self.limit {
+            self.forget(key);
+        }
     }
 
     pub fn forget(&self, key: &Key) {
@@ -142,6 +150,23 @@ mod tests {
         assert!(!patience.lasts(&key));
         patience.forget(&key);
         assert!(patience.lasts(&key));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn patience_begins_anew_when_data_has_moved() {
+        let limit = Duration::from_secs(60);
+        let patience = Patience::new(limit);
+        let key = Key::cluster("a");
+        for (took, moved, lasts) in [
+            (Duration::ZERO, false, true),
+            (Duration::ZERO, true, true),
+            (limit, false, true),
+            (Duration::ZERO, false, false),
+        ] {
+            tokio::time::advance(limit).await;
+            patience.tried(&key, took, moved);
+            assert_eq!(patience.lasts(&key), lasts, "{took:?} {moved}");
+        }
     }
 
     #[tokio::test(start_paused = true)]
