@@ -245,3 +245,40 @@ async fn a_slow_store_gets_every_index_file_once() {
     let written = faulty.asked("put index/").len();
     assert!((1..=2).contains(&written), "{written}");
 }
+
+/// What was read is not read again because the store was away for some seconds.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_is_away_for_some_seconds_does_not_end_a_backup() {
+    let dir = scratch();
+    let (source, repo) = (dir.path().join("source"), dir.path().join("repo"));
+    fs::create_dir(&source).unwrap();
+    fs::write(source.join("file"), noise(1, 40_000_000)).unwrap();
+    let faulty = Faulty::new(support::store(&repo));
+    let repository = Repository::init(faulty.clone(), &options()).await.unwrap();
+    for kind in ["put data/", "put index/", "put snapshots/"] {
+        let away = parking_lot::Mutex::new(None);
+        faulty.on(move |request| {
+            if !request.starts_with(kind) {
+                return Fate::Pass;
+            }
+            let since = *away.lock().get_or_insert_with(Instant::now);
+            match since.elapsed() < Duration::from_secs(2) {
+                true => Fate::Fail,
+                false => Fate::Pass,
+            }
+        });
+        let request = BackupRequest::contents(&source, "h");
+        let never = CancellationToken::new();
+        let made = repository.backup(request, &NoProgress, &never).await;
+        assert!(made.unwrap().is_complete(), "{kind}");
+        fs::write(source.join(kind.len().to_string()), kind).unwrap();
+    }
+    let everything = CheckOptions {
+        read_data: ReadData::Everything,
+        no_lock: false,
+    };
+    let never = CancellationToken::new();
+    let checked = repository.check(everything, &NoProgress, &never).await;
+    assert!(checked.unwrap().is_ok());
+    assert_eq!(repository.snapshots().await.unwrap().len(), 3);
+}
