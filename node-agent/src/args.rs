@@ -66,7 +66,7 @@ pub struct ServerArgs {
     /// How long an operation waits for another's lock on the repository (prune)
     #[arg(long, env = "JACKLINE_LOCK_WAIT", default_value = "10min", value_parser = humantime::parse_duration)]
     pub lock_wait: Duration,
-    /// How long failures that may pass (storage, API server) are retried before a volume fails
+    /// How long failures that may pass (storage, API server) are retried, since data has moved, before a volume fails
     #[arg(long, env = "JACKLINE_GIVE_UP_AFTER", default_value = "30min", value_parser = humantime::parse_duration)]
     pub give_up_after: Duration,
 }

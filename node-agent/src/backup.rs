@@ -9,7 +9,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use jackline_crds::{
     names::SNAPSHOT_HOST,
-    velero::{PodVolumeBackup, PodVolumeBackupStatus, PodVolumePhase, UploaderType},
+    velero::{PodVolumeBackup, PodVolumeBackupStatus, PodVolumePhase, UploaderType, VOLUME_EMPTY},
 };
 use jackline_repository::{BackupRequest, BackupSummary, Repository, SnapshotId};
 use jackline_runtime::{Failure, Key, Next};
@@ -19,7 +19,7 @@ use kube::Api;
 use tokio::time::Instant;
 
 use crate::{
-    context::{Context, PodHere},
+    context::{Context, PodHere, ask},
     metrics::Operation,
     parent,
     paths::Found,
@@ -76,8 +76,11 @@ impl Backups {
         context.alone(&object, &object.spec.pod).await?;
         let record = Record::new(api, object.clone());
         let running = context.metrics.begin(Operation::Backup);
-        let result = self.attempt(&object, &record).await;
+        let (meter, begun) = (Meter::default(), Instant::now());
+        let result = self.attempt(&object, &record, &meter).await;
         drop(running);
+        self.patience
+            .tried(key, begun.elapsed(), meter.has_stored());
         let mut status = record.status();
         status.completion_timestamp = Some(Time(Timestamp::now()));
         let well = match result {
@@ -151,6 +154,7 @@ impl Backups {
         &self,
         object: &PodVolumeBackup,
         record: &Record<PodVolumeBackup>,
+        meter: &Meter,
     ) -> Result<Done, Stop> {
         let context = &self.context;
         let spec = &object.spec;
@@ -194,7 +198,7 @@ impl Backups {
                 .map_err(Stop::Retry)?,
         };
         let summary = self
-            .read(object, record, &repository, &found, parent)
+            .read(object, record, (&repository, parent), &found, meter)
             .await?;
         let Some(snapshot) = summary.snapshot else {
             return Err(Stop::Failed(
@@ -262,14 +266,32 @@ impl Backups {
         }
     }
 
+    /// Over when the pod goes or the backup is no longer wanted.
+    async fn interrupted(&self, object: &PodVolumeBackup) -> Stop {
+        let context = &self.context;
+        let key = Key::of(object);
+        let canceled = context.backups.wait_for(|backups| match backups.get(&key) {
+            // Whoever ended it counts on that, even if this agent merely stood still for too long.
+            Some(now) if now.phase().is_terminal() => Some(Stop::Gone),
+            Some(now) => now.spec.cancel.then_some(Stop::Canceled),
+            None => Some(Stop::Gone),
+        });
+        tokio::select! {
+            () = context.pod_gone(&object.spec.pod) => Stop::Failed(
+                "the pod was deleted, replaced or ended while its volume was read".to_owned(),
+            ),
+            stop = canceled => stop,
+        }
+    }
+
     /// Moves the data; stops when the pod goes, when that is wished, or when the process ends.
     async fn read(
         &self,
         object: &PodVolumeBackup,
         record: &Record<PodVolumeBackup>,
-        repository: &Repository,
+        (repository, parent): (&Repository, Option<SnapshotId>),
         found: &Found,
-        parent: Option<SnapshotId>,
+        meter: &Meter,
     ) -> Result<BackupSummary, Stop> {
         let context = &self.context;
         let path = found.path.display().to_string();
@@ -278,28 +300,13 @@ impl Backups {
         request.tags = tags(object);
         request.parent = parent.into();
 
-        let meter = Meter::default();
         let cancel = context.shutdown.child_token();
         let work = progress::reporting(
-            &meter,
-            repository.backup(request, &meter, &cancel),
+            meter,
+            repository.backup(request, meter, &cancel),
             |progress| record.show(|status| status.progress = Some(progress)),
         );
-        let key = Key::of(object);
-        let canceled = context.backups.wait_for(|backups| match backups.get(&key) {
-            // Whoever ended it counts on that, even if this agent merely stood still for too long.
-            Some(now) if now.phase().is_terminal() => Some(Stop::Gone),
-            Some(now) => now.spec.cancel.then_some(Stop::Canceled),
-            None => Some(Stop::Gone),
-        });
-        let interrupted = async {
-            tokio::select! {
-                () = context.pod_gone(&object.spec.pod) => Stop::Failed(
-                    "the pod was deleted, replaced or ended while its volume was read".to_owned(),
-                ),
-                stop = canceled => stop,
-            }
-        };
+        let interrupted = self.interrupted(object);
         tokio::pin!(work, interrupted);
         tokio::select! {
             biased;
@@ -328,9 +335,13 @@ impl Backups {
             return Err(Stop::Failed(incomplete(summary)));
         }
         let look = found.clone();
-        let still = tokio::task::spawn_blocking(move || look.still_there())
-            .await
-            .unwrap_or(false);
+        // The server of a network volume may have died after the last byte.
+        let still = tokio::select! {
+            still = ask(&found.path, move || look.still_there()) => {
+                still.map_err(|error| Stop::volume(&object.spec.volume, error.into()))?
+            }
+            stop = self.interrupted(object) => return Err(stop),
+        };
         let pod =
             matches!(self.context.pod(&object.spec.pod), PodHere::Yes(pod) if !pods::is_over(&pod));
         if still && pod {
@@ -348,7 +359,16 @@ fn finish(status: &mut PodVolumeBackupStatus, done: &Done) {
     status.snapshot_id = Some(done.snapshot_id.clone());
     status.progress = Some(progress::complete(done.summary.bytes_processed));
     status.incremental_bytes = progress::clamp(done.summary.bytes_added);
-    status.message = done.summary.empty.then(|| "volume was empty".to_owned());
+    status.message = remark(&done.summary);
+}
+
+/// What is to be known of a volume that was read whole.
+fn remark(summary: &BackupSummary) -> Option<String> {
+    match summary.vanished {
+        0 => summary.empty.then(|| VOLUME_EMPTY.to_owned()),
+        1 => Some("1 file vanished while the volume was read".to_owned()),
+        files => Some(format!("{files} files vanished while the volume was read")),
+    }
 }
 
 fn fail(status: &mut PodVolumeBackupStatus, message: &str) {
@@ -449,6 +469,23 @@ mod tests {
                 "volume=data"
             ]
         );
+    }
+
+    #[test]
+    fn what_vanished_is_said_of_a_volume_that_is_complete() {
+        for (vanished, empty, said) in [
+            (0, false, None),
+            (0, true, Some(VOLUME_EMPTY)),
+            (1, true, Some("1 file vanished while the volume was read")),
+            (7, false, Some("7 files vanished while the volume was read")),
+        ] {
+            let summary = BackupSummary {
+                vanished,
+                empty,
+                ..BackupSummary::default()
+            };
+            assert_eq!(remark(&summary).as_deref(), said);
+        }
     }
 
     #[test]

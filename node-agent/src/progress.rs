@@ -17,9 +17,15 @@ pub(crate) const EVERY: Duration = Duration::from_secs(3);
 pub(crate) struct Meter {
     total: AtomicI64,
     done: AtomicI64,
+    stored: AtomicI64,
 }
 
 impl Meter {
+    /// Whether a repository has more than before.
+    pub fn has_stored(&self) -> bool {
+        self.stored.load(Ordering::Relaxed) > 0
+    }
+
     pub fn now(&self) -> DataProgress {
         DataProgress {
             total_bytes: self.total.load(Ordering::Relaxed),
@@ -35,6 +41,10 @@ impl Progress for Meter {
 
     fn advance(&self, bytes: u64, _: u64) {
         self.done.fetch_add(clamp(bytes), Ordering::Relaxed);
+    }
+
+    fn stored(&self, bytes: u64) {
+        self.stored.fetch_add(clamp(bytes), Ordering::Relaxed);
     }
 }
 

@@ -125,6 +125,8 @@ pub struct BackupSummary {
     /// The first of them (at most 100).
     pub errors: Vec<FileProblem>,
     /// How many files vanished between listing and reading.
+    pub vanished: u64,
+    /// How many files vanished or changed while they were read.
     pub warning_count: u64,
     /// The first of them (at most 100).
     pub warnings: Vec<FileProblem>,

@@ -23,7 +23,10 @@ use futures::{
 };
 use jackline_crds::{
     names::{annotation, label},
-    velero::{Backup, BackupPhase, BackupRepository, HookStatus, PodVolumeBackup, PodVolumePhase},
+    velero::{
+        Backup, BackupPhase, BackupRepository, HookStatus, PodVolumeBackup, PodVolumePhase,
+        VOLUME_EMPTY,
+    },
 };
 use jackline_policy::backup::{
     absence,
@@ -662,7 +665,11 @@ impl Work<'_> {
             }
         };
         tokio::select! {
-            result = self.ended(&name) => result.map_err(|why| {
+            result = self.ended(&name) => result.map(|remark| {
+                if let Some(remark) = remark {
+                    self.log.warning(&remark, &fields(pod, selected));
+                }
+            }).map_err(|why| {
                 let volume = self.job.context.stores.pod_volume_backups.get(&self.job.context.key(&*name));
                 let status = volume.and_then(|volume| volume.status.clone());
                 let began = status.is_none_or(|status| status.start_timestamp.is_some());
@@ -678,8 +685,8 @@ impl Work<'_> {
         }
     }
 
-    /// Waits until the agent has ended a volume.
-    async fn ended(&self, name: &str) -> Result<(), String> {
+    /// Waits until the agent has ended a volume. Gives what is to be known of one that is complete.
+    async fn ended(&self, name: &str) -> Result<Option<String>, String> {
         let context = self.job.context;
         let key = context.key(name);
         let store = &context.stores.pod_volume_backups;
@@ -697,12 +704,14 @@ impl Work<'_> {
                 None => seen.then_some(None),
             });
             match tokio::time::timeout(AGENT_CHECK.min(limit / 2), end).await {
-                Ok(Some(volume)) if volume.phase() == PodVolumePhase::Completed => return Ok(()),
                 Ok(Some(volume)) => {
                     let message = volume
                         .status
                         .as_ref()
                         .and_then(|status| status.message.clone());
+                    if volume.phase() == PodVolumePhase::Completed {
+                        return Ok(message.filter(|message| message != VOLUME_EMPTY));
+                    }
                     return Err(message.unwrap_or_else(|| format!("phase {}", volume.phase())));
                 }
                 Ok(None) => return Err(format!("PodVolumeBackup {name} was deleted")),

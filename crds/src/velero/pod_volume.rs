@@ -11,6 +11,9 @@ use crate::kind::velero_kind;
 use crate::lenient::{is_default, non_empty, null_default};
 use crate::tolerant::tolerant_enum;
 
+/// The message of a Completed PodVolumeBackup whose volume held nothing.
+pub const VOLUME_EMPTY: &str = "volume was empty";
+
 tolerant_enum! {
     /// Where a volume's backup or restore is in its life.
     pub enum PodVolumePhase {

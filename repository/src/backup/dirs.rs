@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use parking_lot::Mutex;
 
 use super::Engine;
+use super::vanished::{self, Vanished};
 use crate::error::Result;
 use crate::id::Id;
 use crate::pack::BlobKind;
@@ -23,6 +24,8 @@ pub(super) struct OpenDir {
     /// Entries that are not known yet, and one more until all are listed.
     waiting: AtomicUsize,
     entries: Mutex<Entries>,
+    /// Entries that were not found.
+    pub(super) vanished: Mutex<Option<Vanished>>,
 }
 
 /// JSON of the known entries in the order they became known, and where each begins and ends in the order of names.
@@ -44,6 +47,7 @@ impl OpenDir {
             path,
             waiting: AtomicUsize::new(1),
             entries: Mutex::default(),
+            vanished: Mutex::default(),
         })
     }
 
@@ -115,6 +119,7 @@ pub(super) fn complete(
 pub(super) fn done(engine: &Engine, dir: &Arc<OpenDir>) -> Result<()> {
     let mut dir = Arc::clone(dir);
     while dir.waiting.fetch_sub(1, Ordering::AcqRel) == 1 {
+        vanished::end(engine, &dir);
         let (tree, empty) = dir.tree();
         let saved = engine.packer.save(BlobKind::Tree, &tree)?;
         let Some((above, place)) = &dir.above else {

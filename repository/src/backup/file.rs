@@ -114,7 +114,7 @@ pub(super) fn end(engine: &Engine, job: &FileJob, node: Result<Node, Trouble>) -
         Ok(node) => Some(node),
         Err(Trouble::Repository(error)) => return Err(error),
         Err(Trouble::Source(errno)) => {
-            engine.problem(&job.dir.path, job.name.to_bytes(), errno);
+            engine.problem(&job.dir, &job.fd, &job.name, errno);
             None
         }
         Err(Trouble::Other(message)) => {

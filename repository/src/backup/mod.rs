@@ -5,13 +5,15 @@ mod dirs;
 mod file;
 mod large;
 mod source;
+mod vanished;
 mod walk;
 
 use std::collections::BTreeSet;
+use std::ffi::CStr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use jiff::Timestamp;
@@ -57,6 +59,8 @@ pub(crate) struct Engine {
     errors: Mutex<Problems>,
     warnings: Mutex<Problems>,
     root: dirs::Root,
+    /// Directories that are kept open for [`vanished`].
+    looking: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
@@ -67,6 +71,7 @@ struct Figures {
     dirs: AtomicU64,
     dirs_known: AtomicU64,
     sockets: AtomicU64,
+    vanished: AtomicU64,
     bytes_read: AtomicU64,
     bytes_processed: AtomicU64,
 }
@@ -89,12 +94,14 @@ impl Problems {
 }
 
 impl Engine {
-    /// Counts what the system said about an entry: gone is a warning, the rest are errors.
-    fn problem(&self, dir: &Trail, name: &[u8], errno: Errno) {
+    /// Counts what the system said about an entry of a directory, which is open as `fd`: one that has gone is a warning, the rest are
+    /// errors.
+    fn problem(&self, dir: &dirs::OpenDir, fd: &Arc<OwnedFd>, name: &CStr, errno: Errno) {
         if errno == Errno::NOENT {
-            self.warning(dir, name, "vanished before it was read");
+            vanished::note(self, dir, fd, name);
         } else {
-            self.error(dir, name, &std::io::Error::from(errno).to_string());
+            let error = std::io::Error::from(errno);
+            self.error(&dir.path, name.to_bytes(), &error.to_string());
         }
     }
 
@@ -186,6 +193,7 @@ async fn locked(
             errors: Mutex::default(),
             warnings: Mutex::default(),
             root: Mutex::default(),
+            looking: AtomicUsize::default(),
         };
         let result = walk::run(&engine, &source, parent_tree);
         result.map(|tree| (tree, summary(&engine)))
@@ -285,6 +293,7 @@ fn summary(engine: &Engine) -> BackupSummary {
         dirs: read(&figures.dirs),
         dirs_known: read(&figures.dirs_known),
         sockets_skipped: read(&figures.sockets),
+        vanished: read(&figures.vanished),
         bytes_read: read(&figures.bytes_read),
         bytes_processed: read(&figures.bytes_processed),
         bytes_added: read(&added.bytes),

@@ -366,7 +366,7 @@ impl Walker<'_> {
         let stat = match source::stat(&**fd, &name) {
             Ok(stat) => stat,
             Err(errno) => {
-                engine.problem(&dir.path, name.to_bytes(), errno);
+                engine.problem(dir, fd, &name, errno);
                 return Ok(None);
             }
         };
@@ -397,7 +397,7 @@ impl Walker<'_> {
                     match source::link_target(&**fd, &name) {
                         Ok(target) => node.link_target = target,
                         Err(errno) => {
-                            engine.problem(&dir.path, name.to_bytes(), errno);
+                            engine.problem(dir, fd, &name, errno);
                             return Ok(None);
                         }
                     }
@@ -484,16 +484,16 @@ impl Walker<'_> {
         }
         let opened =
             source::open_dir(&*fd, &name).and_then(|inner| Ok((source::names(&inner)?, inner)));
-        // What lies in it does not need the one above.
-        drop(fd);
         let (names, inner) = match opened {
             Ok(opened) => opened,
             Err(errno) => {
-                engine.problem(&above.path, name.to_bytes(), errno);
+                engine.problem(&above, &fd, &name, errno);
                 complete(engine, &above, place, None)?;
                 return Ok(None);
             }
         };
+        // What lies in it does not need the one above.
+        drop(fd);
         let (node, subtree) = self.dir_node(&above, node, was, Ok(&inner));
         let trail = above.path.below(name.to_bytes());
         let open = OpenDir::new(Some((above, place)), Some(node), trail);
