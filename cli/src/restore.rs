@@ -30,6 +30,8 @@ use crate::{cluster, table};
 
 /// How often the cluster is asked how far it is.
 const TICK: Duration = Duration::from_secs(1);
+/// The user of a pod that may not be root.
+const NOBODY: u32 = 65534;
 /// How long the pod has to take the done-file away, and to go.
 const LEAVES: Duration = Duration::from_secs(60);
 
@@ -235,6 +237,14 @@ async fn image(client: &Client, namespace: &str) -> Result<String, Exit> {
     })
 }
 
+/// What the pod may do. As root its waiter sees the done-file in every volume and takes it away. A namespace whose Pod Security is
+/// `restricted` takes no such pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rights {
+    Root,
+    Restricted,
+}
+
 struct Restore<'a> {
     pods: Api<Pod>,
     volumes: Api<PodVolumeRestore>,
@@ -253,8 +263,12 @@ impl Restore<'_> {
         node: Option<String>,
     ) -> Result<(), Exit> {
         self.remove_leftovers().await?;
-        let pod = self.pod(image, node)?;
-        let made = self.pods.create(&PostParams::default(), &pod).await;
+        let params = PostParams::default();
+        let pod = |rights| self.pod(image, node.clone(), rights);
+        let mut made = self.pods.create(&params, &pod(Rights::Root)?).await;
+        if matches!(&made, Err(kube::Error::Api(status)) if status.code == 403) {
+            made = self.pods.create(&params, &pod(Rights::Restricted)?).await;
+        }
         let made = made.map_err(|error| {
             Exit::failed(format!("the pod that mounts the claim: {}", chain(&error)))
         })?;
@@ -285,7 +299,8 @@ impl Restore<'_> {
         Ok(())
     }
 
-    fn pod(&self, image: &str, node: Option<String>) -> Result<Pod, Exit> {
+    fn pod(&self, image: &str, node: Option<String>, rights: Rights) -> Result<Pod, Exit> {
+        let amounts = json!({"cpu": "10m", "memory": "32Mi"});
         let mut pod = json!({
             "apiVersion": "v1", "kind": "Pod",
             "metadata": {
@@ -296,10 +311,12 @@ impl Restore<'_> {
                 "restartPolicy": "Never",
                 "terminationGracePeriodSeconds": 1,
                 "automountServiceAccountToken": false,
-                // Waits for nothing: it has no volume of the restore.
+                // Its own volume is empty, so it stays until it is taken away: as long as the pod runs, the agent reaches the volume.
                 "containers": [{
                     "name": "done", "image": image, "imagePullPolicy": "IfNotPresent",
                     "command": [RESTORE_WAIT_PROGRAM], "args": [self.uid],
+                    // A namespace with a quota asks for these.
+                    "resources": {"requests": amounts, "limits": amounts},
                     "volumeMounts": [{"name": "empty", "mountPath": "/restores"}],
                 }],
                 "volumes": [
@@ -308,6 +325,12 @@ impl Restore<'_> {
                 ],
             },
         });
+        if rights == Rights::Restricted {
+            pod["spec"]["containers"][0]["securityContext"] = json!({
+                "runAsNonRoot": true, "runAsUser": NOBODY, "allowPrivilegeEscalation": false,
+                "capabilities": {"drop": ["ALL"]}, "seccompProfile": {"type": "RuntimeDefault"},
+            });
+        }
         if let Some(node) = node {
             // Where those run that use the claim: it may be bound to that node.
             pod["spec"]["nodeName"] = Value::String(node);
@@ -437,14 +460,35 @@ impl Restore<'_> {
         )
     }
 
-    /// Takes away what was made. After success the pod first ends by itself, so that its done-file goes too.
+    /// Waits until the done-file has gone. The waiter takes it away; one that may not, or does not see it, is told, and so is the agent.
+    async fn leave(&self) {
+        let params = PatchParams::default();
+        let noted = |name: &str, value: &str| {
+            Patch::Merge(json!({"metadata": {"annotations": {name: value}}}))
+        };
+        let restored = noted(annotation::RESTORED, &self.uid);
+        let left = noted(annotation::WAITERS_LEFT, "true");
+        let told = [
+            self.pods.patch(&self.name, &params, &restored).await.err(),
+            self.volumes.patch(&self.name, &params, &left).await.err(),
+        ];
+        for error in told.into_iter().flatten() {
+            output::note(&format!(
+                "{} cannot be told that it is over: {}",
+                self.name,
+                chain(&error)
+            ));
+        }
+        let gone_on = |pod: Option<Pod>| has_gone_on(pod.as_ref());
+        until(async || self.pods.get_opt(&self.name).await.is_ok_and(gone_on)).await;
+        // For the agent.
+        tokio::time::sleep(2 * TICK).await;
+    }
+
+    /// Takes away what was made. After success first the done-file.
     async fn clean_up(&self, well: bool) {
         if well {
-            let over = |pod: Option<Pod>| {
-                let phase = pod.and_then(|pod| pod.status?.phase);
-                !matches!(phase.as_deref(), Some("Pending" | "Running"))
-            };
-            until(async || self.pods.get_opt(&self.name).await.is_ok_and(over)).await;
+            self.leave().await;
         } else {
             let cancel = Patch::Merge(json!({"spec": {"cancel": true}}));
             // There may be none.
@@ -471,6 +515,18 @@ impl Restore<'_> {
         }
         until(async || matches!(self.pods.get_opt(&self.name).await, Ok(None))).await;
     }
+}
+
+/// Whether the pod's waiter has gone on, or the pod.
+fn has_gone_on(pod: Option<&Pod>) -> bool {
+    let Some(status) = pod.and_then(|pod| pod.status.as_ref()) else {
+        return pod.is_none();
+    };
+    let ended = status.init_container_statuses.iter().flatten().any(|one| {
+        let state = one.state.as_ref();
+        state.is_some_and(|state| state.terminated.is_some())
+    });
+    ended || matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"))
 }
 
 /// Looks until it is so, or for as long as that may take.
@@ -504,6 +560,83 @@ mod tests {
         ] {
             assert_eq!(uses(&pod(phase), claim), expected, "{phase} {claim}");
         }
+    }
+
+    fn pod(rights: Rights) -> Value {
+        let args = RestoreVolumeArgs {
+            claim: "c".to_owned(),
+            namespace: None,
+            from_backup: "b".to_owned(),
+            source: None,
+            in_use: false,
+            delete: false,
+            start_timeout: TICK,
+            jackline_namespace: "velero".to_owned(),
+            output: Format::Text,
+        };
+        let config = kube::Config::new("http://127.0.0.1:1".parse().unwrap());
+        let client = Client::try_from(config).unwrap();
+        let restore = Restore {
+            pods: Api::namespaced(client.clone(), "n"),
+            volumes: Api::namespaced(client, "velero"),
+            name: "x".to_owned(),
+            uid: random_uid(),
+            target: "n".to_owned(),
+            args: &args,
+        };
+        serde_json::to_value(restore.pod("image", None, rights).unwrap()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_namespace_with_a_quota_takes_the_pod_and_a_restricted_one_has_a_pod_to_take() {
+        for (rights, user) in [
+            (Rights::Root, Value::Null),
+            (Rights::Restricted, json!(NOBODY)),
+        ] {
+            let pod = pod(rights);
+            for container in ["/spec/containers/0", "/spec/initContainers/0"] {
+                let container = pod.pointer(container).unwrap();
+                let resources = &container["resources"];
+                for amount in ["cpu", "memory"] {
+                    assert!(resources["requests"][amount].is_string(), "{container}");
+                }
+                assert_eq!(resources["requests"], resources["limits"]);
+                let security = &container["securityContext"];
+                assert_eq!(security["runAsUser"], user);
+                if rights == Rights::Restricted {
+                    assert_eq!(security["runAsNonRoot"], true);
+                    assert_eq!(security["allowPrivilegeEscalation"], false);
+                    assert_eq!(security["capabilities"], json!({"drop": ["ALL"]}));
+                    assert_eq!(security["seccompProfile"]["type"], "RuntimeDefault");
+                }
+            }
+            // Kinds that `restricted` allows.
+            for volume in pod["spec"]["volumes"].as_array().unwrap() {
+                let kinds = ["persistentVolumeClaim", "emptyDir", "downwardAPI"];
+                assert!(
+                    kinds.iter().any(|kind| volume.get(kind).is_some()),
+                    "{volume}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_pod_has_gone_on_when_its_waiter_has() {
+        let pod = |status: Value| -> Pod {
+            serde_json::from_value(json!({"spec": {"containers": []}, "status": status})).unwrap()
+        };
+        let waiter = |state: Value| {
+            json!({"phase": "Pending", "initContainerStatuses": [
+                {"name": "restore-wait", "state": state, "image": "", "imageID": "", "ready": false, "restartCount": 0}]})
+        };
+        assert!(has_gone_on(None));
+        assert!(!has_gone_on(Some(&pod(json!({"phase": "Pending"})))));
+        assert!(!has_gone_on(Some(&pod(waiter(json!({"running": {}}))))));
+        assert!(has_gone_on(Some(&pod(waiter(
+            json!({"terminated": {"exitCode": 0}})
+        )))));
+        assert!(has_gone_on(Some(&pod(json!({"phase": "Failed"})))));
     }
 
     #[test]

@@ -242,7 +242,17 @@ async fn data_into_an_existing_claim(env: &Env, backed_up: &str) -> Result<()> {
     visit(env, &pod, 30..33)?;
     scale("--replicas=0")?;
     wait_gone(&env.api_in::<Pod>("web"), &pod, MINUTE).await?;
+    // Where neither root nor a pod without requests and limits is let in.
+    let kubectl = |arguments: &str| env.cluster.kubectl(arguments.split(' '));
+    kubectl("label namespace web pod-security.kubernetes.io/enforce=restricted")?;
+    kubectl(
+        "-n web create quota tight --hard=requests.cpu=1,requests.memory=1Gi,limits.cpu=1,limits.memory=1Gi",
+    )?;
+    // Until it is counted what there is, no pod is let in.
+    kubectl(r"-n web wait --for=jsonpath={.status.hard.limits\.cpu}=1 quota/tight")?;
     let said = jackline.run(&format!("{restore} --delete"))?;
+    kubectl("label namespace web pod-security.kubernetes.io/enforce-")?;
+    kubectl("-n web delete quota tight")?;
     ensure!(
         said.starts_with("restored ") && said.contains("into claim web/logs"),
         "{said}"
