@@ -12,6 +12,14 @@ use jiff::Timestamp;
 use parking_lot::Mutex;
 use serde::Serialize;
 
+/// How much text of one namespace is kept besides the log, in bytes: one that fails at everything neither fills the memory nor hides what
+/// the others have to say.
+const OF_ONE: usize = 256 << 10;
+/// The same, of all together.
+const OF_ALL: usize = 4 << 20;
+/// Longest text of one warning or error, in bytes.
+const LONGEST: usize = 16 << 10;
+
 /// Warnings or errors, as `<name>-results.gz` has them.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Messages {
@@ -23,15 +31,53 @@ pub struct Messages {
     namespaces: BTreeMap<String, Vec<String>>,
 }
 
-impl Messages {
-    fn add(&mut self, namespace: Option<&str>, text: String) {
-        match namespace {
-            Some(namespace) => self
-                .namespaces
-                .entry(namespace.to_owned())
-                .or_default()
-                .push(text),
-            None => self.velero.push(text),
+/// Texts, and how many more there were.
+#[derive(Debug, Default)]
+struct Texts {
+    texts: Vec<String>,
+    size: usize,
+    more: usize,
+}
+
+/// What is kept of warnings or errors.
+#[derive(Debug, Default)]
+struct Kept {
+    /// By namespace; the empty one has those about none.
+    of: BTreeMap<String, Texts>,
+    size: usize,
+    count: usize,
+}
+
+impl Kept {
+    fn add(&mut self, namespace: &str, mut text: String) {
+        self.count += 1;
+        text.truncate(text.floor_char_boundary(LONGEST));
+        let kept = self.of.entry(namespace.to_owned()).or_default();
+        if kept.size + text.len() > OF_ONE || self.size + text.len() > OF_ALL {
+            kept.more += 1;
+            return;
+        }
+        kept.size += text.len();
+        self.size += text.len();
+        kept.texts.push(text);
+    }
+
+    fn messages(&self) -> Messages {
+        let texts = |kept: &Texts| {
+            let more = (kept.more > 0).then(|| {
+                let more = format!("and {} more, which the log of the backup has", kept.more);
+                entry(&more, &[])
+            });
+            kept.texts.iter().cloned().chain(more).collect()
+        };
+        let mut namespaces: BTreeMap<String, Vec<String>> = self
+            .of
+            .iter()
+            .map(|(namespace, kept)| (namespace.clone(), texts(kept)))
+            .collect();
+        Messages {
+            velero: namespaces.remove("").unwrap_or_default(),
+            namespaces,
         }
     }
 }
@@ -49,9 +95,8 @@ struct Inner {
     /// Until the log is finished.
     writer: Option<GzEncoder<File>>,
     failed: Option<io::Error>,
-    results: Results,
-    warnings: usize,
-    errors: usize,
+    warnings: Kept,
+    errors: Kept,
     last_error: Option<String>,
 }
 
@@ -79,9 +124,8 @@ impl BackupLog {
         let inner = Inner {
             writer: Some(writer),
             failed: None,
-            results: Results::default(),
-            warnings: 0,
-            errors: 0,
+            warnings: Kept::default(),
+            errors: Kept::default(),
             last_error: None,
         };
         Ok(Self {
@@ -101,9 +145,7 @@ impl BackupLog {
         tracing::warn!(backup = self.backup, "{message} {}", plain(fields));
         self.write("warning", message, fields);
         let mut inner = self.inner.lock();
-        inner.warnings += 1;
         inner
-            .results
             .warnings
             .add(namespace(fields), entry(message, fields));
     }
@@ -118,11 +160,7 @@ impl BackupLog {
         );
         self.write("error", message, fields);
         let mut inner = self.inner.lock();
-        inner.errors += 1;
-        inner
-            .results
-            .errors
-            .add(namespace(fields), entry(message, fields));
+        inner.errors.add(namespace(fields), entry(message, fields));
         inner.last_error = Some(message.to_owned());
     }
 
@@ -140,12 +178,16 @@ impl BackupLog {
     /// Number of warnings and errors so far.
     pub fn counts(&self) -> (usize, usize) {
         let inner = self.inner.lock();
-        (inner.warnings, inner.errors)
+        (inner.warnings.count, inner.errors.count)
     }
 
-    /// The warnings and errors so far.
+    /// The warnings and errors so far, but for what is too much to keep.
     pub fn results(&self) -> Results {
-        self.inner.lock().results.clone()
+        let inner = self.inner.lock();
+        Results {
+            errors: inner.errors.messages(),
+            warnings: inner.warnings.messages(),
+        }
     }
 
     /// The last error, for an event.
@@ -178,11 +220,11 @@ fn plain(fields: &[(&str, &str)]) -> String {
     fields.join(" ")
 }
 
-fn namespace<'a>(fields: &[(&str, &'a str)]) -> Option<&'a str> {
-    fields
-        .iter()
-        .find(|(key, value)| *key == "namespace" && !value.is_empty())
-        .map(|(_, value)| *value)
+/// The namespace that something is about; empty where it is about none.
+fn namespace<'a>(fields: &[(&str, &'a str)]) -> &'a str {
+    let mut fields = fields.iter();
+    let found = fields.find(|(key, _)| *key == "namespace");
+    found.map_or("", |(_, value)| *value)
 }
 
 /// The text of a warning or error, with Velero's separators.
@@ -283,15 +325,53 @@ mod tests {
                 "warnings": {"namespaces": {"shop": [" name: /db-0 message: /odd"]}},
             })
         );
+        let text = read(&log);
+        assert!(
+            text.lines().count() == 3 && text.contains(r#"error="no \"way\"""#),
+            "{text}"
+        );
+    }
+
+    fn read(log: &BackupLog) -> String {
         let mut file = log.finish().unwrap();
         file.rewind().unwrap();
         let mut text = String::new();
         flate2::read::GzDecoder::new(file)
             .read_to_string(&mut text)
             .unwrap();
-        assert!(
-            text.lines().count() == 3 && text.contains(r#"error="no \"way\"""#),
-            "{text}"
+        text
+    }
+
+    #[test]
+    fn what_is_too_much_to_keep_is_counted_and_in_the_log() {
+        let log = BackupLog::new("velero/b".to_owned(), &std::env::temp_dir()).unwrap();
+        let long = "\u{e9}".repeat(LONGEST);
+        for _ in 0..20 {
+            log.warning(&long, &[("namespace", "loud")]);
+        }
+        log.warning("odd", &[("namespace", "quiet")]);
+        for n in 0..30 {
+            for _ in 0..16 {
+                log.error(&long, &[("namespace", &format!("n{n}"))]);
+            }
+        }
+        log.error("bad", &[]);
+        assert_eq!(log.counts(), (21, 30 * 16 + 1));
+        let Results { errors, warnings } = log.results();
+        let loud = &warnings.namespaces["loud"];
+        assert!(loud.iter().all(|text| text.len() <= LONGEST), "{}", loud[0]);
+        let (kept, more) = (loud.len() - 1, &loud[loud.len() - 1]);
+        let told = format!(
+            " message: /and {} more, which the log of the backup has",
+            20 - kept
         );
+        assert_eq!(*more, told);
+        assert_eq!(warnings.namespaces["quiet"], [" message: /odd"]);
+        let size: usize = errors.namespaces.values().flatten().map(String::len).sum();
+        assert!(size < OF_ALL + 64 * 1024, "{size}");
+        // Small ones find room where large ones do not.
+        assert_eq!(errors.velero, [" message: /bad"]);
+        assert_eq!(errors.namespaces.len(), 30);
+        assert_eq!(read(&log).lines().count(), 21 + 30 * 16 + 1);
     }
 }

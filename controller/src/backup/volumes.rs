@@ -76,7 +76,7 @@ type Chosen = (Selected, Option<ClaimFacts>);
 /// What is to be done about volumes.
 #[derive(Debug)]
 pub(super) struct Plan {
-    pods: Vec<PodFacts>,
+    pods: Vec<Arc<PodFacts>>,
     chosen: BTreeMap<usize, Vec<Chosen>>,
     notes: Vec<Note>,
     /// Objects, pods among them, that `orderedResources` names.
@@ -117,8 +117,8 @@ impl Plan {
         claims_stored: bool,
         in_order: Vec<ObjectRef>,
     ) -> Self {
-        let facts_of: Vec<PodFacts> = facts.pods.values().cloned().collect();
-        let pods: Vec<PodVolumes> = facts_of.iter().map(|pod| pod.volumes.clone()).collect();
+        let facts_of: Vec<Arc<PodFacts>> = facts.pods.values().cloned().collect();
+        let pods: Vec<&PodVolumes> = facts_of.iter().map(|pod| &pod.volumes).collect();
         let agents: BTreeSet<String> = agents::nodes(&context.stores.agents);
         let selection = select(
             &pods,
@@ -247,7 +247,7 @@ type Ready = Shared<BoxFuture<'static, Result<Arc<BackupRepository>, Arc<str>>>>
 struct Work<'a> {
     job: &'a Job<'a>,
     /// Every pod of the backup.
-    pods: &'a [PodFacts],
+    pods: &'a [Arc<PodFacts>],
     log: &'a BackupLog,
     uid: String,
     known: Vec<Arc<PodVolumeBackup>>,

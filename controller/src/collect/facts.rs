@@ -1,6 +1,6 @@
 //! What later steps need to know of the collected objects, so that nothing has to be read twice.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use jackline_crds::{GoDuration, names::annotation, velero::PodVolumeBackup};
 use jackline_policy::{
@@ -93,7 +93,7 @@ pub struct VolumeFacts {
 #[derive(Debug, Default)]
 pub struct Facts {
     /// Pods by UID: a pod that several selectors match is collected more than once.
-    pub pods: HashMap<String, PodFacts>,
+    pub pods: HashMap<String, Arc<PodFacts>>,
     /// Claims by namespace and name.
     pub claims: HashMap<(String, String), ClaimFacts>,
     /// Volumes by name.
@@ -119,8 +119,8 @@ impl Facts {
         let (namespace, name) = (text("/metadata/namespace"), text("/metadata/name"));
         match resource {
             "pods" => {
-                self.pods
-                    .insert(text("/metadata/uid"), PodFacts::of(object));
+                let facts = Arc::new(PodFacts::of(object));
+                self.pods.insert(text("/metadata/uid"), facts);
             }
             "persistentvolumeclaims" => {
                 let pointer = format!(

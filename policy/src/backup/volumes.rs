@@ -5,7 +5,7 @@
 
 mod why;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use serde_json::Value;
 
@@ -14,12 +14,19 @@ use super::{
     volume_policy::{Action, Source, Volume, VolumePolicies},
 };
 use crate::{facts::VolumeType, labels::Labels};
-use why::{left_out, not_running, not_stored, unusable};
+use why::{Why, left_out, not_running, not_stored, unusable};
 
 /// Keys of a volume that are no source.
 const NAME: &str = "name";
 const OPT_IN: &str = "/metadata/annotations/backup.velero.io~1backup-volumes";
 const OPT_OUT: &str = "/metadata/annotations/backup.velero.io~1backup-volumes-excludes";
+/// How many notes of one sort there are about a pod; what follows is counted in one more. Whoever makes a pod decides how many volumes it
+/// has, and whoever annotates it how many it names.
+const FEW: usize = 10;
+/// Longest name that a volume can have, in bytes.
+const NAME_LENGTH: usize = 63;
+/// What is said of names that are no volume's.
+const UNKNOWN: &str = "no volumes of these names are found in it";
 
 /// A pod, as far as its volumes are concerned.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -35,11 +42,42 @@ pub struct PodVolumes {
     /// `status.phase`.
     pub phase: String,
     /// The opt-in annotation, if there is one.
-    pub opt_in: Option<Vec<String>>,
-    /// The opt-out annotation.
-    pub opt_out: Vec<String>,
+    pub opt_in: Option<Named>,
+    /// Its volumes that the opt-out annotation names.
+    pub opt_out: BTreeSet<String>,
     /// Its volumes.
     pub volumes: Vec<PodVolume>,
+}
+
+/// Names that were given for volumes of a pod, as far as they matter.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Named {
+    /// Those of its volumes, each once.
+    pub volumes: Vec<String>,
+    /// How many others there are.
+    pub unknown: usize,
+    /// The first of them.
+    pub first: Vec<String>,
+}
+
+impl Named {
+    fn new<'a>(names: impl IntoIterator<Item = &'a str>, volumes: &[PodVolume]) -> Self {
+        let known: HashSet<&str> = volumes.iter().map(|volume| volume.name.as_str()).collect();
+        let mut seen = HashSet::new();
+        let mut named = Self::default();
+        for name in names.into_iter().filter(|name| seen.insert(*name)) {
+            if known.contains(name) {
+                named.volumes.push(name.to_owned());
+                continue;
+            }
+            named.unknown += 1;
+            if named.first.len() < FEW {
+                let (shown, _) = name.split_at(name.floor_char_boundary(NAME_LENGTH));
+                named.first.push(shown.to_owned());
+            }
+        }
+        named
+    }
 }
 
 /// A volume of a pod.
@@ -94,15 +132,24 @@ impl PodVolumes {
             })
         };
         let volumes = pod.pointer("/spec/volumes").and_then(Value::as_array);
+        let volumes: Vec<PodVolume> = volumes.into_iter().flatten().filter_map(volume).collect();
+        let named = |pointer: &str| {
+            let names = pod.pointer(pointer)?.as_str()?;
+            Some(Named::new(split(names), &volumes))
+        };
         Self {
             namespace: text("/metadata/namespace"),
             name: text("/metadata/name"),
             uid: text("/metadata/uid"),
             node: Some(text("/spec/nodeName")).filter(|node| !node.is_empty()),
             phase: text("/status/phase"),
-            opt_in: pod.pointer(OPT_IN).and_then(Value::as_str).map(split),
-            opt_out: split(&text(OPT_OUT)),
-            volumes: volumes.into_iter().flatten().filter_map(volume).collect(),
+            opt_in: named(OPT_IN),
+            opt_out: named(OPT_OUT)
+                .unwrap_or_default()
+                .volumes
+                .into_iter()
+                .collect(),
+            volumes,
         }
     }
 
@@ -115,12 +162,10 @@ impl PodVolumes {
     }
 }
 
-fn split(text: &str) -> Vec<String> {
+fn split(text: &str) -> impl Iterator<Item = &str> {
     text.split(',')
         .map(str::trim)
         .filter(|name| !name.is_empty())
-        .map(str::to_owned)
-        .collect()
 }
 
 impl PodVolume {
@@ -198,7 +243,7 @@ pub struct Note {
     pub namespace: String,
     /// The pod.
     pub pod: String,
-    /// The volume's name in the pod.
+    /// The volume's name in the pod; empty where it is about several.
     pub volume: String,
     /// The claim, if there is one.
     pub claim: Option<String>,
@@ -232,28 +277,39 @@ const ELSEWHERE: &str = "Pod volume uses a persistent volume claim which has alr
 /// Chooses the volumes and their carriers. What `policies` say of a volume comes before `mode`. `claim` tells what is known of a claim
 /// (`None`: it does not exist), `claims_stored` whether the backup's filters let claims in, `agent` whether an agent runs on a node.
 pub fn select(
-    pods: &[PodVolumes],
+    pods: &[&PodVolumes],
     mode: &Mode,
     policies: &VolumePolicies,
     claims_stored: bool,
     claim: &dyn Fn(&str, &str) -> Option<ClaimFacts>,
     agent: &dyn Fn(&str) -> bool,
 ) -> Selection {
+    let mut users: HashMap<Claim<'_>, Vec<Use<'_>>> = HashMap::new();
+    for (index, pod) in pods.iter().enumerate() {
+        for volume in &pod.volumes {
+            if let Some(claim) = &volume.claim {
+                let users = users.entry((&pod.namespace, claim)).or_default();
+                users.push((index, volume));
+            }
+        }
+    }
     let mut selector = Selector {
         pods,
         policies,
         claim,
         agent,
+        users,
+        told: BTreeMap::new(),
         selection: Selection::default(),
     };
-    // (namespace, claim) → the pods and volume names that were asked for.
-    let mut claims: BTreeMap<(String, String), Vec<(usize, String)>> = BTreeMap::new();
+    let mut claims = BTreeMap::new();
     for (pod, volume) in selector.wanted(mode, claims_stored, &mut claims) {
-        selector.single(pod, &volume);
+        selector.single(pod, volume);
     }
     for ((namespace, name), asked) in claims {
-        selector.claim(&namespace, &name, &asked, mode);
+        selector.claim(namespace, name, &asked, mode);
     }
+    selector.sum_up();
     let order = |selected: &Selected| {
         let pod = &pods[selected.pod];
         (
@@ -266,31 +322,63 @@ pub fn select(
     selector.selection
 }
 
+/// Namespace and name of a claim.
+type Claim<'a> = (&'a str, &'a str);
+/// The index of a pod, and one of its volumes.
+type Use<'a> = (usize, &'a PodVolume);
+/// The volumes that were asked for, by the claim that they are.
+type Asked<'a> = BTreeMap<Claim<'a>, Vec<Use<'a>>>;
+
 struct Selector<'a> {
-    pods: &'a [PodVolumes],
+    pods: &'a [&'a PodVolumes],
     policies: &'a VolumePolicies,
     claim: &'a dyn Fn(&str, &str) -> Option<ClaimFacts>,
     agent: &'a dyn Fn(&str) -> bool,
+    /// Every volume of every pod that is a claim, by that.
+    users: HashMap<Claim<'a>, Vec<Use<'a>>>,
+    /// How many notes of a sort there are about a pod.
+    told: BTreeMap<(usize, Level, &'static str), usize>,
     selection: Selection,
 }
 
-impl Selector<'_> {
-    fn note(
-        &mut self,
-        level: Level,
-        pod: &PodVolumes,
-        volume: &str,
-        claim: Option<&str>,
-        message: String,
-    ) {
+impl<'a> Selector<'a> {
+    /// Says something about a volume of a pod, unless enough of that sort was said about the pod.
+    fn note(&mut self, index: usize, volume: &str, claim: Option<&str>, why: Why) {
+        let told = self.told.entry((index, why.level, why.sort)).or_default();
+        *told += 1;
+        if *told > FEW {
+            return;
+        }
+        let pod = self.pods[index];
         self.selection.notes.push(Note {
-            level,
+            level: why.level,
             namespace: pod.namespace.clone(),
             pod: pod.name.clone(),
             volume: volume.to_owned(),
             claim: claim.map(str::to_owned),
-            message,
+            message: why.message,
         });
+    }
+
+    /// Says how much was not said.
+    fn sum_up(&mut self) {
+        for (&(index, level, sort), told) in &self.told {
+            let Some(more) = told.checked_sub(FEW).filter(|more| *more > 0) else {
+                continue;
+            };
+            let pod = self.pods[index];
+            self.selection.notes.push(Note {
+                level,
+                namespace: pod.namespace.clone(),
+                pod: pod.name.clone(),
+                volume: String::new(),
+                claim: None,
+                message: format!(
+                    "Skip {more} more volumes of pod {}/{}: {sort}",
+                    pod.namespace, pod.name
+                ),
+            });
+        }
     }
 
     /// What the policies do with a volume of a pod, or with a claim, and which of them says so.
@@ -332,41 +420,33 @@ impl Selector<'_> {
     /// The wanted volumes without a claim; those with one go into `claims`.
     fn wanted(
         &mut self,
-        mode: &Mode,
+        mode: &'a Mode,
         claims_stored: bool,
-        claims: &mut BTreeMap<(String, String), Vec<(usize, String)>>,
-    ) -> Vec<(usize, String)> {
+        claims: &mut Asked<'a>,
+    ) -> Vec<Use<'a>> {
         let mut singles = Vec::new();
         for (index, pod) in self.pods.iter().enumerate() {
-            for name in self.names(pod, mode) {
-                let Some(volume) = pod.volumes.iter().find(|volume| volume.name == name) else {
-                    let message = format!(
-                        "No volume named {name} found in pod {}/{}, skipping",
-                        pod.namespace, pod.name
-                    );
-                    self.note(Level::Warning, pod, &name, None, message);
-                    continue;
-                };
+            for volume in self.asked(index, mode) {
+                let name = &volume.name;
                 if !volume.is_eligible() {
                     let message = format!(
                         "volume {name} is of type {}, which is never backed up",
                         volume.kind
                     );
-                    self.note(Level::Warning, pod, &name, None, message);
+                    let why = Why::warning("their types are never backed up", message);
+                    self.note(index, name, None, why);
                     continue;
                 }
                 match &volume.claim {
-                    Some(_) if !claims_stored => {
-                        let message = "claims are not part of this backup".to_owned();
-                        self.note(Level::Info, pod, &name, volume.claim.as_deref(), message);
+                    Some(claim) if !claims_stored => {
+                        let sort = "claims are not part of this backup";
+                        self.note(index, name, Some(claim), Why::info(sort, sort.to_owned()));
                     }
                     Some(claim) => {
-                        let asked = claims
-                            .entry((pod.namespace.clone(), claim.clone()))
-                            .or_default();
-                        asked.push((index, name));
+                        let asked = claims.entry((&pod.namespace, claim)).or_default();
+                        asked.push((index, volume));
                     }
-                    None => singles.push((index, name)),
+                    None => singles.push((index, volume)),
                 }
             }
         }
@@ -376,22 +456,44 @@ impl Selector<'_> {
         singles
     }
 
-    /// The names of the volumes of a pod about which there is something to decide: those that are wanted, and those that the policies
-    /// decide about.
-    fn names(&self, pod: &PodVolumes, mode: &Mode) -> Vec<String> {
-        let mut names = self.wanted_names(pod, mode);
+    /// The volumes of a pod about which there is something to decide: those that are wanted, and those that the policies decide about.
+    fn asked(&mut self, index: usize, mode: &Mode) -> Vec<&'a PodVolume> {
+        let pod = self.pods[index];
+        let named = self.named(pod, mode);
+        for name in &named.first {
+            let message = format!(
+                "No volume named {name} found in pod {}/{}, skipping",
+                pod.namespace, pod.name
+            );
+            self.note(index, name, None, Why::warning(UNKNOWN, message));
+        }
+        if named.unknown > named.first.len() {
+            let told = (index, Level::Warning, UNKNOWN);
+            self.told.insert(told, named.unknown);
+        }
+        let volumes: HashMap<&str, &'a PodVolume> = pod
+            .volumes
+            .iter()
+            .map(|volume| (volume.name.as_str(), volume))
+            .collect();
+        let mut names: HashSet<&str> = named.volumes.iter().map(String::as_str).collect();
+        let wanted = named.volumes.iter();
+        let mut asked: Vec<_> = wanted
+            .filter_map(|name| volumes.get(name.as_str()).copied())
+            .collect();
         for volume in pod.volumes.iter().filter(|volume| volume.is_eligible()) {
             let of = (volume.claim.as_deref(), &volume.source);
             let decided = self.action(&pod.namespace, of.0, of.1).is_some()
                 || self.unread(&pod.namespace, of.0, of.1).is_some();
-            if decided && !names.contains(&volume.name) {
-                names.push(volume.name.clone());
+            if decided && names.insert(&volume.name) {
+                asked.push(volume);
             }
         }
-        names
+        asked
     }
 
-    fn wanted_names(&self, pod: &PodVolumes, mode: &Mode) -> Vec<String> {
+    /// The volumes of a pod that are wanted.
+    fn named(&self, pod: &PodVolumes, mode: &Mode) -> Named {
         match mode {
             Mode::OptIn => pod.opt_in.clone().unwrap_or_default(),
             Mode::OptOut => {
@@ -399,35 +501,31 @@ impl Selector<'_> {
                     .volumes
                     .iter()
                     .filter(|volume| volume.is_eligible() && !pod.opt_out.contains(&volume.name));
-                eligible.map(|volume| volume.name.clone()).collect()
+                Named {
+                    volumes: eligible.map(|volume| volume.name.clone()).collect(),
+                    ..Named::default()
+                }
             }
             Mode::Governed(wanted) => {
                 let of_pod = wanted
                     .iter()
                     .filter(|wanted| wanted.namespace == pod.namespace && wanted.pod == pod.name);
-                of_pod.map(|wanted| wanted.volume.clone()).collect()
+                Named::new(of_pod.map(|wanted| wanted.volume.as_str()), &pod.volumes)
             }
         }
     }
 
     /// Volumes of pods that are not there any more: a claim may have another pod.
-    fn gone(
-        &mut self,
-        wanted: &[Wanted],
-        claims_stored: bool,
-        claims: &mut BTreeMap<(String, String), Vec<(usize, String)>>,
-    ) {
+    fn gone(&mut self, wanted: &'a [Wanted], claims_stored: bool, claims: &mut Asked<'a>) {
         for wanted in wanted {
             let is_here =
-                |pod: &PodVolumes| pod.namespace == wanted.namespace && pod.name == wanted.pod;
+                |pod: &&PodVolumes| pod.namespace == wanted.namespace && pod.name == wanted.pod;
             if self.pods.iter().any(is_here) {
                 continue;
             }
             match &wanted.claim {
                 Some(claim) if claims_stored => {
-                    claims
-                        .entry((wanted.namespace.clone(), claim.clone()))
-                        .or_default();
+                    claims.entry((&wanted.namespace, claim)).or_default();
                 }
                 Some(_) => {}
                 None => self.selection.notes.push(Note {
@@ -446,38 +544,28 @@ impl Selector<'_> {
     }
 
     /// A volume without a claim lives and dies with its pod.
-    fn single(&mut self, index: usize, name: &str) {
-        let pod = &self.pods[index];
-        let Some(volume) = pod.volumes.iter().find(|volume| volume.name == name) else {
-            return;
-        };
+    fn single(&mut self, index: usize, volume: &PodVolume) {
+        let (pod, name) = (self.pods[index], &volume.name);
         let left = self
             .action(&pod.namespace, None, &volume.source)
             .and_then(|decided| left_out(name, decided));
         let problem = left.or_else(|| not_running(pod, name));
-        if let Some((level, message)) = problem.or_else(|| unusable(volume)) {
-            self.note(level, pod, name, None, message);
+        if let Some(why) = problem.or_else(|| unusable(volume)) {
+            self.note(index, name, None, why);
             return;
         }
         self.take(index, name, None);
     }
 
     /// A claim, and the volumes of pods that ask for it.
-    fn claim(&mut self, namespace: &str, claim: &str, asked: &[(usize, String)], mode: &Mode) {
+    fn claim(&mut self, namespace: &str, claim: &str, asked: &[Use<'_>], mode: &Mode) {
         let pods = self.pods;
-        let said = |index: usize, name: &str| {
-            asked
-                .iter()
-                .any(|(pod, volume)| *pod == index && volume == name)
-        };
-        // Every volume of every pod that is this claim.
-        let all: Vec<(usize, &PodVolume)> = pods
+        let said: HashSet<(usize, &str)> = asked
             .iter()
-            .enumerate()
-            .filter(|(_, pod)| pod.namespace == namespace)
-            .flat_map(|(index, pod)| pod.volumes.iter().map(move |volume| (index, volume)))
-            .filter(|(_, volume)| volume.claim.as_deref() == Some(claim))
+            .map(|(index, volume)| (*index, volume.name.as_str()))
             .collect();
+        let all = self.users.get(&(namespace, claim));
+        let all = all.cloned().unwrap_or_default();
         let mut sources = all.iter().map(|(_, volume)| &volume.source);
         let source = sources.find(|source| **source != Source::Unknown);
         let source = source.unwrap_or(&Source::Unknown);
@@ -492,32 +580,29 @@ impl Selector<'_> {
                     || !pods[*index].opt_out.contains(&volume.name)
             })
             .min_by_key(|(index, volume)| {
-                let pod = &pods[*index];
+                let pod = pods[*index];
                 let agent = pod.node.as_deref().is_some_and(|node| (self.agent)(node));
-                (!agent, !said(*index, &volume.name), &pod.name, &volume.name)
+                let said = said.contains(&(*index, volume.name.as_str()));
+                (!agent, !said, &pod.name, &volume.name)
             });
         // The one to speak of when there is no carrier.
-        let spokesman = asked
-            .first()
-            .map(|(pod, volume)| (*pod, volume.as_str()))
-            .or_else(|| {
-                all.first()
-                    .map(|(pod, volume)| (*pod, volume.name.as_str()))
-            });
+        let spokesman = asked.first().or(all.first()).copied();
         let Some(facts) = (self.claim)(namespace, claim) else {
             if let Some((pod, volume)) = spokesman.filter(|(pod, _)| !pods[*pod].is_over()) {
                 let message = format!("persistent volume claim {namespace}/{claim} does not exist");
-                self.note(Level::Error, &pods[pod], volume, Some(claim), message);
+                let why = Why::error("their persistent volume claims do not exist", message);
+                self.note(pod, &volume.name, Some(claim), why);
             }
             return;
         };
-        let name = spokesman.map_or(claim, |(_, volume)| volume);
+        let name = spokesman.map_or(claim, |(_, volume)| &volume.name);
         let unread = || {
             let volume = self.unread(namespace, Some(claim), source)?;
             let message = format!(
                 "volume policies cannot tell what to do with persistent volume claim {namespace}/{claim}: its volume {volume} was not found"
             );
-            Some((Level::Error, message))
+            let sort = "volume policies cannot tell what to do with their persistent volume claims";
+            Some(Why::error(sort, message))
         };
         let left = facts
             .left_out
@@ -526,58 +611,52 @@ impl Selector<'_> {
             .or_else(|| decided.and_then(|decided| left_out(name, decided)));
         let problem = match (carrier, spokesman) {
             _ if left.is_some() => left,
-            (Some(_), _) if facts.is_on_host_path() => Some((
-                Level::Warning,
+            (Some(_), _) if facts.is_on_host_path() => Some(Why::warning(
+                "their persistent volume claims are bound to hostPath volumes, which are not supported",
                 format!(
                     "Persistent volume claim {namespace}/{claim} is bound to a hostPath volume, which is not supported, skipping"
                 ),
             )),
             (Some(&(index, volume)), _) => {
-                let name = volume.name.clone();
-                self.take(index, &name, Some(claim.to_owned()));
+                self.take(index, &volume.name, Some(claim.to_owned()));
                 for (other, volume) in asked {
-                    let pod = &pods[*other];
-                    if *other != index && pod.is_running() {
-                        let message = ELSEWHERE.to_owned();
-                        self.note(Level::Info, pod, volume, Some(claim), message);
+                    if *other != index && pods[*other].is_running() {
+                        let sort = "their persistent volume claims are backed up from another pod";
+                        let why = Why::info(sort, ELSEWHERE.to_owned());
+                        self.note(*other, &volume.name, Some(claim), why);
                     }
                 }
                 return;
             }
-            (None, Some((index, name))) => {
-                let volume = pods[index]
-                    .volumes
-                    .iter()
-                    .find(|volume| volume.name == name);
-                not_running(&pods[index], name).or_else(|| volume.and_then(unusable))
+            (None, Some((index, volume))) => {
+                not_running(pods[index], &volume.name).or_else(|| unusable(volume))
             }
             (None, None) => None,
         };
-        let (level, message) = problem.unwrap_or_else(|| {
-            (
-                Level::Warning,
+        let why = problem.unwrap_or_else(|| {
+            Why::warning(
+                "no running pod mounts their persistent volume claims",
                 format!(
                     "no running pod mounts persistent volume claim {namespace}/{claim}, skipping"
                 ),
             )
         });
-        self.selection.notes.push(Note {
-            level,
-            namespace: namespace.to_owned(),
-            pod: spokesman
-                .map(|(pod, _)| pods[pod].name.clone())
-                .unwrap_or_default(),
-            volume: spokesman
-                .map(|(_, volume)| volume.to_owned())
-                .unwrap_or_default(),
-            claim: Some(claim.to_owned()),
-            message,
-        });
+        match spokesman {
+            Some((index, volume)) => self.note(index, &volume.name, Some(claim), why),
+            None => self.selection.notes.push(Note {
+                level: why.level,
+                namespace: namespace.to_owned(),
+                pod: String::new(),
+                volume: String::new(),
+                claim: Some(claim.to_owned()),
+                message: why.message,
+            }),
+        }
     }
 
     /// Takes the volume, when an agent can read it.
     fn take(&mut self, index: usize, volume: &str, claim: Option<String>) {
-        let pod = &self.pods[index];
+        let pod = self.pods[index];
         let node = pod.node.as_deref().unwrap_or_default();
         if (self.agent)(node) {
             self.selection.volumes.push(Selected {
@@ -587,7 +666,11 @@ impl Selector<'_> {
             });
         } else {
             let message = format!("daemonset pod not found in running state in node {node}");
-            self.note(Level::Error, pod, volume, claim.as_deref(), message);
+            let why = Why::error(
+                "daemonset pod not found in running state in its node",
+                message,
+            );
+            self.note(index, volume, claim.as_deref(), why);
         }
     }
 }

@@ -169,7 +169,7 @@ fn choose(
             created: seen.created,
             able: seen.runs(),
             incumbent: false,
-            refused: seen.pod.volumes.opt_out.iter().any(|name| name == volume),
+            refused: seen.pod.volumes.opt_out.contains(*volume),
             agent: on(seen, agent),
             job: seen.job,
         })

@@ -55,7 +55,8 @@ fn run(pods: &[PodVolumes], mode: &Mode) -> Chosen {
 }
 
 fn run_under(pods: &[PodVolumes], mode: &Mode, policies: &VolumePolicies) -> Chosen {
-    let selection = select(pods, mode, policies, true, &claim, &|node| node == "n1");
+    let pods: Vec<&PodVolumes> = pods.iter().collect();
+    let selection = select(&pods, mode, policies, true, &claim, &|node| node == "n1");
     let volumes = selection
         .volumes
         .iter()
@@ -142,13 +143,13 @@ fn opting_out() {
         Some("ignored"),
         &["data=d", "cache", "default-token-x"],
     );
-    quiet.opt_out = vec!["cache".to_owned()];
+    quiet.opt_out = ["cache".to_owned()].into();
     assert_eq!(
         run(&[quiet.clone()], &Mode::OptOut).0,
         taken(&[("a", "data")])
     );
     // The pod that opted out does not carry what another one wants.
-    quiet.opt_out = vec!["data".to_owned(), "cache".to_owned()];
+    quiet.opt_out = ["data".to_owned(), "cache".to_owned()].into();
     let other = pod("z", "Running", None, &["data=d"]);
     assert_eq!(
         run(&[quiet, other], &Mode::OptOut).0,
@@ -271,9 +272,9 @@ fn a_policy_moves_only_what_it_governs() {
 
 #[test]
 fn claims_outside_of_the_backup_stay_outside() {
-    let pods = [pod("a", "Running", Some("d,e"), &["d=d", "e"])];
+    let pod = pod("a", "Running", Some("d,e"), &["d=d", "e"]);
     let none = VolumePolicies::default();
-    let selection = select(&pods, &Mode::OptIn, &none, false, &claim, &|_| true);
+    let selection = select(&[&pod], &Mode::OptIn, &none, false, &claim, &|_| true);
     assert_eq!(selection.volumes.len(), 1);
     assert_eq!(selection.volumes[0].volume, "e");
 }
@@ -298,7 +299,7 @@ fn volume_policies_come_before_annotations() {
     ]));
     let volumes = ["c=cold", "d=disk", "scratch", "w=warm", "x=other"];
     let mut all = pod("a", "Running", Some("c,d,scratch,x"), &volumes);
-    all.opt_out = vec!["w".to_owned()];
+    all.opt_out = ["w".to_owned()].into();
     let skipped = |volume: &str, at: usize| {
         let message = format!(
             "Skip volume {volume}: matched action is 'skip' in chosen resource policies (volumePolicies[{at}])"
@@ -425,4 +426,79 @@ fn an_ephemeral_volume_is_of_that_type_only() {
         run_under(&[pod], &Mode::OptIn, &policies),
         (taken(&[("a", "scratch")]), Vec::new())
     );
+}
+
+/// As many names as an annotation can have room for, and as many volumes as a pod can.
+#[test]
+fn what_one_pod_has_too_much_of_is_summed_up() {
+    let (last, names) = (Level::Warning, (0..131_000).map(|n| format!("n{n}")));
+    let names = names.collect::<Vec<_>>().join(",");
+    let named = pod(
+        "a",
+        "Running",
+        Some(&format!("{names},d,{names}")),
+        &["d=d"],
+    );
+    assert_eq!(named.opt_in.as_ref().unwrap().first.len(), FEW);
+    let (volumes, notes) = run(&[named], &Mode::OptIn);
+    assert_eq!((volumes, notes.len()), (taken(&[("a", "d")]), FEW + 1));
+    let first = "No volume named n0 found in pod shop/a, skipping";
+    assert_eq!(notes[0], (Level::Warning, first.to_owned()));
+    let more = "Skip 130990 more volumes of pod shop/a: no volumes of these names are found in it";
+    assert_eq!(notes[FEW], (last, more.to_owned()));
+
+    let names: Vec<String> = (0..50_000).map(|n| format!("n{n}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let mut many = pod("a", "Running", None, &names);
+    for volume in &mut many.volumes {
+        volume.mounted = volume.name == "n7";
+    }
+    let (volumes, notes) = run(&[many], &Mode::OptOut);
+    assert_eq!((volumes, notes.len()), (taken(&[("a", "n7")]), FEW + 1));
+    let more = "Skip 49989 more volumes of pod shop/a: they are declared in the pod, but not mounted by any container";
+    assert_eq!(notes[FEW], (last, more.to_owned()));
+
+    let claims: Vec<String> = (0..20_000).map(|n| format!("n{n}=missing")).collect();
+    let claims: Vec<&str> = claims.iter().map(String::as_str).collect();
+    let (volumes, notes) = run(&[pod("a", "Running", None, &claims)], &Mode::OptOut);
+    assert_eq!((volumes.len(), notes.len()), (0, 1));
+}
+
+#[test]
+fn a_name_is_counted_once_and_shown_no_longer_than_a_name_can_be() {
+    let long = "\u{e9}".repeat(100);
+    let pod = pod("a", "Running", Some(&format!("d,x,{long},d,x")), &["d"]);
+    let named = pod.opt_in.unwrap();
+    assert_eq!((named.volumes, named.unknown), (vec!["d".to_owned()], 2));
+    assert_eq!(named.first, ["x".to_owned(), "\u{e9}".repeat(31)]);
+}
+
+proptest::proptest! {
+    /// Whatever is asked for is taken or told, or counted among what is not told.
+    #[test]
+    fn nothing_that_is_asked_for_is_passed_over(
+        states in proptest::collection::vec(0_u8..5, 0..60),
+        unknown in 0_usize..60,
+    ) {
+        let name = |n: usize| format!("v{n}");
+        let volumes: Vec<String> = (0..states.len()).map(name).collect();
+        let volumes: Vec<&str> = volumes.iter().map(String::as_str).collect();
+        let asked: Vec<String> = (0..states.len() + unknown).map(name).collect();
+        let mut pod = pod("a", "Running", Some(&asked.join(",")), &volumes);
+        for (volume, state) in pod.volumes.iter_mut().zip(&states) {
+            volume.mounted = *state != 1;
+            volume.device = *state == 2;
+            if *state == 3 {
+                volume.kind = VolumeType::of("secret");
+            }
+        }
+        let (volumes, notes) = run(&[pod], &Mode::OptIn);
+        let more = |note: &str| match note.strip_prefix("Skip ") {
+            Some(rest) => rest.split(' ').next().unwrap().parse().unwrap(),
+            None => 1,
+        };
+        let told: usize = notes.iter().map(|(_, note)| more(note)).sum();
+        proptest::prop_assert_eq!(volumes.len() + told, asked.len());
+        proptest::prop_assert!(notes.len() <= 4 * (FEW + 1));
+    }
 }
