@@ -11,6 +11,7 @@ mod metrics;
 mod outcome;
 mod owed;
 mod prepare;
+mod turn;
 mod upload;
 mod volumes;
 
@@ -37,11 +38,17 @@ use crate::{
 };
 use log::BackupLog;
 use metrics::BackupMetrics;
+use turn::Turns;
 
 /// Time that running backups have to end cleanly at a shutdown; they are resumable, so it is short.
 const GRACE: Duration = Duration::from_secs(2);
 /// For how long a backup is tried again that fails each time.
 const PATIENCE: Duration = Duration::from_secs(4 * 3600);
+/// For how long one that fails each time keeps its place before those that have not begun: where one location does not answer, the others
+/// go on.
+const PRECEDENCE: Duration = Duration::from_secs(1800);
+/// Passes besides those of backups that run: deleted ones are cleared up after, and who has to wait finds out, however long data moves.
+const BESIDES: usize = 16;
 /// How long it may take until deleted objects are seen to be gone.
 const PATIENCE_WITH_API: Duration = Duration::from_secs(30);
 /// For how long a deleted Backup waits until what it left behind can be removed.
@@ -61,15 +68,24 @@ pub fn register(context: &Arc<Context>, kit: &Kit, lease: &Lease) -> anyhow::Res
     let holds = Holds::default();
     owed::register(context, kit, lease, &holds);
     let queue = Queue::new("backups");
+    let turns = Turns::new(context.args.concurrent_backups, &queue);
+    let waking = turns.clone();
     context
         .stores
         .backups
-        .enqueue(&queue, |change| match &change.after {
-            Some(backup) if !is_open(backup.phase()) && !is_deleted(backup) => Vec::new(),
-            _ => vec![change.key.clone()],
+        .enqueue(&queue, move |change| match &change.after {
+            Some(backup) if is_open(backup.phase()) && !is_deleted(backup) => {
+                vec![change.key.clone()]
+            }
+            after => {
+                // It has a place no more.
+                waking.wake();
+                let over = after.as_ref().is_some_and(|backup| !is_deleted(backup));
+                (!over).then(|| change.key.clone()).into_iter().collect()
+            }
         });
     let options = RunOptions::new()
-        .concurrency(context.args.concurrent_backups)
+        .concurrency(context.args.concurrent_backups.saturating_add(BESIDES))
         .pass_deadline(None)
         .grace(GRACE);
     let controller = Arc::new(Controller {
@@ -77,6 +93,7 @@ pub fn register(context: &Arc<Context>, kit: &Kit, lease: &Lease) -> anyhow::Res
         metrics,
         // Collecting is what costs memory and requests; waiting for volumes costs nothing.
         collecting: tokio::sync::Semaphore::new(2),
+        turns,
         holds,
         failing: Mutex::default(),
         begun: Mutex::default(),
@@ -159,6 +176,7 @@ struct Controller {
     context: Arc<Context>,
     metrics: BackupMetrics,
     collecting: tokio::sync::Semaphore,
+    turns: Arc<Turns>,
     holds: Holds,
     /// Since when backups fail, by UID.
     failing: Mutex<HashMap<String, Instant>>,
@@ -188,6 +206,11 @@ impl Controller {
         {
             return Ok(Next::Done);
         }
+        let begun = || turn::begun(&context.stores.backups, |backup| self.is_stuck(backup));
+        let Some(turn) = self.turns.take(&key, begun) else {
+            tracing::debug!(backup = %key, "waits for its turn");
+            return Ok(Next::OnChange);
+        };
         // The watch may be behind our own last write: a finished backup must not be done again.
         let backup = context.api::<Backup>().get_opt(&key.name).await?;
         let Some(backup) = backup.filter(waits) else {
@@ -278,6 +301,7 @@ impl Controller {
             outcome = job.run().boxed() => outcome,
             () = gone => {
                 tracing::info!(backup = %key, "given up: the Backup was deleted");
+                drop(turn);
                 return self.bury(&key, &token).await;
             }
         };
@@ -305,6 +329,7 @@ impl Controller {
     /// Whether a backup, whose pass from `began` on has failed, has failed for so long that it is not tried again: longer than its
     /// volumes may take and an hour on top, or where that is not limited, for hours without any pass that got on.
     fn is_hopeless(&self, backup: &Backup, began: Instant) -> bool {
+        let failing = self.failing_for(backup, began);
         if let Some(limit) = job::timeout(&self.context, backup) {
             let started = backup
                 .status
@@ -315,6 +340,11 @@ impl Controller {
             return started
                 .is_some_and(|started| jiff::Timestamp::now().duration_since(started.0) > limit);
         }
+        failing > PATIENCE
+    }
+
+    /// For how long a backup has failed, whose pass from `began` on has, without any pass that got on.
+    fn failing_for(&self, backup: &Backup, began: Instant) -> Duration {
         let mut failing = self.failing.lock();
         failing.retain(|_, since| since.elapsed() < PATIENCE + GOT_ON);
         let uid = backup.uid().unwrap_or_default();
@@ -322,7 +352,14 @@ impl Controller {
         if began.elapsed() > GOT_ON {
             *since = Instant::now();
         }
-        since.elapsed() > PATIENCE
+        since.elapsed()
+    }
+
+    /// Whether a backup has failed for so long that others go before it.
+    fn is_stuck(&self, backup: &Backup) -> bool {
+        let failing = self.failing.lock();
+        let since = backup.uid().and_then(|uid| failing.get(&uid).copied());
+        since.is_some_and(|since| since.elapsed() > PRECEDENCE)
     }
 
     /// Removes what a backup of this name has left behind that was deleted before its end, and before there is another.
