@@ -24,14 +24,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::{
-    holds::Holds,
+    holds::{Held, Holds},
     is_deleted,
     outcome::{self, Outcome},
 };
 use crate::{
     collect::PodFacts,
     context::Context,
-    exec::{ExecError, exec},
+    exec::{ExecError, Output, exec},
 };
 
 /// Value of the label.
@@ -40,8 +40,14 @@ const OWED: &str = "owed";
 pub(super) const AGAIN: Duration = Duration::from_secs(2);
 /// How often a command is tried that cannot be begun.
 const TRIES: u32 = 3;
-/// Commands that run at once.
-const PARALLEL: usize = 16;
+/// Pods that are paid at once.
+const PARALLEL: usize = 64;
+/// The same, in one namespace: whoever may label its pods keeps nobody else's from being paid.
+const OF_NAMESPACE: usize = 4;
+/// Longest time that a command has, whatever the pod says: anybody may have written it.
+const LONGEST: Duration = Duration::from_secs(3600);
+/// Most commands that are run in one pod: far more than any has hooks.
+const MOST: usize = 256;
 
 /// What is owed to a pod.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -89,7 +95,10 @@ impl Debt {
 
 /// What a pod's annotation says; anybody may have written it.
 fn debt(pod: &Pod) -> Option<Debt> {
-    serde_json::from_str(pod.annotations().get(annotation::POST_HOOKS)?).ok()
+    let mut debt: Debt =
+        serde_json::from_str(pod.annotations().get(annotation::POST_HOOKS)?).ok()?;
+    debt.hooks.truncate(MOST);
+    Some(debt)
 }
 
 /// Whether it is marked is what its label says: who pays finds it by that.
@@ -241,52 +250,71 @@ pub(super) fn register(context: &Arc<Context>, kit: &Kit, lease: &Lease, holds: 
     });
     // A command has its own limit.
     let options = RunOptions::new().concurrency(PARALLEL).pass_deadline(None);
-    let (context, holds) = (context.clone(), holds.clone());
+    let payer = Arc::new(Payer {
+        context: context.clone(),
+        holds: holds.clone(),
+        places: Holds::default(),
+        marked,
+    });
     kit.run_leading(&queue, options, lease, move |key, token| {
-        let (context, holds, marked) = (context.clone(), holds.clone(), marked.clone());
-        async move { pass(&context, &holds, &marked, &key, &token).await }
+        let payer = payer.clone();
+        async move { payer.pass(&key, &token).await }
     });
 }
 
-async fn pass(
-    context: &Context,
-    holds: &Holds,
-    marked: &Store<Pod>,
-    key: &Key,
-    token: &LeaderToken,
-) -> Result<Next, Failure> {
-    context.stores.ready().await;
-    let Some(seen) = marked.get(key) else {
-        return Ok(Next::Done);
-    };
-    let uid = seen.uid().unwrap_or_default();
-    // A backup of this process is at it, and pays itself.
-    let Some(_held) = holds.try_hold(&uid) else {
-        return Ok(Next::After(AGAIN));
-    };
-    let namespace = key.namespace.as_deref().unwrap_or_default();
-    let now = pods(context, namespace).get_opt(&key.name).await?;
-    let Some(pod) = now.filter(|pod| pod.uid() == seen.uid() && is_marked(pod)) else {
-        return Ok(Next::Done);
-    };
-    let target = (namespace, key.name.as_str());
-    let debt = debt(&pod);
-    if let Some(debt) = &debt {
-        if is_read(context, debt, &uid) {
+/// What passes share.
+struct Payer {
+    context: Arc<Context>,
+    holds: Holds,
+    /// Of each namespace, as many as it may have.
+    places: Holds,
+    marked: Store<Pod>,
+}
+
+/// A place of a namespace, if one is free.
+fn place(places: &Holds, namespace: &str) -> Option<Held> {
+    (0..OF_NAMESPACE).find_map(|place| places.try_hold(&format!("{namespace}/{place}")))
+}
+
+impl Payer {
+    async fn pass(&self, key: &Key, token: &LeaderToken) -> Result<Next, Failure> {
+        let context = &self.context;
+        context.stores.ready().await;
+        let Some(seen) = self.marked.get(key) else {
+            return Ok(Next::Done);
+        };
+        let uid = seen.uid().unwrap_or_default();
+        // A backup of this process is at it, and pays itself.
+        let Some(_held) = self.holds.try_hold(&uid) else {
             return Ok(Next::After(AGAIN));
+        };
+        let namespace = key.ns();
+        let Some(_place) = place(&self.places, namespace) else {
+            return Ok(Next::After(AGAIN));
+        };
+        let now = pods(context, namespace).get_opt(&key.name).await?;
+        let Some(pod) = now.filter(|pod| pod.uid() == seen.uid() && is_marked(pod)) else {
+            return Ok(Next::Done);
+        };
+        let target = (namespace, key.name.as_str());
+        let debt = debt(&pod);
+        if let Some(debt) = &debt {
+            if is_read(context, debt, &uid) {
+                return Ok(Next::After(AGAIN));
+            }
+            token.check()?;
+            let outcome = pay(context, target, debt).await;
+            tell(context, &pod, debt, &outcome);
+            token.check()?;
+            // That nothing stays frozen comes first.
+            if let Err(error) = keep(context, debt, &uid, outcome).await {
+                tracing::warn!(%error, backup = debt.backup, "it is not known to the backup how its post hooks ended");
+            }
         }
-        token.check()?;
-        let outcome = pay(context, target, debt).await;
-        tell(context, &pod, debt, &outcome);
-        token.check()?;
-        // That nothing stays frozen comes first.
-        if let Err(error) = keep(context, debt, &uid, outcome).await {
-            tracing::warn!(%error, backup = debt.backup, "it is not known to the backup how its post hooks ended");
-        }
+        let backup = debt.as_ref().map(|debt| debt.uid.as_str());
+        clear(context, token, target, &uid, backup).await?;
+        Ok(Next::OnChange)
     }
-    let backup = debt.as_ref().map(|debt| debt.uid.as_str());
-    clear(context, token, target, &uid, backup).await?;
-    Ok(Next::OnChange)
 }
 
 /// Whether volumes for which the pod is frozen are still being read, for a backup that goes on.
@@ -304,6 +332,11 @@ fn is_read(context: &Context, debt: &Debt, pod: &str) -> bool {
     goes_on && reads.is_some()
 }
 
+/// How long a command that is owed may take.
+fn limit(command: &Command) -> Duration {
+    command.timeout.to_std().min(LONGEST)
+}
+
 async fn pay(context: &Context, target: (&str, &str), debt: &Debt) -> Outcome {
     let mut outcome = Outcome {
         over: true,
@@ -312,7 +345,7 @@ async fn pay(context: &Context, target: (&str, &str), debt: &Debt) -> Outcome {
     for hook in &debt.hooks {
         let mut tries = 1;
         let result = loop {
-            let limit = hook.timeout.to_std();
+            let limit = limit(hook);
             match exec(context, target, &hook.container, &hook.command, limit).await {
                 Err(ExecError::Failed(_)) if tries < TRIES => {
                     tokio::time::sleep(AGAIN).await;
@@ -322,6 +355,16 @@ async fn pay(context: &Context, target: (&str, &str), debt: &Debt) -> Outcome {
             }
         };
         outcome.attempted += 1;
+        let (namespace, pod) = target;
+        for line in result.iter().flat_map(Output::lines) {
+            tracing::info!(
+                backup = debt.backup,
+                namespace,
+                pod,
+                container = hook.container,
+                "{line}"
+            );
+        }
         if let Err(why) = result {
             let why = format!("container {}: {why}", hook.container);
             outcome.errors.push(why);
@@ -401,5 +444,29 @@ mod tests {
         pod.annotations_mut()
             .insert(annotation::POST_HOOKS.to_owned(), "{".to_owned());
         assert_eq!(debt(&pod), None);
+    }
+
+    #[test]
+    fn a_command_that_is_owed_has_its_own_time_and_no_more_than_an_hour() {
+        for (timeout, expected) in [("90s", 90), ("1h", 3600), ("100000h", 3600)] {
+            let command = Command {
+                container: "db".to_owned(),
+                command: vec!["thaw".to_owned()],
+                timeout: timeout.parse().unwrap(),
+            };
+            assert_eq!(limit(&command).as_secs(), expected, "{timeout}");
+        }
+    }
+
+    #[test]
+    fn a_namespace_has_its_places_and_no_more() {
+        let places = Holds::default();
+        let mut loud: Vec<Held> = (0..PARALLEL)
+            .filter_map(|_| place(&places, "loud"))
+            .collect();
+        assert_eq!(loud.len(), OF_NAMESPACE);
+        assert!(place(&places, "quiet").is_some());
+        loud.pop();
+        assert!(place(&places, "loud").is_some());
     }
 }

@@ -1,10 +1,10 @@
 //! Pods that are frozen together. A claim is read through one pod, and every pod with hooks that mounts it may write to it: all of them are
 //! frozen, then read, then thawed, as Velero does with its ItemBlocks since 1.15.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use jackline_policy::backup::{block::connected, object::ObjectRef};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 
 use super::{
     super::{
@@ -44,6 +44,14 @@ enum Stand {
 }
 
 type Claim<'a> = (&'a str, &'a str);
+
+/// How long it takes at least to find out whether something is owed.
+const LOOK: Duration = Duration::from_secs(10);
+
+/// Until when it is waited for who pays what is owed: as long as the volumes may take, or as long as one of them may stand still.
+fn paid_by(deadline: Option<Instant>, now: Instant, patience: Duration) -> Instant {
+    deadline.map_or(now + patience, |deadline| deadline.max(now + LOOK))
+}
 
 /// Claims that a pod mounts, in whatever way.
 fn mounts(pod: &PodFacts) -> impl Iterator<Item = Claim<'_>> {
@@ -137,10 +145,15 @@ impl Work<'_> {
         let waited = begun.iter().map(|part| self.all(part.pod, &part.chosen));
         let waited = futures::future::join_all(waited);
         tokio::join!(waited, self.frozen(parts, some_begun, &tell));
+        let patience = self.job.context.args.volume_progress_timeout.to_std();
+        let late = paid_by(self.deadline, Instant::now(), patience);
         for pod in owed {
-            tokio::select! {
-                () = owed::paid(self.job.context, pod, self.job.backup) => {}
-                () = at(self.deadline) => {}
+            let paid = owed::paid(self.job.context, pod, self.job.backup);
+            if tokio::time::timeout_at(late, paid).await.is_err() {
+                self.log.warning(
+                    "Post hooks that are owed to a pod have not ended in time",
+                    &hooks::fields(pod),
+                );
             }
             self.recall_now(pod).await;
         }
@@ -350,5 +363,23 @@ impl Work<'_> {
             held.push(self.job.holds.hold(uid).await);
         }
         held
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_owed_is_not_waited_for_without_end() {
+        let (now, hour) = (Instant::now(), Duration::from_secs(3600));
+        for (deadline, expected) in [
+            (None, hour),
+            (Some(2 * hour), 2 * hour),
+            (Some(Duration::ZERO), LOOK),
+        ] {
+            let deadline = deadline.map(|after| now + after);
+            assert_eq!(paid_by(deadline, now, hour), now + expected);
+        }
     }
 }
