@@ -437,25 +437,27 @@ impl Job<'_> {
     }
 
     /// Takes over the status of a backup that ended just before its last leader did. Where that was a Velero, it may have left the
-    /// last phase to be written.
+    /// last phase to be written, and the tarball to be sent: it sends the Backup first.
     async fn adopt(&self, store: &dyn ObjectStore, mut stored: Backup) -> Result<Done, JobError> {
-        let mut status = stored.status.clone().unwrap_or_default();
+        let name = self.backup.name_any();
         if !stored.phase().is_terminal() {
-            status.phase = Some(match stored.phase() {
-                BackupPhase::WaitingForPluginOperations | BackupPhase::Finalizing
-                    if status.errors == 0 =>
-                {
-                    BackupPhase::Completed
-                }
-                _ => BackupPhase::PartiallyFailed,
-            });
+            let whole = upload::has_contents(store, &name).await.map_err(refused)?;
+            let mut status = stored.status.clone().unwrap_or_default();
+            let phase = last_phase(&status, whole);
+            status.phase = Some(phase);
+            status.failure_reason = (phase == BackupPhase::Failed).then(|| NO_CONTENTS.to_owned());
             status.completion_timestamp = Some(Time(now()));
             stored.status = Some(status);
             newest(self.context, self.backup, self.token).await?;
-            let key = backup_object(&self.backup.name_any(), BackupFile::Metadata);
+            let key = backup_object(&name, BackupFile::Metadata);
             let json = files::backup_json(&stored).map_err(spool)?;
             let put = store.put(&key, json).await;
             put.map_err(|error| refused(error.into()))?;
+        }
+        if stored.phase() == BackupPhase::Failed {
+            let why = stored.status.and_then(|status| status.failure_reason);
+            let why = why.unwrap_or_else(|| "it is in the bucket as one that failed".to_owned());
+            return Err(JobError::Fatal(why));
         }
         let backup = self.publish(&stored, &[]).await?;
         Ok(Done {
@@ -476,6 +478,20 @@ impl Job<'_> {
         }
         let status = |_: &Backup| stored.status.clone().unwrap_or_default();
         end(self.context, self.backup, status, metadata, self.token).await
+    }
+}
+
+/// Why a backup has failed that is in the bucket without its objects.
+const NO_CONTENTS: &str = "the controller that ran it went before it had stored the objects: its tarball is not in the backup storage location";
+
+/// How a backup ends that a Velero left in the bucket before its last phase was written. `whole`: its objects are there.
+fn last_phase(status: &BackupStatus, whole: bool) -> BackupPhase {
+    match status.phase.unwrap_or_default() {
+        _ if !whole => BackupPhase::Failed,
+        BackupPhase::WaitingForPluginOperations | BackupPhase::Finalizing if status.errors == 0 => {
+            BackupPhase::Completed
+        }
+        _ => BackupPhase::PartiallyFailed,
     }
 }
 
@@ -523,4 +539,37 @@ fn write(
     let file = file.into_inner().map_err(io::IntoInnerError::into_error)?;
     let size = file.metadata()?.len();
     Ok((file, size))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_velero_has_left_ends_as_velero_would_have_ended_it() {
+        use BackupPhase::{
+            Completed, Failed, Finalizing, FinalizingPartiallyFailed, InProgress, PartiallyFailed,
+            WaitingForPluginOperations,
+        };
+        for (phase, errors, whole, expected) in [
+            (Finalizing, 0, true, Completed),
+            (WaitingForPluginOperations, 0, true, Completed),
+            (Finalizing, 1, true, PartiallyFailed),
+            (FinalizingPartiallyFailed, 1, true, PartiallyFailed),
+            (InProgress, 0, true, PartiallyFailed),
+            (Finalizing, 0, false, Failed),
+            (FinalizingPartiallyFailed, 1, false, Failed),
+        ] {
+            let status = BackupStatus {
+                phase: Some(phase),
+                errors,
+                ..BackupStatus::default()
+            };
+            assert_eq!(
+                last_phase(&status, whole),
+                expected,
+                "{phase} {errors} {whole}"
+            );
+        }
+    }
 }

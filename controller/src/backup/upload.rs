@@ -59,6 +59,12 @@ pub(super) async fn existing(
     }
 }
 
+/// Whether the objects of a backup are in the bucket.
+pub(super) async fn has_contents(store: &dyn ObjectStore, name: &str) -> Result<bool, UploadError> {
+    let key = backup_object(name, BackupFile::Contents);
+    Ok(store.head(&key).await?.is_some_and(|meta| meta.size > 0))
+}
+
 /// Puts the log of a backup there that has failed, unless a backup of this name is there: the log is that one's.
 pub(super) async fn log_alone(
     store: &dyn ObjectStore,
@@ -213,6 +219,18 @@ mod tests {
         assert_eq!(leave().await, None);
         store.delete("backups/b/velero-backup.json").await.unwrap();
         assert_eq!(leave().await.as_deref(), Some(&b"why"[..]));
+    }
+
+    #[tokio::test]
+    async fn a_backup_without_its_tarball_is_told_from_a_whole_one() {
+        let store = MemoryStore::new();
+        for (content, expected) in [(None, false), (Some(""), false), (Some("x"), true)] {
+            if let Some(content) = content {
+                let content = Bytes::from_static(content.as_bytes());
+                store.put("backups/b/b.tar.gz", content).await.unwrap();
+            }
+            assert_eq!(has_contents(&store, "b").await.unwrap(), expected);
+        }
     }
 
     #[tokio::test]

@@ -616,6 +616,19 @@ impl Test {
             "{status:?}"
         );
         ensure!(status.completion_timestamp.is_some());
+        // This time it went before it had sent the objects.
+        let tarball = format!("{HELD}/backups/committed/committed.tar.gz");
+        s3.delete(BUCKET, &tarball).await?;
+        s3.put(BUCKET, &key, serde_json::to_vec(&stored)?).await?;
+        backups
+            .patch("committed", &params, &Patch::Merge(&last))
+            .await?;
+        let backup = self.env.backup_ended("committed", MINUTE).await?;
+        let status = backup.status.unwrap_or_default();
+        let why = status.failure_reason.unwrap_or_default();
+        ensure!(status.phase == Some(BackupPhase::Failed), "{why}");
+        ensure!(why.contains("tarball"), "{why}");
+        ensure!(self.stored("committed").await?.phase() == BackupPhase::Failed);
         Ok(())
     }
 
