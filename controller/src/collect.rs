@@ -15,6 +15,6 @@ mod walk;
 
 pub use discover::{Discovered, discover};
 pub use facts::{Facts, PodFacts, VolumeFacts};
-pub use gather::{CollectError, Request, collect};
+pub use gather::{CollectError, Known, Request, collect};
 pub use spool::{Collection, Item};
 pub use walk::{in_order, order, resource_list};

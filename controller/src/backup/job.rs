@@ -41,7 +41,7 @@ use super::{
     volumes::{self, Plan, Volumes},
 };
 use crate::{
-    collect::{self, CollectError, Collection, collect, discover},
+    collect::{self, CollectError, Collection, Known, collect, discover},
     context::Context,
     fence, location,
     tarball::{Limits, TarballWriter},
@@ -312,7 +312,11 @@ impl Job<'_> {
             selectors: &selectors,
             page: context.args.client_page_size,
             scratch: &scratch,
-            know_volumes: !policies.is_empty(),
+            claims: match (claims_stored, policies.is_empty()) {
+                (false, true) => Known::None,
+                (true, true) => Known::Mounted,
+                (_, false) => Known::All,
+            },
         };
         let mut plan = Some(plan);
         let early = |collection: &Collection| {

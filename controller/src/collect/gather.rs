@@ -53,8 +53,19 @@ pub struct Request<'a> {
     pub page: u32,
     /// Where temporary files go.
     pub scratch: &'a Path,
-    /// Whether the facts have to be there of volumes that are left out.
-    pub know_volumes: bool,
+    /// The claims whose volumes have to be known, also where the filters leave those out.
+    pub claims: Known,
+}
+
+/// Claims whose volumes have to be known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Known {
+    /// No claim is read.
+    None,
+    /// Those that pods mount: what a claim is bound to may be what no agent reads.
+    Mounted,
+    /// All: volume policies decide about them.
+    All,
 }
 
 /// Why nothing could be gathered.
@@ -378,9 +389,7 @@ pub async fn collect(
     let mut collection = Collection::new(catalogue.clone(), spool.reader()?);
     gatherer.lists(&first, &scope, &mut collection).await;
     gatherer.complete(&mut collection, false).await;
-    if request.know_volumes {
-        gatherer.volumes(&mut collection).await;
-    }
+    gatherer.volumes(&mut collection).await;
     early(&collection);
     gatherer.lists(&rest, &scope, &mut collection).await;
     gatherer.complete(&mut collection, true).await;
@@ -522,11 +531,21 @@ impl Gatherer<'_> {
     /// Volumes that the filters leave out are looked at all the same.
     async fn volumes(&self, collection: &mut Collection) {
         let facts = &mut collection.facts;
-        let mut bound = facts
-            .claims
-            .values()
-            .filter_map(|claim| claim.volume.as_ref());
-        if bound.all(|volume| facts.volumes.contains_key(volume)) {
+        let known = self.request.claims;
+        let pods = facts.pods.values().map(|pod| &pod.volumes);
+        let mounted: HashSet<(&str, &str)> = pods
+            .filter(|_| known == Known::Mounted)
+            .flat_map(|pod| pod.volumes.iter().map(move |volume| (pod, volume)))
+            .filter_map(|(pod, volume)| Some((pod.namespace.as_str(), volume.claim.as_deref()?)))
+            .collect();
+        let unknown = facts.claims.iter().any(|((namespace, name), claim)| {
+            (known == Known::All || mounted.contains(&(namespace.as_str(), name.as_str())))
+                && claim
+                    .volume
+                    .as_ref()
+                    .is_some_and(|volume| !facts.volumes.contains_key(volume))
+        });
+        if !unknown {
             return;
         }
         let mut resources = self.resources.iter();
@@ -536,10 +555,19 @@ impl Gatherer<'_> {
         let (page, result) = self.list(index, None, None, None).await;
         facts.volumes.extend(page.facts.volumes);
         if let Err(error) = result {
-            self.log.error(
-                "Error listing persistent volumes, which volume policies look at",
-                &[("error", &chain(&error))],
-            );
+            let error = chain(&error);
+            let fields = [("error", error.as_str())];
+            match known {
+                Known::All => self.log.error(
+                    "Error listing persistent volumes, which volume policies look at",
+                    &fields,
+                ),
+                // Whoever reads the claim says what comes of it.
+                _ => self.log.warning(
+                    "Error listing persistent volumes: it is not known which claims are bound to hostPath volumes",
+                    &fields,
+                ),
+            }
         }
     }
 
@@ -661,7 +689,9 @@ fn chain(error: &dyn std::error::Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    use jackline_policy::backup::{Catalogue, filter::RawFilter, object::Skip};
+    use jackline_policy::backup::{
+        Catalogue, filter::RawFilter, object::Skip, volume_policy::Source,
+    };
     use serde_json::json;
 
     use super::*;
@@ -709,7 +739,7 @@ mod tests {
             selectors: &[],
             page: 2,
             scratch: directory.path(),
-            know_volumes: false,
+            claims: Known::None,
         };
         let log = BackupLog::new("velero/b".to_owned(), directory.path()).unwrap();
         let spool = Arc::new(Spool::new(directory.path()).unwrap());
@@ -763,6 +793,64 @@ mod tests {
     async fn a_kind_that_cannot_be_listed_is_an_error() {
         let (names, counts, asked) = gadgets(vec![refusal(405, json!({}))]).await;
         assert_eq!((names.as_str(), counts, asked.len()), ("", (0, 1), 1));
+    }
+
+    /// What is known of the volume of a claim that the filters leave out, and how many requests that took.
+    async fn bound(claims: Known, mounted: bool) -> (Option<Source>, usize) {
+        let disk = json!({"metadata": {"name": "disk"}, "spec": {"hostPath": {"path": "/disk"}}});
+        let disks = json!({"metadata": {}, "items": [disk]});
+        let directory = tempfile::tempdir().unwrap();
+        let server = Server::new([(200, disks.to_string())]);
+        let catalogue = Catalogue::new(vec![Resource {
+            version: "v1".to_owned(),
+            plural: VOLUMES.to_owned(),
+            kind: "PersistentVolume".to_owned(),
+            ..Resource::default()
+        }]);
+        let (filter, _) = Filter::new(&RawFilter::default(), &catalogue).unwrap();
+        let request = Request {
+            filter: &filter,
+            selectors: &[],
+            page: 2,
+            scratch: directory.path(),
+            claims,
+        };
+        let spool = Arc::new(Spool::new(directory.path()).unwrap());
+        let mut collection = Collection::new(catalogue.clone(), spool.reader().unwrap());
+        collection.facts = kept(json!({"namespace": "shop", "name": "c"})).facts;
+        if mounted {
+            let volumes = json!([{"name": "d", "persistentVolumeClaim": {"claimName": "c"}}]);
+            let pod = json!({"metadata": {"namespace": "shop", "name": "db", "uid": "u"}, "spec": {"volumes": volumes}});
+            collection.facts.learn("pods", &pod, None);
+        }
+        let log = BackupLog::new("velero/b".to_owned(), directory.path()).unwrap();
+        let gatherer = Gatherer {
+            client: &server.client(),
+            request: &request,
+            resources: catalogue.resources(),
+            spool,
+            silent: Mutex::default(),
+            log: &log,
+        };
+        gatherer.volumes(&mut collection).await;
+        gatherer.volumes(&mut collection).await;
+        let claim = collection.facts.claim("shop", "c").unwrap();
+        let source = claim.bound.map(|volume| volume.source);
+        (source, server.asked().len())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_claim_is_bound_to_is_looked_at_where_it_may_be_read() {
+        let host_path = || Some(Source::Other("hostPath"));
+        for (claims, mounted, expected) in [
+            (Known::Mounted, true, (host_path(), 1)),
+            (Known::All, false, (host_path(), 1)),
+            (Known::Mounted, false, (None, 0)),
+            (Known::None, true, (None, 0)),
+        ] {
+            let found = bound(claims, mounted).await;
+            assert_eq!(found, expected, "{claims:?}");
+        }
     }
 
     #[test]
