@@ -6,7 +6,11 @@
 mod request;
 mod snapshots;
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures::TryStreamExt;
 use jackline_crds::{
@@ -36,7 +40,7 @@ use serde_json::json;
 use crate::{context::Context, elsewhere, fence, location, maintenance, remove::remove, sync};
 
 pub use request::{asked, is_requested, request};
-use snapshots::{Snapshots, Tags};
+use snapshots::{Consequence, Snapshots, Tags};
 
 /// A request that is done with errors is kept this long.
 const KEPT: Duration = Duration::from_secs(24 * 3600);
@@ -228,7 +232,9 @@ impl Deletion<'_> {
         restores.retain(|restore| is_of(restore, &name));
         is_read(restores.iter())?;
         if is_meant(there) {
-            self.forget(backup, &location, &*store).await?;
+            let wanted = snapshots::of_backup(self.context, backup, &*store).await?;
+            let unsearched = forget(self.context, &name, &location, &wanted, self.token).await?;
+            say_left(self.context, backup, &unsearched);
         }
         // That may have taken long, and another leader may have been here: a new backup may have the name by now.
         self.still(backup).await?;
@@ -274,24 +280,6 @@ impl Deletion<'_> {
             Ok(()) => Ok(location),
             Err(why) => refuse(format!("cannot delete backup because {why}")),
         }
-    }
-
-    /// Forgets every snapshot of the backup.
-    async fn forget(
-        &self,
-        backup: &Backup,
-        location: &BackupStorageLocation,
-        store: &dyn ObjectStore,
-    ) -> Result<(), Stop> {
-        let wanted = snapshots::of_backup(self.context, backup, store).await?;
-        forget(
-            self.context,
-            &backup.name_any(),
-            location,
-            &wanted,
-            self.token,
-        )
-        .await
     }
 
     /// A backup that is the only record of snapshots which only a Velero can delete stays until somebody says that they may.
@@ -526,41 +514,72 @@ fn lost(found: &BTreeSet<Elsewhere>, unnamed: i32) -> Option<String> {
     Some(what.join(", "))
 }
 
+/// Forgets the snapshots. Returns which repositories could not be searched, where no list says that they hold any.
 async fn forget(
     context: &Context,
     backup: &str,
     location: &BackupStorageLocation,
     wanted: &Snapshots,
     token: &LeaderToken,
-) -> Result<(), Stop> {
-    let mut errors = Vec::new();
-    for (namespace, ids) in &wanted.by_namespace {
+) -> Result<Vec<String>, Stop> {
+    let (mut errors, mut unsearched) = (Vec::new(), Vec::new());
+    let none = BTreeSet::new();
+    let named = wanted
+        .by_namespace
+        .iter()
+        .map(|(name, ids)| (name, ids, true));
+    let unnamed = wanted.unnamed.iter().map(|name| (name, &none, false));
+    for (namespace, ids, is_named) in named.chain(unnamed) {
         token.check().map_err(Failure::from)?;
-        match snapshots::forget(context, location, namespace, ids, &wanted.tags).await {
-            Ok(0) => {}
+        let error = match snapshots::forget(context, location, namespace, ids, &wanted.tags).await {
+            Ok(0) => continue,
             Ok(count) => {
                 tracing::info!(backup, namespace, count, "snapshots are forgotten");
-                let repository = crate::repository::find(context, &location.name_any(), namespace);
-                if let Some(repository) = repository {
-                    maintenance::request(context, &repository).await?;
-                }
+                maintenance::request(context, location, namespace)
+                    .await
+                    .map_err(|error| Failure::transient("NotNoted", error))?;
+                continue;
             }
-            Err(error) if error.is_retryable() => {
+            Err(error) => error,
+        };
+        let why = format!(
+            "repository of namespace {namespace}: {}",
+            location::chain(&error)
+        );
+        match snapshots::consequence(&error, is_named) {
+            Consequence::Retried => {
                 return Err(Failure::transient("RepositoryBusy", error).into());
             }
-            Err(error) => {
-                errors.push(format!(
-                    "repository of namespace {namespace}: {}",
-                    location::chain(&error)
-                ));
-            }
+            Consequence::Refused => errors.push(why),
+            Consequence::Unsearched => unsearched.push(why),
         }
     }
     if errors.is_empty() {
-        Ok(())
+        Ok(unsearched)
     } else {
         Err(Stop::Refused(errors))
     }
+}
+
+/// Says which repositories may still hold snapshots of a backup that goes, and why.
+fn say_left(context: &Context, backup: &Backup, repositories: &[String]) {
+    if repositories.is_empty() {
+        return;
+    }
+    let why = repositories.join("; ");
+    tracing::warn!(
+        backup = backup.name_any(),
+        why,
+        "snapshots of a deleted backup may be left behind"
+    );
+    context.events.publish(Event {
+        regarding: backup.object_ref(&()),
+        related: None,
+        kind: EventKind::Warning,
+        reason: "SnapshotsLeft",
+        action: "Delete",
+        note: format!("snapshots of the backup may be left behind: {why}"),
+    });
 }
 
 /// Removes what a Backup that was deleted before its end has left behind: files, and snapshots in the repositories of `namespaces`, or of
@@ -582,30 +601,26 @@ pub async fn clear_up(
     if snapshots::stored_uid(&*store, &name).await? == uid {
         return Ok(());
     }
-    let namespaces = match namespaces {
-        Some(namespaces) => namespaces,
-        None => location::repositories(&*store)
-            .await
-            .map_err(|error| Failure::transient("LocationClosed", error))?
-            .into_iter()
-            .collect(),
-    };
-    let by_namespace = namespaces.into_iter().map(|name| (name, BTreeSet::new()));
-    let left = Snapshots {
-        by_namespace: by_namespace.collect(),
+    let mut left = Snapshots {
+        by_namespace: BTreeMap::new(),
+        unnamed: BTreeSet::new(),
         tags: Tags::new(&name, uid),
     };
-    match forget(context, &name, location, &left, token).await {
-        Ok(()) => {}
-        Err(Stop::Later(failure)) => return Err(failure),
-        Err(Stop::Refused(errors)) => {
-            let why = errors.join("; ");
-            tracing::warn!(
-                backup = name,
-                why,
-                "snapshots of a deleted backup are left behind"
-            );
+    match namespaces {
+        Some(namespaces) => {
+            let namespaces = namespaces.into_iter();
+            left.by_namespace = namespaces.map(|name| (name, BTreeSet::new())).collect();
         }
+        None => {
+            let found = location::repositories(&*store)
+                .await
+                .map_err(|error| Failure::transient("LocationClosed", error))?;
+            left.unnamed.extend(found);
+        }
+    }
+    match forget(context, &name, location, &left, token).await {
+        Ok(why) | Err(Stop::Refused(why)) => say_left(context, backup, &why),
+        Err(Stop::Later(failure)) => return Err(failure),
     }
     if snapshots::stored_uid(&*store, &name).await?.is_none() {
         remove_files(&*store, &name, token).await?;

@@ -12,7 +12,8 @@ use jackline_crds::{
     GoDuration,
     names::{FIELD_MANAGER, annotation, label},
     velero::{
-        BackupRepository, MaintenanceResult, MaintenanceStatus, RepositoryPhase, UploaderType,
+        BackupRepository, BackupStorageLocation, MaintenanceResult, MaintenanceStatus,
+        RepositoryPhase, UploaderType,
     },
 };
 use jackline_runtime::{
@@ -27,7 +28,11 @@ use kube::{
 };
 use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, Opts};
 
-use crate::{context::Context, location, repository::MAINTENANCE};
+use crate::{
+    context::Context,
+    location,
+    repository::{self, MAINTENANCE, RepositoryError},
+};
 use job::{MaintenanceJob, Outcome, repository_label};
 
 /// How soon a failed one is tried again, at the latest.
@@ -130,14 +135,29 @@ pub fn register(context: &Arc<Context>, kit: &Kit, lease: &Lease) -> Result<(), 
     Ok(())
 }
 
-/// Notes that snapshots of a repository were forgotten: its data waits for a prune.
+/// Notes that snapshots of a namespace's repository were forgotten: its data waits for a prune. Its object is made where it is missing,
+/// as after a sync into a new cluster: without one nobody would ever prune.
 ///
 /// # Errors
 /// When the API server does not take it.
-pub async fn request(context: &Context, repository: &BackupRepository) -> Result<(), kube::Error> {
+pub async fn request(
+    context: &Context,
+    location: &BackupStorageLocation,
+    namespace: &str,
+) -> Result<(), RepositoryError> {
+    let mut name = repository::ask(context, location, namespace).await?;
+    let mut noted = note(context, &name).await;
+    if matches!(&noted, Err(kube::Error::Api(status)) if status.code == 404) {
+        // The watch has not told yet that it is gone.
+        name = repository::create(context, location, namespace).await?;
+        noted = note(context, &name).await;
+    }
+    noted.map_err(|source| RepositoryError::Api { name, source })
+}
+
+async fn note(context: &Context, repository: &str) -> Result<(), kube::Error> {
     // Anew each time: a Job that runs now may have looked before, and takes only what is older than itself off.
     let patch = serde_json::json!({"metadata": {
-        "uid": repository.metadata.uid,
         "annotations": {(annotation::FORGOTTEN_AT): Timestamp::now().to_string()},
     }});
     let params = PatchParams {
@@ -145,7 +165,7 @@ pub async fn request(context: &Context, repository: &BackupRepository) -> Result
         ..PatchParams::default()
     };
     let api = context.api::<BackupRepository>();
-    api.patch(&repository.name_any(), &params, &Patch::Merge(patch))
+    api.patch(repository, &params, &Patch::Merge(patch))
         .await
         .map(|_| ())
 }

@@ -57,7 +57,7 @@ pub enum RepositoryError {
     #[error(transparent)]
     Repository(#[from] jackline_repository::Error),
     /// The API server says no.
-    #[error("BackupRepository {name} cannot be made")]
+    #[error("BackupRepository {name} cannot be written")]
     Api {
         /// The object.
         name: String,
@@ -191,7 +191,7 @@ pub async fn ask(
 }
 
 /// The object of a namespace's repository in a location, by its labels.
-pub fn find(context: &Context, location: &str, namespace: &str) -> Option<Arc<BackupRepository>> {
+fn find(context: &Context, location: &str, namespace: &str) -> Option<Arc<BackupRepository>> {
     context.stores.repositories.find(|repository| {
         let spec = &repository.spec;
         spec.volume_namespace == namespace
@@ -200,7 +200,11 @@ pub fn find(context: &Context, location: &str, namespace: &str) -> Option<Arc<Ba
     })
 }
 
-async fn create(
+/// Makes the object of a namespace's repository; one of its name that is there already is it.
+///
+/// # Errors
+/// When it cannot be made.
+pub async fn create(
     context: &Context,
     location: &BackupStorageLocation,
     namespace: &str,

@@ -1,7 +1,10 @@
 //! The snapshots of a backup, from every list of them that is left: PodVolumeBackups in the cluster, those in the bucket, and the
 //! tags of the snapshots themselves (which also find what failed or lost runs left behind).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use jackline_crds::velero::{Backup, BackupStorageLocation, PodVolumeBackup, UploaderType};
 use jackline_policy::naming::is_dns_label;
@@ -25,6 +28,8 @@ const SHORTEST_ID: usize = 8;
 pub struct Snapshots {
     /// Namespace of the repository → ids, short or full. A namespace without ids is searched by tags alone.
     pub by_namespace: BTreeMap<String, BTreeSet<String>>,
+    /// Namespaces that no list names, and that are searched by tags because the lists may not be all.
+    pub unnamed: BTreeSet<String>,
     /// Tags that snapshots of the backup carry.
     pub tags: Tags,
 }
@@ -67,31 +72,68 @@ pub async fn of_backup(
     backup: &Backup,
     store: &dyn ObjectStore,
 ) -> Result<Snapshots, Failure> {
-    let name = backup.name_any();
-    let mut uids: BTreeSet<String> = backup.metadata.uid.clone().into_iter().collect();
-    uids.extend(stored_uid(store, &name).await?);
     let in_cluster = sync::pod_volumes(context, backup);
-    let (in_bucket, whole) = stored_list(store, &name).await?;
+    of_lists(&backup.name_any(), backup.uid(), &in_cluster, store).await
+}
+
+async fn of_lists(
+    name: &str,
+    uid: Option<String>,
+    in_cluster: &[Arc<PodVolumeBackup>],
+    store: &dyn ObjectStore,
+) -> Result<Snapshots, Failure> {
+    let mut uids: BTreeSet<String> = uid.into_iter().collect();
+    uids.extend(stored_uid(store, name).await?);
+    let (in_bucket, whole) = stored_list(store, name).await?;
     let in_cluster = in_cluster.iter().map(AsRef::as_ref);
     let volumes = in_cluster.chain(&in_bucket);
-    let mut by_namespace = ids_by_namespace(volumes, &mut uids);
-    if !whole || by_namespace.is_empty() {
+    let by_namespace = ids_by_namespace(volumes, &mut uids);
+    let mut unnamed = BTreeSet::new();
+    // A whole list that is empty says that there is nothing.
+    if !whole {
         // What the cluster has may not be all: every repository of the location is searched.
         let found = location::repositories(store)
             .await
             .map_err(|error| Failure::transient("LocationClosed", error))?;
-        for namespace in found {
-            by_namespace.entry(namespace).or_default();
-        }
+        unnamed.extend(found);
+        unnamed.retain(|namespace| !by_namespace.contains_key(namespace));
     }
     Ok(Snapshots {
         by_namespace,
-        tags: Tags::new(&name, uids),
+        unnamed,
+        tags: Tags::new(name, uids),
     })
 }
 
+/// What follows from an error of a repository.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Consequence {
+    /// It is tried again.
+    Retried,
+    /// Snapshots of the backup stay for sure: so does what names them.
+    Refused,
+    /// No list names the repository, and it says no for good to whoever asks, as one with another password does: it must not keep
+    /// backups from being deleted for ever. That it was not searched is said.
+    Unsearched,
+}
+
+/// What follows from an error of a repository; `named`: a list says that it holds snapshots of the backup.
+pub fn consequence(error: &RepositoryError, named: bool) -> Consequence {
+    use RepositoryError::Repository;
+    match error {
+        error if error.is_retryable() => Consequence::Retried,
+        Repository(
+            Error::WrongPassword { .. } | Error::Corrupt { .. } | Error::UnsupportedVersion { .. },
+        ) if !named => Consequence::Unsearched,
+        _ => Consequence::Refused,
+    }
+}
+
 /// The list in the bucket, and whether it is whole: one that is absent or damaged must not keep a backup from being deleted.
-async fn stored_list(
+///
+/// # Errors
+/// When the bucket cannot be read.
+pub async fn stored_list(
     store: &dyn ObjectStore,
     name: &str,
 ) -> Result<(Vec<PodVolumeBackup>, bool), Failure> {
@@ -176,6 +218,8 @@ pub async fn forget(
     if wanted.is_empty() {
         return Ok(0);
     }
+    // Its object first: were there none after a crash, nobody would prune, as nothing is left to be forgotten by then.
+    repository::ask(context, location, namespace).await?;
     repository.forget(&wanted).await?;
     Ok(wanted.len())
 }
@@ -219,18 +263,80 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn without_a_readable_list_all_repositories_are_searched() {
+    async fn repositories_that_no_list_names_are_searched_only_in_doubt() {
         let store = MemoryStore::new();
+        for namespace in ["other", "shop"] {
+            let config = format!("restic/{namespace}/config");
+            store.put(&config, "x".into()).await.unwrap();
+        }
+        let volume = |uploader: &str| -> PodVolumeBackup {
+            serde_json::from_value(json!({
+                "metadata": {"name": "b-1"},
+                "spec": {"node": "n", "pod": {"namespace": "shop", "name": "db"}, "volume": "data", "backupStorageLocation": "d",
+                    "repoIdentifier": "r", "uploaderType": uploader},
+                "status": {"phase": "Completed", "snapshotID": "aaaaaaaa"}
+            }))
+            .unwrap()
+        };
+        let found = async |here: &[Arc<PodVolumeBackup>]| {
+            let found = of_lists("b", None, here, &store).await.unwrap();
+            let named: Vec<_> = found.by_namespace.into_keys().collect();
+            (named, Vec::from_iter(found.unnamed))
+        };
+        let names = |names: &[&str]| -> Vec<String> {
+            names.iter().map(|name| (*name).to_owned()).collect()
+        };
+        let (none, all) = (names(&[]), names(&["other", "shop"]));
         let key = backup_object("b", BackupFile::PodVolumeBackups);
-        let is_found = async || stored_list(&store, "b").await.unwrap().1;
-        assert!(!is_found().await);
+        // No list.
+        assert_eq!(found(&[]).await, (none.clone(), all.clone()));
         store.put(&key, "nonsense".into()).await.unwrap();
-        assert!(!is_found().await);
-        let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
-        encoder.write_all(b"[]").unwrap();
-        let empty = encoder.finish().unwrap();
-        store.put(&key, empty.into()).await.unwrap();
-        assert!(is_found().await);
+        assert_eq!(found(&[]).await, (none.clone(), all));
+        let here = [Arc::new(volume("restic"))];
+        let want = (names(&["shop"]), names(&["other"]));
+        assert_eq!(found(&here).await, want);
+        let write = async |list: serde_json::Value| {
+            let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+            encoder.write_all(list.to_string().as_bytes()).unwrap();
+            let list = encoder.finish().unwrap();
+            store.put(&key, list.into()).await.unwrap();
+        };
+        write(json!([])).await;
+        assert_eq!(found(&[]).await, (none.clone(), none.clone()));
+        // Another program's repository holds it.
+        write(json!([volume("kopia")])).await;
+        assert_eq!(found(&[]).await, (none.clone(), none.clone()));
+        write(json!([volume("restic")])).await;
+        assert_eq!(found(&[]).await, (names(&["shop"]), none));
+    }
+
+    #[test]
+    fn a_foreign_repository_that_cannot_be_opened_keeps_no_backup() {
+        let text = |text: &str| text.to_owned();
+        let wrong: RepositoryError = Error::WrongPassword {
+            location: text("restic/shop"),
+        }
+        .into();
+        let damaged: RepositoryError = Error::Corrupt {
+            object: text("config"),
+            reason: text("it is cut off"),
+        }
+        .into();
+        let busy: RepositoryError = Error::LockLost {
+            reason: text("it is gone"),
+        }
+        .into();
+        // The password itself is missing: nobody can say what the repositories hold.
+        let blind = RepositoryError::Location(location::LocationError::BadAuthority);
+        for (error, unnamed, named) in [
+            (&wrong, Consequence::Unsearched, Consequence::Refused),
+            (&damaged, Consequence::Unsearched, Consequence::Refused),
+            (&busy, Consequence::Retried, Consequence::Retried),
+            (&blind, Consequence::Refused, Consequence::Refused),
+        ] {
+            assert_eq!(consequence(error, false), unnamed, "{error}");
+            assert_eq!(consequence(error, true), named, "{error}");
+        }
     }
 
     fn snapshot(id: &str, tags: &[&str]) -> SnapshotInfo {

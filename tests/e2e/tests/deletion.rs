@@ -5,8 +5,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use flate2::{Compression, write::GzEncoder};
 use jackline_crds::velero::{
-    Backup, BackupPhase, BackupSpec, BackupStorageLocation, DeleteBackupRequest, DeletePhase,
-    LocationPhase, PodVolumePhase,
+    Backup, BackupPhase, BackupRepository, BackupSpec, BackupStorageLocation, DeleteBackupRequest,
+    DeletePhase, LocationPhase, PodVolumePhase,
 };
 use jackline_e2e::deploy::Settings;
 use jackline_e2e::{BUCKET, Env, Restic, until, wait_for, wait_gone};
@@ -44,6 +44,7 @@ async fn deletions_go_on_and_refusals_keep_everything() -> Result<()> {
     a_read_only_location_keeps_its_backups(&env).await?;
     what_is_not_meant_or_would_be_lost_stays(&env).await?;
     a_backup_deleted_by_hand_comes_back(&env).await?;
+    a_repository_without_an_object_is_pruned(&env).await?;
     let password = env.repository_password().await?;
     let prefix = format!("{BUCKET}/{HELD}");
     Restic::new(env.cluster.s3(), &prefix, "shop", &password).check()?;
@@ -224,4 +225,32 @@ async fn a_backup_deleted_by_hand_comes_back(env: &Env) -> Result<()> {
     ensure!(left.list(&ListParams::default()).await?.items.is_empty());
     ensure!(stored(env, "restic/shop/snapshots").await?.is_empty());
     Ok(())
+}
+
+/// As in a new cluster, which has the backups from the bucket and no objects of repositories.
+async fn a_repository_without_an_object_is_pruned(env: &Env) -> Result<()> {
+    let name = "shop-held-restic";
+    back_up(env, "orphaned").await?;
+    let repositories = env.api::<BackupRepository>();
+    repositories.delete(name, &DeleteParams::default()).await?;
+    wait_gone(&repositories, name, MINUTE).await?;
+    request(env, "orphaned").await?;
+    gone(env, "orphaned").await?;
+    let noted = |repository: &BackupRepository| {
+        repository
+            .annotations()
+            .contains_key("jackline.dev/forgotten-at")
+    };
+    wait_for(&repositories, name, MINUTE, noted).await?;
+    let often = Patch::Merge(json!({"spec": {"maintenanceFrequency": "1s"}}));
+    repositories
+        .patch(name, &PatchParams::default(), &often)
+        .await?;
+    until("its data is gone", 2 * MINUTE, async || {
+        Ok(stored(env, "restic/shop/data")
+            .await?
+            .is_empty()
+            .then_some(()))
+    })
+    .await
 }
