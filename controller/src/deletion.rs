@@ -292,7 +292,12 @@ impl Deletion<'_> {
             return Ok(());
         }
         let name = backup.name_any();
-        let mut found = elsewhere::in_cluster(self.context, backup);
+        let in_cluster = sync::pod_volumes(self.context, backup);
+        let here = in_cluster.iter().map(AsRef::as_ref);
+        let mut found: BTreeSet<Elsewhere> = elsewhere::in_list(here).collect();
+        // The cluster may not have taken the whole list.
+        let (stored, _) = snapshots::stored_list(store, &name).await?;
+        found.extend(elsewhere::in_list(&stored));
         let unnamed = match elsewhere::in_bucket(store, &name).await {
             Ok(Some(stored)) => {
                 found.extend(stored.into_iter().filter(|copy| !copy.failed));

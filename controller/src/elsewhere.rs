@@ -1,7 +1,5 @@
 //! Which copies of volumes a backup has that only a Velero can restore or delete.
 
-use std::collections::BTreeSet;
-
 use jackline_crds::{
     names::annotation,
     velero::{Backup, PodVolumeBackup, UploaderType},
@@ -18,12 +16,16 @@ use crate::{
     sync::{self, ReadFileError, read_list},
 };
 
-/// Whether the cluster itself says that a backup has such copies: no bucket is asked.
-pub fn is_known(context: &Context, backup: &Backup) -> bool {
-    counted(backup) > 0
-        || sync::pod_volumes(context, backup)
-            .iter()
-            .any(|volume| is_of_kopia(volume))
+/// Whether the cluster itself says that a backup has such copies, and nobody that they may stay behind: its deletion would be refused.
+/// No bucket is asked.
+pub fn keeps(context: &Context, backup: &Backup) -> bool {
+    let is_known = || {
+        counted(backup) > 0
+            || sync::pod_volumes(context, backup)
+                .iter()
+                .any(|volume| is_of_kopia(volume))
+    };
+    !may_stay(backup) && is_known()
 }
 
 /// Whether somebody has said that they may stay behind when the backup goes.
@@ -42,18 +44,18 @@ pub fn counted(backup: &Backup) -> i32 {
     })
 }
 
-/// The copies that are in the cluster's list.
-pub fn in_cluster(context: &Context, backup: &Backup) -> BTreeSet<Elsewhere> {
-    let volumes = sync::pod_volumes(context, backup);
-    let copies = volumes.iter().filter(|volume| is_of_kopia(volume));
-    let copies = copies.map(|volume| Elsewhere {
+/// The copies that a list of PodVolumeBackups names.
+pub fn in_list<'a>(
+    volumes: impl IntoIterator<Item = &'a PodVolumeBackup>,
+) -> impl Iterator<Item = Elsewhere> {
+    let copies = volumes.into_iter().filter(|volume| is_of_kopia(volume));
+    copies.map(|volume| Elsewhere {
         namespace: volume.spec.pod.namespace.clone().unwrap_or_default(),
         claim: volume.annotations().get(annotation::PVC_NAME).cloned(),
         volume: volume.spec.volume.clone(),
         method: Method::Kopia,
         failed: false,
-    });
-    copies.collect()
+    })
 }
 
 fn is_of_kopia(volume: &PodVolumeBackup) -> bool {

@@ -105,7 +105,7 @@ fn facts(context: &Context, backup: &Backup, now: Timestamp) -> Facts {
         asked: deletion::asked(context, &name),
         begun,
         // All volumes are gone through: not for a backup that stays anyway.
-        elsewhere: is_over && elsewhere::is_known(context, backup) && !elsewhere::may_stay(backup),
+        elsewhere: is_over && elsewhere::keeps(context, backup),
         foreign: cluster.is_some_and(|cluster| *cluster != context.cluster_uid),
         read: context.stores.restores.find(reads).is_some(),
         location,

@@ -33,9 +33,11 @@ use parking_lot::Mutex;
 use crate::{context::Context, location};
 
 mod read;
+mod room;
 mod split;
 
 pub use read::{List, ReadFileError, read_backup, read_list};
+use room::Room;
 
 /// How often a bucket is listed when its location does not say.
 const PERIOD: Duration = Duration::from_secs(60);
@@ -170,6 +172,7 @@ async fn sync(
         .into_iter()
         .collect();
     let (mut changed, mut whole) = (0, true);
+    let mut room = Room::default();
     for backup in &listed {
         token.check()?;
         let here = context
@@ -177,8 +180,8 @@ async fn sync(
             .backups
             .get(&Key::namespaced(&context.namespace, backup));
         let result = match here {
-            None => adopt(context, &*store, &name, backup).await,
-            Some(here) if first => complete(context, &*store, &name, &here).await,
+            None => adopt(context, &*store, &name, backup, &mut room).await,
+            Some(here) if first => complete(context, &*store, &name, &here, &mut room).await,
             Some(_) => Ok(0),
         };
         match result {
@@ -250,6 +253,7 @@ async fn adopt(
     store: &dyn ObjectStore,
     location: &str,
     name: &str,
+    room: &mut Room,
 ) -> Result<usize, Failure> {
     let Some(stored) = read_backup(store, name).await? else {
         // Leftovers of a backup that failed or is being deleted.
@@ -280,7 +284,7 @@ async fn adopt(
         location,
         "backup of the bucket is in the cluster now"
     );
-    Ok(1 + volumes_of(context, store, &[], location, &made).await?)
+    Ok(1 + volumes_of(context, store, &[], location, &made, room).await?)
 }
 
 /// Whether the API server does not want the object; to one that is too large for etcd it says 500.
@@ -329,6 +333,7 @@ async fn complete(
     store: &dyn ObjectStore,
     location: &str,
     backup: &Backup,
+    room: &mut Room,
 ) -> Result<usize, Failure> {
     let done = [
         BackupPhase::Completed,
@@ -342,22 +347,28 @@ async fn complete(
     if !ours || !done.contains(&backup.phase()) || is_whole(backup, &here) {
         return Ok(0);
     }
-    volumes_of(context, store, &here, location, backup).await
+    volumes_of(context, store, &here, location, backup, room).await
 }
 
-/// Makes the PodVolumeBackups of the bucket's list that are not here.
+/// Makes the PodVolumeBackups of the bucket's list that are not here, if there is room for them: without, the bucket alone has them.
 async fn volumes_of(
     context: &Context,
     store: &dyn ObjectStore,
     here: &[Arc<PodVolumeBackup>],
     location: &str,
     backup: &Backup,
+    room: &mut Room,
 ) -> Result<usize, Failure> {
     let stored = stored_pod_volumes(store, &backup.name_any())
         .await?
         .unwrap_or_default();
     let doubt = stored.doubt();
-    let made = volumes(context, missing(here, stored.volumes), location, backup).await?;
+    let missing = missing(here, stored.volumes);
+    let known = &context.stores.pod_volume_backups;
+    let of_it = |volume: &PodVolumeBackup| volume.spec.backup_storage_location == location;
+    room.take(&missing, || known.filter(of_it))
+        .map_err(|why| Failure::terminal("NoRoom", why))?;
+    let made = volumes(context, missing, location, backup).await?;
     match doubt {
         None => Ok(made),
         Some(why) => Err(Failure::terminal("EntriesRefused", why)),
