@@ -17,13 +17,17 @@ use std::{
 
 use jackline_crds::{
     names::{FIELD_MANAGER, REPOSITORY_SECRET},
-    velero::{BackupStorageLocation, BackupStorageLocationStatus, LocationPhase},
+    velero::{
+        BackupStorageLocation, BackupStorageLocationStatus, LocationPhase, RepositoryPhase,
+        UploaderType,
+    },
 };
 use jackline_runtime::{
     Event, EventKind, Failure, Key, Kit, LeaderToken, Lease, Next, Queue, RunOptions, WatchEvent,
     WatchSpec,
     status::{Guard, StatusAt, write_status},
 };
+use jackline_storage::ObjectStore;
 use jiff::Timestamp;
 use k8s_openapi::{api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::Time};
 use kube::{
@@ -38,6 +42,7 @@ pub use open::{LocationError, is_new, of_backup, open, read_only, secrets, setti
 pub use password::{PasswordState, read as read_password, repositories};
 
 use crate::context::Context;
+use password::Fit;
 
 /// How often a location is looked at when it does not say.
 const FREQUENCY: Duration = Duration::from_secs(60);
@@ -47,6 +52,12 @@ const RETRY: Duration = Duration::from_secs(15);
 const HEARTBEAT: Duration = Duration::from_secs(3600);
 /// Longest time that a look at the bucket may take.
 const LOOK: Duration = Duration::from_secs(45);
+/// Longest time that another location may take to say whether it holds repositories.
+const OTHER: Duration = Duration::from_secs(10);
+/// How old a location is that cannot be read and still keeps a password from being made: its Secret may be about to come.
+const YOUNG: Duration = Duration::from_secs(600);
+/// How long it is believed that the password opens no repository: who adds a key to them changes nothing in the cluster.
+const BELIEVED: Duration = Duration::from_secs(120);
 
 /// What this process last saw of each location.
 #[derive(Debug, Default)]
@@ -54,6 +65,8 @@ struct Seen {
     looks: Mutex<HashMap<String, (u64, Instant)>>,
     /// When this cluster's note was left in it, and for which spec: another one may mean another bucket.
     notes: Mutex<HashMap<String, (u64, Instant)>>,
+    /// Where the password was tried, for which spec and with which result.
+    tries: Mutex<HashMap<String, (u64, Instant, Fit)>>,
 }
 
 impl Seen {
@@ -76,6 +89,19 @@ impl Seen {
     fn forget(&self, name: &str) {
         self.looks.lock().remove(name);
         self.notes.lock().remove(name);
+        self.tries.lock().remove(name);
+    }
+
+    /// Whether the password is the one for the location, as far as a try has shown that still counts.
+    fn fit(&self, name: &str, spec: u64) -> Option<Fit> {
+        let tries = self.tries.lock();
+        let (of, at, fit) = tries.get(name)?;
+        let counts = match fit {
+            Fit::Opens => true,
+            Fit::Foreign(_) => at.elapsed() < BELIEVED,
+            Fit::Unknown => false,
+        };
+        (*of == spec && counts).then(|| fit.clone())
     }
 }
 
@@ -284,7 +310,11 @@ async fn look(
         return Ok(Err(chain(&error)));
     }
     match password::state(client, &context.namespace, &*store).await {
-        Ok(PasswordState::Present) => {}
+        Ok(PasswordState::Present) => match fit(context, seen, location, &store).await {
+            Ok(Fit::Foreign(why)) => return Ok(Err(why)),
+            Ok(Fit::Unknown | Fit::Opens) => {}
+            Err(error) => return Ok(Err(chain(&error))),
+        },
         Ok(PasswordState::Lost(why)) => return Ok(Err(why)),
         Ok(PasswordState::MayBeMade) if read_only(location) => {}
         Ok(PasswordState::MayBeMade) => {
@@ -320,22 +350,65 @@ async fn look(
     }
 }
 
-/// Whether another location holds repositories, which the missing password must have been for.
+/// Whether the password is the one for the location's repositories.
+async fn fit(
+    context: &Context,
+    seen: &Seen,
+    location: &BackupStorageLocation,
+    store: &Arc<dyn ObjectStore>,
+) -> Result<Fit, LocationError> {
+    let (name, spec) = (location.name_any(), fingerprint(location));
+    let repositories = &context.stores.repositories;
+    repositories.ready().await;
+    let opened = repositories.find(|repository| {
+        repository.spec.backup_storage_location == name
+            && repository.spec.repository_type != UploaderType::Kopia
+            && repository.phase() == RepositoryPhase::Ready
+    });
+    if opened.is_some() {
+        return Ok(Fit::Opens);
+    }
+    if let Some(known) = seen.fit(&name, spec) {
+        return Ok(known);
+    }
+    let fit = password::fit(&context.clients.call, &context.namespace, store).await?;
+    let tried = (spec, Instant::now(), fit.clone());
+    seen.tries.lock().insert(name, tried);
+    Ok(fit)
+}
+
+/// Whether another location holds repositories, which the missing password must have been for, or may yet turn out to.
 async fn other_repositories(context: &Context, location: &BackupStorageLocation) -> Option<String> {
+    let state = async |other: &BackupStorageLocation| {
+        let store = open(&context.clients.call, &context.namespace, other).await?;
+        password::state(&context.clients.call, &context.namespace, &*store).await
+    };
     for other in context.stores.locations.list() {
         if other.metadata.uid == location.metadata.uid {
             continue;
         }
-        // A location that cannot be read now has no say: it would keep every other one from starting.
-        let Ok(store) = open(&context.clients.call, &context.namespace, &other).await else {
-            continue;
+        let unread = match tokio::time::timeout(OTHER, state(&other)).await {
+            Ok(Ok(PasswordState::Lost(why))) => {
+                return Some(format!("location {}: {why}", other.name_any()));
+            }
+            Ok(Ok(_)) => continue,
+            Ok(Err(error)) => chain(&error),
+            Err(_) => format!("it did not answer within {} s", OTHER.as_secs()),
         };
-        let state = password::state(&context.clients.call, &context.namespace, &*store).await;
-        if let Ok(PasswordState::Lost(why)) = state {
-            return Some(format!("location {}: {why}", other.name_any()));
+        // One that cannot be read has no say for long: it would keep every other one from starting.
+        if is_young(&other, Timestamp::now()) {
+            return Some(format!(
+                "no password is made yet: location {} is new, may hold repositories and cannot be read: {unread}",
+                other.name_any()
+            ));
         }
     }
     None
+}
+
+fn is_young(location: &BackupStorageLocation, now: Timestamp) -> bool {
+    let created = location.metadata.creation_timestamp.as_ref();
+    created.is_some_and(|created| now.duration_since(created.0).as_secs_f64() < YOUNG.as_secs_f64())
 }
 
 async fn write(
@@ -407,4 +480,45 @@ pub fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_location_that_cannot_be_read_has_no_say_for_long() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let mut location = BackupStorageLocation::new("l", Default::default());
+        assert!(!is_young(&location, at(10_000)));
+        location.metadata.creation_timestamp = Some(Time(at(10_000)));
+        assert!(is_young(&location, at(10_599)));
+        assert!(!is_young(&location, at(10_600)));
+        // Clocks differ.
+        assert!(is_young(&location, at(9_990)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn that_a_password_opens_nothing_is_looked_at_again() {
+        let seen = Seen::default();
+        let tried = |fit: Fit| {
+            let tried = (1, Instant::now(), fit);
+            seen.tries.lock().insert("l".to_owned(), tried);
+        };
+        assert_eq!(seen.fit("l", 1), None);
+        tried(Fit::Unknown);
+        assert_eq!(seen.fit("l", 1), None);
+        let foreign = Fit::Foreign("shop".to_owned());
+        tried(foreign.clone());
+        assert_eq!(seen.fit("l", 1), Some(foreign));
+        // Another spec may mean another bucket.
+        assert_eq!(seen.fit("l", 2), None);
+        tokio::time::advance(BELIEVED).await;
+        assert_eq!(seen.fit("l", 1), None);
+        tried(Fit::Opens);
+        tokio::time::advance(BELIEVED).await;
+        assert_eq!(seen.fit("l", 1), Some(Fit::Opens));
+        seen.forget("l");
+        assert_eq!(seen.fit("l", 1), None);
+    }
 }

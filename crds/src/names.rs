@@ -144,6 +144,8 @@ pub mod annotation {
     pub const CHECKED_AT: &str = "jackline.dev/checked-at";
     /// On the same: when the last maintenance that its status tells of began, RFC 3339.
     pub const MAINTAINED_AT: &str = "jackline.dev/maintained-at";
+    /// On the Secret of the repositories' password: the SHA-256 of the one that was made here, when no repository was known.
+    pub const PASSWORD_MADE: &str = "jackline.dev/password-made";
     /// On a PodVolumeRestore: the node whose agent has begun it.
     pub const NODE: &str = "jackline.dev/node";
     /// On a PodVolumeRestore of a shared claim: every pod that waited for the data has gone on.

@@ -1,14 +1,17 @@
 //! The password of the repositories (design: "Data on disk and in the bucket").
 //!
 //! An existing Secret is used as it is. A missing one is made, with 256 random bits, only while no location holds a repository: a new
-//! password beside old repositories would make every one of them unreadable to whoever trusts the Secret.
+//! password beside old repositories would make every one of them unreadable to whoever trusts the Secret. A location that could not be
+//! read then may hold some all the same: it is not used while the password that was made opens none of them.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
-use jackline_crds::names::{REPOSITORY_PASSWORD_KEY, REPOSITORY_SECRET};
-use jackline_repository::Password;
+use jackline_crds::names::{
+    REPOSITORY_PASSWORD_KEY, REPOSITORY_SECRET, annotation::PASSWORD_MADE, short_hash,
+};
+use jackline_repository::{Error, OpenOptions, Password, Repository};
 use jackline_runtime::secrets::{ReadError, read_secret_key};
-use jackline_storage::ObjectStore;
+use jackline_storage::{ObjectStore, Scoped, layout::restic_directory};
 use k8s_openapi::{ByteString, api::core::v1::Secret};
 use kube::{
     Api, Client,
@@ -16,6 +19,9 @@ use kube::{
 };
 
 use super::open::LocationError;
+
+/// How many repositories are tried: each of their keys takes a tenth of a second and tens of MiB.
+const TRIED: usize = 8;
 
 /// Reads the password.
 ///
@@ -62,16 +68,98 @@ pub async fn state(
     if matches!(why, ReadError::Missing { .. }) && found.is_empty() {
         return Ok(PasswordState::MayBeMade);
     }
-    let shown = found.iter().take(3).cloned().collect::<Vec<_>>().join(", ");
     let held = match found.len() {
         0 => String::new(),
-        1..=3 => format!(", and the location holds repositories ({shown})"),
-        more => format!(", and the location holds {more} repositories ({shown}, …)"),
+        _ => format!(", and the location holds {}", named(&found)),
     };
     Ok(PasswordState::Lost(format!(
         "{why}{held}: put the password that the repositories were made with into key \
          {REPOSITORY_PASSWORD_KEY} of Secret {namespace}/{REPOSITORY_SECRET}; a new one is not made"
     )))
+}
+
+fn named(repositories: &[String]) -> String {
+    let shown = repositories.iter().take(3).cloned();
+    let shown = shown.collect::<Vec<_>>().join(", ");
+    match repositories.len() {
+        0..=3 => format!("repositories ({shown})"),
+        more => format!("{more} repositories ({shown}, …)"),
+    }
+}
+
+/// Whether the password is the one for a location's repositories.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fit {
+    /// Nothing speaks against it.
+    Unknown,
+    /// It opens one.
+    Opens,
+    /// It was made here, and opens none.
+    Foreign(String),
+}
+
+/// Tries a password that was made here at the repositories of a location. What a person has put into the Secret is not questioned.
+///
+/// # Errors
+/// When the API server or the store does not answer.
+pub async fn fit(
+    client: &Client,
+    namespace: &str,
+    store: &Arc<dyn ObjectStore>,
+) -> Result<Fit, LocationError> {
+    let api = Api::<Secret>::namespaced(client.clone(), namespace);
+    let secret = api.get_opt(REPOSITORY_SECRET).await;
+    let secret = secret.map_err(|source| ReadError::Api {
+        kind: "Secret",
+        namespace: namespace.to_owned(),
+        name: REPOSITORY_SECRET.to_owned(),
+        source,
+    })?;
+    let Some(password) = secret.and_then(|secret| made(&secret)) else {
+        return Ok(Fit::Unknown);
+    };
+    let found = repositories(&**store).await?;
+    Ok(
+        match tried(store, &found, Password::new(&password)).await? {
+            Fit::Foreign(which) => Fit::Foreign(format!(
+                "the location holds {which}, and the password in Secret {namespace}/{REPOSITORY_SECRET}, which was made when no repository \
+             was known, opens none of them: put the one that they were made with into its key {REPOSITORY_PASSWORD_KEY} (and keep the \
+             other, if it has been used since); if they are none of this cluster's, take the annotation {PASSWORD_MADE} off the Secret"
+            )),
+            known => known,
+        },
+    )
+}
+
+/// The password of a Secret, if it is still the one that was made here.
+fn made(secret: &Secret) -> Option<String> {
+    let noted = secret.metadata.annotations.as_ref()?.get(PASSWORD_MADE)?;
+    let password = &secret.data.as_ref()?.get(REPOSITORY_PASSWORD_KEY)?.0;
+    let password = std::str::from_utf8(password).ok()?;
+    (short_hash(password, 64) == *noted).then(|| password.to_owned())
+}
+
+async fn tried(
+    store: &Arc<dyn ObjectStore>,
+    namespaces: &[String],
+    password: Password,
+) -> Result<Fit, LocationError> {
+    let options = OpenOptions::new(password);
+    let mut refused = false;
+    for namespace in namespaces.iter().take(TRIED) {
+        let store = Scoped::new(store.clone(), &restic_directory(namespace));
+        match Repository::open(Arc::new(store), &options).await {
+            Ok(_) => return Ok(Fit::Opens),
+            Err(Error::WrongPassword { .. }) => refused = true,
+            Err(Error::Storage(error)) => return Err(error.into()),
+            // Parts of one, or a damaged one: they say nothing about the password.
+            Err(_) => {}
+        }
+    }
+    Ok(match refused {
+        true => Fit::Foreign(named(namespaces)),
+        false => Fit::Unknown,
+    })
 }
 
 /// The namespaces whose repositories a location holds.
@@ -94,6 +182,7 @@ pub async fn repositories(store: &dyn ObjectStore) -> Result<Vec<String>, Locati
 pub async fn make(client: &Client, namespace: &str) -> Result<(), kube::Error> {
     let bits: [u8; 32] = rand::random();
     let password = hex::encode(bits);
+    let noted = (PASSWORD_MADE.to_owned(), short_hash(&password, 64));
     let data = BTreeMap::from([(
         REPOSITORY_PASSWORD_KEY.to_owned(),
         ByteString(password.into_bytes()),
@@ -106,6 +195,7 @@ pub async fn make(client: &Client, namespace: &str) -> Result<(), kube::Error> {
                 "component".to_owned(),
                 "velero".to_owned(),
             )])),
+            annotations: Some([noted].into()),
             ..ObjectMeta::default()
         },
         data: Some(data),
@@ -123,5 +213,53 @@ pub async fn make(client: &Client, namespace: &str) -> Result<(), kube::Error> {
         }
         Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(()),
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jackline_storage::memory::MemoryStore;
+
+    use super::*;
+
+    #[test]
+    fn a_password_that_a_person_has_put_in_was_not_made_here() {
+        let secret = |noted: Option<&str>, password: &str| {
+            let bytes = ByteString(password.as_bytes().to_vec());
+            let mut secret = Secret {
+                data: Some([(REPOSITORY_PASSWORD_KEY.to_owned(), bytes)].into()),
+                ..Secret::default()
+            };
+            let noted = noted.map(|of| (PASSWORD_MADE.to_owned(), short_hash(of, 64)));
+            secret.metadata.annotations = Some(noted.into_iter().collect());
+            made(&secret)
+        };
+        assert_eq!(secret(Some("a"), "a").as_deref(), Some("a"));
+        assert_eq!(secret(Some("a"), "b"), None);
+        assert_eq!(secret(None, "a"), None);
+        assert_eq!(made(&Secret::default()), None);
+    }
+
+    #[tokio::test]
+    async fn a_password_is_foreign_where_it_opens_no_repository() {
+        let store: Arc<dyn ObjectStore> = Arc::new(MemoryStore::new());
+        let init = async |namespace: &str, password: &str| {
+            let at = Scoped::new(store.clone(), &restic_directory(namespace));
+            let options = OpenOptions::new(Password::new(password));
+            Repository::init(Arc::new(at), &options).await.unwrap();
+        };
+        let fit = async || {
+            let found = repositories(&*store).await.unwrap();
+            tried(&store, &found, Password::new("ours")).await.unwrap()
+        };
+        assert_eq!(fit().await, Fit::Unknown);
+        // What is left of a repository tells nothing.
+        store.put("restic/gone/data/x", "x".into()).await.unwrap();
+        assert_eq!(fit().await, Fit::Unknown);
+        init("shop", "theirs").await;
+        let which = "repositories (gone, shop)".to_owned();
+        assert_eq!(fit().await, Fit::Foreign(which));
+        init("till", "ours").await;
+        assert_eq!(fit().await, Fit::Opens);
     }
 }

@@ -384,6 +384,13 @@ async fn existing_repositories_keep_their_key(env: &Env) -> Result<()> {
         &env.cluster.s3().endpoint,
         "cloud-credentials",
     )?;
+    // The password that was made for another location opens nothing here.
+    let message = unavailable(env, "old", &["opens none of them", "(nginx-example, shop)"]).await?;
+    println!("{message}");
+    let other = json!({"metadata": {"annotations": {"jackline.dev/password-made": null}}});
+    env.api::<Secret>()
+        .patch(PASSWORD, &PatchParams::default(), &Patch::Merge(other))
+        .await?;
     available(env, "old").await?;
 
     // Another password: the repository is not ready, and stays as it is.
