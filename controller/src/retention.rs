@@ -162,7 +162,7 @@ fn facts(context: &Context, world: &World, backup: &Backup) -> BackupFacts {
     let name = backup.name_any();
     let outcome = match backup.phase() {
         BackupPhase::Deleting => Outcome::Deleting,
-        _ if deletion::is_requested(context, &name) => Outcome::Deleting,
+        _ if deletion::is_requested(context, backup) => Outcome::Deleting,
         BackupPhase::Completed | BackupPhase::PartiallyFailed => Outcome::Usable,
         BackupPhase::Failed | BackupPhase::FailedValidation => Outcome::Failed,
         _ => Outcome::Unfinished,

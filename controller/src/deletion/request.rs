@@ -12,7 +12,7 @@ use kube::{
     api::{ObjectMeta, PostParams},
 };
 
-use crate::{args::Engine, context::Context, remove::remove};
+use crate::{args::Engine, context::Context, elsewhere, remove::remove};
 
 /// Whether the deletion of a backup of this name has been asked for.
 pub fn asked(context: &Context, backup: &str) -> Asked {
@@ -30,10 +30,20 @@ pub fn asked(context: &Context, backup: &str) -> Asked {
     newest.map_or(Asked::No, Asked::Refused)
 }
 
-/// Whether the deletion of a backup of this name is about to be carried out, or was refused a short while ago.
-pub fn is_requested(context: &Context, backup: &str) -> bool {
-    let asked = asked(context, backup);
-    asked == Asked::Open || asked.rests(Timestamp::now()).is_some()
+/// Whether the deletion of a backup is about to be carried out, or was refused and is not worth asking for again yet.
+pub fn is_requested(context: &Context, backup: &Backup) -> bool {
+    let asked = asked(context, &backup.name_any());
+    let kept = || elsewhere::keeps(context, backup);
+    is_settled(asked, kept, Timestamp::now())
+}
+
+/// `kept`: it would be refused again.
+fn is_settled(asked: Asked, kept: impl FnOnce() -> bool, now: Timestamp) -> bool {
+    match asked {
+        Asked::No => false,
+        Asked::Open => true,
+        Asked::Refused(_) => asked.rests(now).is_some() || kept(),
+    }
 }
 
 /// A request that was carried out is gone.
@@ -117,6 +127,22 @@ fn is_there<T>(made: &Result<T, kube::Error>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_would_be_refused_again_is_not_asked_for_again() {
+        let now = Timestamp::from_second(10_000_000).unwrap();
+        let before = |hours: i64| Asked::Refused(now - jiff::SignedDuration::from_hours(hours));
+        for (asked, kept, settled) in [
+            // That it is kept is to be said once.
+            (Asked::No, true, false),
+            (Asked::Open, false, true),
+            (before(0), false, true),
+            (before(2), false, false),
+            (before(2), true, true),
+        ] {
+            assert_eq!(is_settled(asked, || kept, now), settled, "{asked:?} {kept}");
+        }
+    }
 
     #[test]
     fn a_request_with_the_uid_of_another_backup_is_none_for_this() {
