@@ -7,12 +7,14 @@ use std::{
 };
 
 use jackline_crds::velero::HookStatus;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::Status};
 use kube::{Api, api::AttachParams};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use crate::context::Context;
 
+/// Why a command failed that has begun.
+const EXIT_CODE: &str = "NonZeroExitCode";
 /// How much of each of a command's outputs is kept for the log.
 const OUTPUT: usize = 4096;
 
@@ -42,7 +44,9 @@ impl HookCount {
 /// Why a command did not end well.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ExecError {
-    /// It did not begin, or it ended with an error: which, with the beginning of what it wrote.
+    /// It did not begin.
+    NotBegun(String),
+    /// It ended with an error: which, with the beginning of what it wrote. It may have done some of its work.
     Failed(String),
     /// It may have done its work, or still be at it.
     Unknown(String),
@@ -50,7 +54,7 @@ pub enum ExecError {
 
 impl fmt::Display for ExecError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (Self::Failed(why) | Self::Unknown(why)) = self;
+        let (Self::NotBegun(why) | Self::Failed(why) | Self::Unknown(why)) = self;
         f.write_str(why)
     }
 }
@@ -101,7 +105,7 @@ async fn run(
         .stdout(true)
         .stderr(true);
     let process = api.exec(pod, command, &params).await;
-    let mut process = process.map_err(|error| ExecError::Failed(error.to_string()))?;
+    let mut process = process.map_err(|error| ExecError::NotBegun(error.to_string()))?;
     let status = process.take_status();
     let (stdout, stderr) = (process.stdout(), process.stderr());
     let (stdout, stderr) = tokio::join!(drain(stdout), drain(stderr));
@@ -109,22 +113,27 @@ async fn run(
         Some(status) => status.await,
         None => None,
     };
-    match status {
-        Some(status) if status.status.as_deref() == Some("Success") => {
-            Ok(Output { stdout, stderr })
-        }
-        Some(status) => {
-            let message = status.message.unwrap_or_default();
-            // Some say on the one what others say on the other.
-            let said = if stderr.is_empty() { stdout } else { stderr };
-            Err(ExecError::Failed(
-                format!("{message} {said}").trim().to_owned(),
-            ))
-        }
-        None => Err(ExecError::Unknown(
-            "the connection broke before the command ended".to_owned(),
-        )),
+    ended(status, Output { stdout, stderr })
+}
+
+/// How a command ended, of which the API server said `status` at last.
+fn ended(status: Option<Status>, output: Output) -> Result<Output, ExecError> {
+    let Some(status) = status else {
+        let why = "the connection broke before the command ended";
+        return Err(ExecError::Unknown(why.to_owned()));
+    };
+    if status.status.as_deref() == Some("Success") {
+        return Ok(output);
     }
+    let Output { stdout, stderr } = output;
+    let message = status.message.unwrap_or_default();
+    // Some say on the one what others say on the other.
+    let said = if stderr.is_empty() { stdout } else { stderr };
+    let why = format!("{message} {said}").trim().to_owned();
+    Err(match status.reason.as_deref() {
+        Some(EXIT_CODE) => ExecError::Failed(why),
+        _ => ExecError::NotBegun(why),
+    })
 }
 
 /// Reads to the end and keeps the beginning.
@@ -165,6 +174,31 @@ mod tests {
         let long = format!("{}äb", "x".repeat(OUTPUT - 1));
         let cut = format!("{} … (cut after 4096 bytes)", "x".repeat(OUTPUT - 1));
         assert_eq!(drain(Some(long.as_bytes())).await, cut);
+    }
+
+    #[test]
+    fn a_command_that_ended_with_an_error_is_told_from_one_that_did_not_begin() {
+        let end = |status: &str, reason: &str| {
+            let status = Status {
+                status: Some(status.to_owned()),
+                reason: Some(reason.to_owned()),
+                message: Some("no".to_owned()),
+                ..Status::default()
+            };
+            ended(Some(status), Output::default())
+        };
+        let no = || "no".to_owned();
+        assert_eq!(end("Success", ""), Ok(Output::default()));
+        assert_eq!(end("Failure", EXIT_CODE), Err(ExecError::Failed(no())));
+        // No such program, or no such container.
+        assert_eq!(
+            end("Failure", "InternalError"),
+            Err(ExecError::NotBegun(no()))
+        );
+        assert!(matches!(
+            ended(None, Output::default()),
+            Err(ExecError::Unknown(_))
+        ));
     }
 
     #[test]

@@ -129,7 +129,7 @@ pub(super) async fn run(
             hook.timeout,
         );
         let result = result.await;
-        outcome.effect |= !matches!(result, Err(ExecError::Failed(_)));
+        outcome.effect |= !matches!(result, Err(ExecError::NotBegun(_)));
         for line in result.iter().flat_map(Output::lines) {
             log.info(&line, &fields(pod));
         }

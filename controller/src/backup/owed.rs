@@ -38,7 +38,7 @@ use crate::{
 const OWED: &str = "owed";
 /// How soon a pod that is still read, or marked, is looked at again.
 pub(super) const AGAIN: Duration = Duration::from_secs(2);
-/// How often a command is tried that cannot be begun.
+/// How often a command is tried that cannot be begun, or fails.
 const TRIES: u32 = 3;
 /// Pods that are paid at once.
 const PARALLEL: usize = 64;
@@ -347,7 +347,7 @@ async fn pay(context: &Context, target: (&str, &str), debt: &Debt) -> Outcome {
         let result = loop {
             let limit = limit(hook);
             match exec(context, target, &hook.container, &hook.command, limit).await {
-                Err(ExecError::Failed(_)) if tries < TRIES => {
+                Err(ExecError::NotBegun(_) | ExecError::Failed(_)) if tries < TRIES => {
                     tokio::time::sleep(AGAIN).await;
                     tries += 1;
                 }
