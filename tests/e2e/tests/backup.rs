@@ -292,9 +292,9 @@ async fn stored_under(env: &Env, backup: &str, directory: &str) -> Result<Vec<St
 /// One claim, read through a pod without hooks: those of the others that mount it run around it.
 async fn pods_that_share_a_claim_are_frozen_together(env: &Env) -> Result<()> {
     let volume = || Some(json!({"persistentVolumeClaim": {"claimName": "data"}}));
-    let hooks = |name: &str, command: &str| {
+    let hooks = |name: &str, then: &str| {
         json!({"backup.velero.io/backup-volumes": "",
-            "pre.hook.backup.velero.io/command": format!(r#"["sh", "-c", "{command} /data/{name}"]"#),
+            "pre.hook.backup.velero.io/command": format!(r#"["sh", "-c", "touch /data/{name} && {then}"]"#),
             "pre.hook.backup.velero.io/on-error": "Fail",
             "post.hook.backup.velero.io/command": format!(r#"["rm", "/data/{name}"]"#)})
     };
@@ -307,8 +307,8 @@ async fn pods_that_share_a_claim_are_frozen_together(env: &Env) -> Result<()> {
     }
     let pods = [
         hooked("shared", "reader", "none", json!({}), volume()),
-        hooked("shared", "one", "own", hooks("one", "touch"), volume()),
-        hooked("shared", "other", "own", hooks("other", "touch"), volume()),
+        hooked("shared", "one", "own", hooks("one", "true"), volume()),
+        hooked("shared", "other", "own", hooks("other", "true"), volume()),
         hooked(
             "shared",
             "unable",
@@ -325,7 +325,7 @@ async fn pods_that_share_a_claim_are_frozen_together(env: &Env) -> Result<()> {
     ensure!(
         status.phase == Some(BackupPhase::PartiallyFailed)
             && status.errors == 1
-            && (hooks.hooks_attempted, hooks.hooks_failed) == (5, 1),
+            && (hooks.hooks_attempted, hooks.hooks_failed) == (6, 1),
         "{:?}, {} errors, {hooks:?}",
         status.phase,
         status.errors
@@ -344,11 +344,14 @@ async fn pods_that_share_a_claim_are_frozen_together(env: &Env) -> Result<()> {
         .filter_map(|line| line.strip_prefix('/'))
         .collect();
     ensure!(
-        frozen == ["one", "other"],
-        "both were frozen when it was read: {read}"
+        frozen == ["one", "other", "unable"],
+        "all were frozen when it was read: {read}"
     );
     let data = env.volume_dir("shared", "reader", "data").await?;
-    ensure!(fs::read_dir(&data)?.next().is_none(), "and are thawed");
+    ensure!(
+        fs::read_dir(&data)?.next().is_none(),
+        "and are thawed, also the one whose freezing failed half-way"
+    );
     let stored = stored_under(env, "shared", "resources/pods/namespaces/shared/").await?;
     ensure!(
         stored == ["one.json", "other.json", "reader.json"],
