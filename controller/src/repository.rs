@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use jackline_crds::{
     GoDuration,
-    names::{FIELD_MANAGER, REPOSITORY_SECRET, label, label_value},
+    names::{FIELD_MANAGER, REPOSITORY_SECRET, label, label_value, short_hash},
     velero::{
         BackupRepository, BackupRepositorySpec, BackupRepositoryStatus, BackupStorageLocation,
         RepositoryPhase, UploaderType,
@@ -86,10 +86,12 @@ impl RepositoryError {
     }
 }
 
-/// Name of the object for a namespace's repository in a location.
-pub fn name(namespace: &str, location: &str) -> String {
-    let full = format!("{namespace}-{location}-restic");
-    naming::shorten(full.clone(), &full, naming::LONGEST_NAME)
+/// Names for the object of a namespace's repository in a location. Another pair may make the first one too: `a` in `b-c`, `a-b` in `c`.
+fn names(namespace: &str, location: &str) -> [String; 2] {
+    let plain = format!("{namespace}-{location}-restic");
+    let hash = short_hash(&format!("{namespace}/{location}"), 10);
+    [plain.clone(), format!("{plain}-{hash}")]
+        .map(|full| naming::shorten(full.clone(), &full, naming::LONGEST_NAME))
 }
 
 /// The object of a namespace's repository, made if it is missing; waits until it is ready.
@@ -190,17 +192,20 @@ pub async fn ask(
     }
 }
 
-/// The object of a namespace's repository in a location, by its labels.
+/// The object of a namespace's repository in a location.
 fn find(context: &Context, location: &str, namespace: &str) -> Option<Arc<BackupRepository>> {
-    context.stores.repositories.find(|repository| {
-        let spec = &repository.spec;
-        spec.volume_namespace == namespace
-            && spec.backup_storage_location == location
-            && spec.repository_type != UploaderType::Kopia
-    })
+    let repositories = &context.stores.repositories;
+    repositories.find(|repository| is_of(repository, location, namespace))
 }
 
-/// Makes the object of a namespace's repository; one of its name that is there already is it.
+fn is_of(repository: &BackupRepository, location: &str, namespace: &str) -> bool {
+    let spec = &repository.spec;
+    spec.volume_namespace == namespace
+        && spec.backup_storage_location == location
+        && spec.repository_type != UploaderType::Kopia
+}
+
+/// Makes the object of a namespace's repository, where the watch knows of none.
 ///
 /// # Errors
 /// When it cannot be made.
@@ -212,7 +217,6 @@ pub async fn create(
     // Never closed, so never an error.
     let _turn = CREATES.acquire().await;
     let location_name = location.name_any();
-    let name = name(namespace, &location_name);
     let settings = location::settings(&context.clients.call, &context.namespace, location).await?;
     let identifier = restic_identifier(&settings, namespace).map_err(LocationError::from)?;
     let labels = BTreeMap::from([
@@ -223,16 +227,15 @@ pub async fn create(
         ),
         (label::REPOSITORY_TYPE.to_owned(), "restic".to_owned()),
     ]);
-    let repository = BackupRepository {
+    let mut repository = BackupRepository {
         metadata: ObjectMeta {
-            name: Some(name.clone()),
             namespace: Some(context.namespace.clone()),
             labels: Some(labels),
             ..ObjectMeta::default()
         },
         spec: BackupRepositorySpec {
             volume_namespace: namespace.to_owned(),
-            backup_storage_location: location_name,
+            backup_storage_location: location_name.clone(),
             repository_type: UploaderType::Restic,
             restic_identifier: Some(identifier),
             maintenance_frequency: MAINTENANCE,
@@ -241,11 +244,26 @@ pub async fn create(
         status: None,
     };
     let api = context.api::<BackupRepository>();
-    match api.create(&PostParams::default(), &repository).await {
-        Ok(_) => Ok(name),
-        Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(name),
-        Err(source) => Err(RepositoryError::Api { name, source }),
+    let names = names(namespace, &location_name);
+    for name in &names {
+        let failed = |source| RepositoryError::Api {
+            name: name.clone(),
+            source,
+        };
+        repository.metadata.name = Some(name.clone());
+        match api.create(&PostParams::default(), &repository).await {
+            Ok(_) => return Ok(name.clone()),
+            Err(kube::Error::Api(status)) if status.is_already_exists() => {}
+            Err(source) => return Err(failed(source)),
+        }
+        let there = api.get_opt(name).await.map_err(failed)?;
+        if there.is_none_or(|there| is_of(&there, &location_name, namespace)) {
+            return Ok(name.clone());
+        }
     }
+    let [name, _] = names;
+    let message = "another repository has its name".to_owned();
+    Err(RepositoryError::NotReady { name, message })
 }
 
 /// Opens a namespace's repository.
@@ -503,6 +521,8 @@ async fn write(
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     const LIMIT: Duration = Duration::from_secs(600);
@@ -536,10 +556,25 @@ mod tests {
 
     #[test]
     fn a_name_is_never_too_long() {
-        assert_eq!(name("shop", "default"), "shop-default-restic");
+        assert_eq!(names("shop", "default")[0], "shop-default-restic");
         let (a, b) = ("a".repeat(253), format!("{}b", "a".repeat(252)));
-        let (a, b) = (name("shop", &a), name("shop", &b));
-        assert_eq!((a.len(), b.len()), (253, 253));
-        assert_ne!(a, b);
+        let all = [names("shop", &a), names("shop", &b)].concat();
+        assert!(all.iter().all(|name| name.len() == 253), "{all:?}");
+        assert_eq!(BTreeSet::from_iter(&all).len(), 4);
+    }
+
+    #[test]
+    fn repositories_whose_names_collide_have_others() {
+        let ([one, other], [same, third]) = (names("a", "b-c"), names("a-b", "c"));
+        assert_eq!(one, same);
+        assert_ne!(other, third);
+        let repository: BackupRepository = serde_json::from_value(serde_json::json!({
+            "metadata": {"name": one},
+            "spec": {"volumeNamespace": "a", "backupStorageLocation": "b-c", "repositoryType": "restic",
+                "resticIdentifier": "", "maintenanceFrequency": "168h0m0s"}
+        }))
+        .unwrap();
+        assert!(is_of(&repository, "b-c", "a"));
+        assert!(!is_of(&repository, "c", "a-b"));
     }
 }
