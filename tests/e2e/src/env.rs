@@ -80,16 +80,31 @@ impl Env {
         Ok((Proxy::on(listener, server)?, url))
     }
 
-    /// Makes a location in the bucket, below a prefix of its own name, whose requests go through a proxy.
+    /// Makes a location in the bucket, below a prefix of its own name, whose requests go through a proxy. Once a backup lies there, the
+    /// location `default` finds a directory that is not its own and is unavailable.
     ///
     /// # Errors
     /// When it does not become Available within a minute.
     pub async fn proxied_location(&self, name: &str) -> Result<Proxy> {
+        let storage = json!({"bucket": BUCKET, "prefix": name});
+        self.proxied(name, &storage).await
+    }
+
+    /// Makes a location in a bucket of its own name, whose requests go through a proxy.
+    ///
+    /// # Errors
+    /// When it does not become Available within a minute.
+    pub async fn proxied_bucket(&self, name: &str) -> Result<Proxy> {
+        self.cluster.s3().make_bucket(name).await?;
+        self.proxied(name, &json!({"bucket": name})).await
+    }
+
+    async fn proxied(&self, name: &str, storage: &Value) -> Result<Proxy> {
         let (proxy, url) = self.proxy(self.cluster.s3())?;
         self.cluster.apply(
             &json!({"apiVersion": "velero.io/v1", "kind": "BackupStorageLocation",
                 "metadata": {"name": name, "namespace": NAMESPACE},
-                "spec": {"provider": "aws", "objectStorage": {"bucket": BUCKET, "prefix": name},
+                "spec": {"provider": "aws", "objectStorage": storage,
                     "config": {"region": "us-east-1", "s3ForcePathStyle": "true", "s3Url": url},
                     "credential": {"name": "cloud-credentials", "key": "cloud"}}})
             .to_string(),

@@ -7,10 +7,11 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use jackline_crds::names::{annotation, label};
 use jackline_crds::velero::{
-    Backup, BackupRepository, BackupStorageLocation, DownloadPhase, DownloadRequest,
-    PodVolumeRestore, Restore, Schedule, VolumeSnapshotLocation,
+    Backup, BackupPhase, BackupRepository, BackupStorageLocation, DownloadPhase, DownloadRequest,
+    PodVolumePhase, PodVolumeRestore, Restore, Schedule, VolumeSnapshotLocation,
 };
-use jackline_e2e::{Env, NAMESPACE, Velero, guide, until, wait_for, wait_gone};
+use jackline_e2e::{Env, NAMESPACE, Restic, Velero, guide, until, wait_for, wait_gone};
+use jackline_faults::When;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Namespace, Service};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
@@ -61,8 +62,64 @@ async fn it_does_so_on_the_definitions_of_velero_1_14_to_1_16() -> Result<()> {
             wait_gone(&namespaces, name, 2 * MINUTE).await?;
         }
     }
+    a_limit_stops_what_cannot_be_canceled(&env).await?;
     removal(&env, &velero).await?;
     env.cluster.down()
+}
+
+/// What is read for too long ends, and the agent with it, though its definition knows no `cancel`.
+async fn a_limit_stops_what_cannot_be_canceled(env: &Env) -> Result<()> {
+    const SLOW: &str = "slow";
+    let crds: Api<CustomResourceDefinition> = Api::all(env.cluster.client());
+    let crd = crds.get("podvolumebackups.velero.io").await?;
+    let schema = serde_json::to_string(&crd.spec.versions)?;
+    ensure!(!schema.contains("\"cancel\""), "{schema}");
+    env.cluster.apply(include_str!("progress.yaml"))?;
+    let proxy = env.proxied_bucket(SLOW).await?;
+    for namespace in ["still", "quick"] {
+        until("the pod runs", 2 * MINUTE, async || {
+            Ok(env.ready_pods(namespace, "app=box").await?.pop())
+        })
+        .await?;
+        let fill = ["sh", "-c", "seq 100000 > /data/numbers"];
+        env.cluster.exec(namespace, "box", &fill)?;
+    }
+    let hold = proxy.hold(&["PUT", "/restic/still/data/"], When::Before);
+    let spec = json!({"includedNamespaces": ["still", "quick"], "storageLocation": SLOW});
+    let mut backup = Backup::new("limited", serde_json::from_value(spec)?);
+    let limit = (annotation::POD_VOLUME_TIMEOUT.to_owned(), "15s".to_owned());
+    backup.annotations_mut().extend([limit]);
+    let backups = env.api::<Backup>();
+    backups.create(&PostParams::default(), &backup).await?;
+    let ended = env.backup_ended("limited", 2 * MINUTE).await?;
+    ensure!(ended.phase() == BackupPhase::PartiallyFailed, "{ended:?}");
+    let late = "timed out waiting for all PodVolumeBackups to complete";
+    let password = env.repository_password().await?;
+    let restic = Restic::new(env.cluster.s3(), SLOW, "still", &password);
+    until("the agent has let go", MINUTE, async || {
+        Ok(restic.locks()?.is_empty().then_some(()))
+    })
+    .await?;
+    drop(hold);
+    // Nobody goes on with it.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    ensure!(restic.snapshots()?.is_empty());
+    let volumes = env.volumes_of("limited").await?;
+    let of = |namespace: &str| {
+        let mut volumes = volumes.iter();
+        let found = volumes.find(|volume| volume.spec.pod.namespace.as_deref() == Some(namespace));
+        let status = found.and_then(|volume| volume.status.clone());
+        status.with_context(|| format!("no volume of {namespace}: {volumes:?}"))
+    };
+    let (still, quick) = (of("still")?, of("quick")?);
+    ensure!(quick.phase == Some(PodVolumePhase::Completed), "{quick:?}");
+    ensure!(
+        still.phase == Some(PodVolumePhase::Failed)
+            && still.message.as_deref() == Some(late)
+            && still.snapshot_id.is_none(),
+        "{still:?}"
+    );
+    Ok(())
 }
 
 /// One goes after the other, though 1.14 and 1.15 have no field in which their outcomes are kept.

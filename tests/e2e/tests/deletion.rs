@@ -1,12 +1,14 @@
 //! Deleting backups: whatever interrupts it, it goes on by itself; what cannot be deleted stays whole and says why.
 
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use flate2::{Compression, write::GzEncoder};
+use flate2::{Compression, read::GzDecoder, write::GzEncoder};
 use jackline_crds::velero::{
     Backup, BackupPhase, BackupRepository, BackupSpec, BackupStorageLocation, DeleteBackupRequest,
-    DeletePhase, LocationPhase, PodVolumePhase,
+    DeletePhase, LocationPhase, PodVolumeBackup, PodVolumePhase,
 };
 use jackline_e2e::deploy::Settings;
 use jackline_e2e::{BUCKET, Env, Restic, until, wait_for, wait_gone};
@@ -19,6 +21,11 @@ use serde_json::json;
 const MINUTE: Duration = Duration::from_secs(60);
 /// The location whose requests go through the proxy.
 const HELD: &str = "held";
+/// The UID of another cluster's Backup.
+const THEIRS: &str = "11111111-2222-4333-8444-555555555555";
+
+/// Files in the bucket, by their keys.
+type Files = BTreeMap<String, Vec<u8>>;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn deletions_go_on_and_refusals_keep_everything() -> Result<()> {
@@ -40,15 +47,23 @@ async fn deletions_go_on_and_refusals_keep_everything() -> Result<()> {
     ] {
         killed_at(&env, &proxy, name, step).await?;
     }
+    change_location(&env, json!({"backupSyncPeriod": "2s"})).await?;
+    another_cluster_takes_the_name(&env, &proxy, "retaken", false).await?;
+    another_cluster_takes_the_name(&env, &proxy, "retaken-too", true).await?;
     what_cannot_be_forgotten_keeps_its_list(&env).await?;
     a_read_only_location_keeps_its_backups(&env).await?;
     what_is_not_meant_or_would_be_lost_stays(&env).await?;
     a_backup_deleted_by_hand_comes_back(&env).await?;
     a_repository_without_an_object_is_pruned(&env).await?;
+    restic(&env).await?.check()?;
+    env.cluster.down()
+}
+
+/// On the repository of the only namespace.
+async fn restic(env: &Env) -> Result<Restic> {
     let password = env.repository_password().await?;
     let prefix = format!("{BUCKET}/{HELD}");
-    Restic::new(env.cluster.s3(), &prefix, "shop", &password).check()?;
-    env.cluster.down()
+    Ok(Restic::new(env.cluster.s3(), &prefix, "shop", &password))
 }
 
 async fn back_up(env: &Env, name: &str) -> Result<Backup> {
@@ -104,6 +119,109 @@ async fn gone(env: &Env, name: &str) -> Result<()> {
     ensure!(env.volumes_of(name).await?.is_empty());
     ensure!(stored(env, &format!("backups/{name}")).await?.is_empty());
     Ok(())
+}
+
+/// Whose files lie in the bucket when the deletion comes to them is not the one that was meant, also for a leader who comes later: it
+/// stays whole, and appears.
+async fn another_cluster_takes_the_name(
+    env: &Env,
+    proxy: &Proxy,
+    name: &str,
+    killed: bool,
+) -> Result<()> {
+    let snapshots = stored(env, "restic/shop/snapshots").await?;
+    let ours = back_up(env, name).await?;
+    let snapshot = snapshot_of_theirs(env, name).await?;
+    let hold = proxy.hold_one(&["DELETE", "/restic/shop/snapshots/"], When::After);
+    request(env, name).await?;
+    hold.arrived().await;
+    let written = write_theirs(env, &ours, &snapshot).await?;
+    if killed {
+        env.kill_leader().await?;
+    }
+    drop(hold);
+    let synced = until("theirs is here", 2 * MINUTE, async || {
+        let now = env.api::<Backup>().get_opt(name).await?;
+        Ok(now.filter(|now| now.uid() != ours.uid()))
+    })
+    .await?;
+    wait_gone(&env.api::<DeleteBackupRequest>(), name, MINUTE).await?;
+    // The bucket is looked at twice in that time.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let now = env.api::<Backup>().get(name).await?;
+    ensure!(now.uid() == synced.uid() && now.phase() == BackupPhase::Completed);
+    let volumes = env.volumes_of(name).await?;
+    let named: Vec<_> = volumes.iter().map(snapshot_of).collect();
+    ensure!(named == [Some(snapshot.as_str())], "{volumes:?}");
+    ensure!(files(env, name).await? == written);
+    let left = stored(env, "restic/shop/snapshots").await?;
+    ensure!(left.len() == snapshots.len() + 1 && left.iter().any(|key| key.contains(&snapshot)));
+    request(env, name).await?;
+    gone(env, name).await?;
+    ensure!(stored(env, "restic/shop/snapshots").await? == snapshots);
+    Ok(())
+}
+
+fn snapshot_of(volume: &PodVolumeBackup) -> Option<&str> {
+    volume.status.as_ref()?.snapshot_id.as_deref()
+}
+
+/// Makes a snapshot of another cluster's backup, and gives its short id.
+async fn snapshot_of_theirs(env: &Env, backup: &str) -> Result<String> {
+    let restic = restic(env).await?;
+    let source = tempfile::tempdir()?;
+    std::fs::write(source.path().join("file"), "theirs")?;
+    let source = source.path().to_str().context("a path in UTF-8")?;
+    let (backup, uid) = (format!("backup={backup}"), format!("backup-uid={THEIRS}"));
+    let tags = ["--tag", &backup, "--tag", &uid];
+    let call = ["backup", "--host", "velero", source];
+    // Maintenance may be at work.
+    until("it is not locked", MINUTE, async || {
+        restic.run(&[&call[..], &tags[..]].concat()).map(Some)
+    })
+    .await?;
+    let all = restic.snapshots()?;
+    let tagged = |snapshot: &&serde_json::Value| {
+        let tags = snapshot["tags"].as_array();
+        tags.is_some_and(|tags| tags.contains(&json!(backup)) && tags.contains(&json!(uid)))
+    };
+    let found = all.iter().find(tagged).context("a snapshot")?;
+    let id = found["short_id"].as_str().context("its short id")?;
+    Ok(id.to_owned())
+}
+
+/// Writes the files of a backup that differs from this one in its UID and its snapshot.
+async fn write_theirs(env: &Env, ours: &Backup, snapshot: &str) -> Result<Files> {
+    let (name, uid) = (ours.name_any(), ours.uid().context("a UID")?);
+    let volume = env.volumes_of(&name).await?.pop().context("a volume")?;
+    let known = snapshot_of(&volume).context("its snapshot")?;
+    let change = |text: &str| text.replace(&uid, THEIRS).replace(known, snapshot);
+    for (key, bytes) in files(env, &name).await? {
+        let bytes = if key.ends_with("velero-backup.json") {
+            change(&String::from_utf8(bytes)?).into_bytes()
+        } else if key.ends_with("podvolumebackups.json.gz") {
+            let mut text = String::new();
+            GzDecoder::new(&*bytes).read_to_string(&mut text)?;
+            ensure!(text.contains(known), "{text}");
+            let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
+            gzip.write_all(change(&text).as_bytes())?;
+            gzip.finish()?
+        } else {
+            bytes
+        };
+        env.cluster.s3().put(BUCKET, &key, bytes).await?;
+    }
+    files(env, &name).await
+}
+
+/// What lies under the name.
+async fn files(env: &Env, backup: &str) -> Result<Files> {
+    let mut files = Files::new();
+    for key in stored(env, &format!("backups/{backup}")).await? {
+        let bytes = env.cluster.s3().get(BUCKET, &key).await?;
+        files.insert(key, bytes);
+    }
+    Ok(files)
 }
 
 /// The deletion was refused for this reason, and nothing of the backup is gone.
@@ -200,7 +318,6 @@ async fn change_location(env: &Env, spec: serde_json::Value) -> Result<()> {
 
 /// Deleting the object deletes no data, as with Velero; and it can then be deleted for good.
 async fn a_backup_deleted_by_hand_comes_back(env: &Env) -> Result<()> {
-    change_location(env, json!({"backupSyncPeriod": "2s"})).await?;
     let backups = env.api::<Backup>();
     let before = backups.get("kept").await?;
     let volume = env.volumes_of("kept").await?.pop().context("a volume")?;

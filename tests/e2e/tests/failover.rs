@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use jackline_crds::names::{CONTROLLER, annotation, label};
 use jackline_crds::velero::{
-    Backup, BackupPhase, BackupSpec, DeleteBackupRequest, PodVolumeBackup, PodVolumePhase,
-    PodVolumeRestore, Restore, RestorePhase, RestoreSpec, TypedLocalObjectReference,
+    Backup, BackupPhase, BackupSpec, DeleteBackupRequest, DeletePhase, PodVolumeBackup,
+    PodVolumePhase, PodVolumeRestore, Restore, RestorePhase, RestoreSpec,
+    TypedLocalObjectReference,
 };
 use jackline_e2e::deploy::{self, Settings};
 use jackline_e2e::{BUCKET, Env, NAMESPACE, until, wait_for, wait_gone};
@@ -38,6 +39,7 @@ async fn what_a_leader_leaves_behind_is_finished() -> Result<()> {
     test.killed_while_collecting().await?;
     test.killed_in_a_pre_hook().await?;
     test.killed_between_the_hooks().await?;
+    test.killed_while_another_pod_is_read().await?;
     test.deleted_between_the_hooks().await?;
     test.deleted_while_it_runs(true).await?;
     test.deleted_while_it_runs(false).await?;
@@ -51,6 +53,9 @@ async fn what_a_leader_leaves_behind_is_finished() -> Result<()> {
     test.stopped_while_data_moves().await?;
     test.killed_in_a_restore().await?;
     test.the_last_steps_of_a_velero_are_taken().await?;
+    test.a_pod_is_replaced_when_its_volume_is_read().await?;
+    test.deleted_while_it_is_restored().await?;
+    test.a_pod_has_gone_while_its_volume_is_read().await?;
     test.a_pod_is_replaced_before_its_volume_is_begun("replaced")
         .await?;
     test.a_pod_with_hooks_is_replaced().await?;
@@ -272,6 +277,67 @@ impl Test {
         let volumes = self.env.volumes_of("between").await?;
         ensure!(volumes.len() == 1, "{volumes:?}");
         Ok(())
+    }
+
+    /// A pod is frozen because of a claim that is read through another: it stays so until that has been read, whoever leads.
+    async fn killed_while_another_pod_is_read(&self) -> Result<()> {
+        let cluster = &self.env.cluster;
+        let annotations = json!({
+            "pre.hook.backup.velero.io/command": r#"["sh", "-c", "echo pre >> /log; touch /frozen"]"#,
+            "post.hook.backup.velero.io/command": r#"["sh", "-c", "echo post >> /log; rm -f /frozen"]"#});
+        let pod = json!({"apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": "beside", "namespace": "moving", "labels": {"app": "beside"}, "annotations": annotations},
+            "spec": {"terminationGracePeriodSeconds": 0,
+                "volumes": [{"name": "data", "persistentVolumeClaim": {"claimName": "data"}}],
+                "containers": [{"name": "main", "image": "docker.io/local/busybox:1", "imagePullPolicy": "Never",
+                    "command": ["sh", "-c", "dd if=/dev/urandom of=/data/beside bs=1M count=1; exec sleep 100000"],
+                    "volumeMounts": [{"name": "data", "mountPath": "/data"}]}]}});
+        cluster.apply(&pod.to_string())?;
+        until("the pod runs", MINUTE, async || {
+            let ready = self.env.ready_pods("moving", "app=beside").await?;
+            Ok((ready.len() == 1).then_some(()))
+        })
+        .await?;
+        let beside = |command: &str| cluster.exec("moving", "beside", &["sh", "-c", command]);
+        until("its data is there", MINUTE, async || {
+            let size = beside("stat -c %s /data/beside")?;
+            Ok((size.trim() == "1048576").then_some(()))
+        })
+        .await?;
+        let hold = self
+            .proxy
+            .hold(&["PUT", "/restic/moving/data/"], When::Before);
+        self.back_up("beside", &["moving"]).await?;
+        hold.arrived().await;
+        let volumes = self.env.volumes_of("beside").await?;
+        let through = volumes.first().and_then(|one| one.spec.pod.name.clone());
+        ensure!(through.is_some_and(|pod| pod.starts_with("web")));
+        beside("test -e /frozen")?;
+        let before = self.holder().await?;
+        self.env.kill_leader().await?;
+        until("another leads", MINUTE, async || {
+            let now = self.holder().await?;
+            Ok((now.is_some() && now != before).then_some(()))
+        })
+        .await?;
+        // It looks for what is owed every two seconds.
+        tokio::time::sleep(Duration::from_secs(6)).await;
+        beside("test -e /frozen").context("while the claim is still read")?;
+        drop(hold);
+        self.complete("beside").await?;
+        let told = beside("test ! -e /frozen && cat /log; rm /data/beside")?;
+        ensure!(told.split_whitespace().eq(["pre", "post"]), "{told}");
+        let hooks = self.env.api::<Backup>().get("beside").await?.status;
+        let hooks = hooks
+            .and_then(|status| status.hook_status)
+            .unwrap_or_default();
+        ensure!(
+            (hooks.hooks_attempted, hooks.hooks_failed) == (2, 0),
+            "{hooks:?}"
+        );
+        let pods = self.env.api_in::<Pod>("moving");
+        pods.delete("beside", &DeleteParams::default()).await?;
+        wait_gone(&pods, "beside", MINUTE).await
     }
 
     async fn deleted_between_the_hooks(&self) -> Result<()> {
@@ -659,6 +725,187 @@ impl Test {
         ensure!(self.in_db("md5sum /data/blob")? == blob);
         let pod = self.env.api_in::<Pod>("shop").get("db").await?;
         ensure!(!pod.labels().contains_key(label::POST_HOOKS), "{pod:?}");
+        Ok(())
+    }
+
+    /// Begins to read the volume of the only pod in `moving`, and has nobody lead any more.
+    async fn left_while_it_reads(&self, name: &str) -> Result<(String, Hold)> {
+        let pods = self.env.ready_pods("moving", "app=web").await?;
+        let pod = pods.first().context("a pod")?.clone();
+        let fill = "dd if=/dev/urandom of=/data/blob bs=1M count=4 2> /dev/null";
+        self.env.cluster.exec("moving", &pod, &["sh", "-c", fill])?;
+        let hold = self
+            .proxy
+            .hold(&["PUT", "/restic/moving/data/"], When::Before);
+        self.back_up(name, &["moving"]).await?;
+        hold.arrived().await;
+        self.env.kill_leader().await?;
+        deploy::scale(&self.env.cluster, 0)?;
+        Ok((pod, hold))
+    }
+
+    /// The volume of a backup has come to this.
+    async fn volume_is(&self, backup: &str, phase: PodVolumePhase) -> Result<PodVolumeBackup> {
+        until(&format!("its volume is {phase}"), MINUTE, async || {
+            let mut volumes = self.env.volumes_of(backup).await?;
+            ensure!(volumes.len() == 1, "{volumes:?}");
+            Ok(volumes.pop().filter(|volume| volume.phase() == phase))
+        })
+        .await
+    }
+
+    /// The one that was read is in the backup, and its claim is not read once more through the pod that is there now.
+    async fn a_pod_is_replaced_when_its_volume_is_read(&self) -> Result<()> {
+        let (pod, hold) = self.left_while_it_reads("read-before").await?;
+        drop(hold);
+        let read = self
+            .volume_is("read-before", PodVolumePhase::Completed)
+            .await?;
+        let pods = self.env.api_in::<Pod>("moving");
+        pods.delete(&pod, &DeleteParams::default()).await?;
+        wait_gone(&pods, &pod, MINUTE).await?;
+        until("another runs", MINUTE, async || {
+            Ok(self.env.ready_pods("moving", "app=web").await?.pop())
+        })
+        .await?;
+        deploy::scale(&self.env.cluster, 2)?;
+        self.complete("read-before").await?;
+        let kept = self.env.volumes_of("read-before").await?;
+        ensure!(kept.first() == Some(&read), "{kept:?}");
+        let key = format!("{HELD}/backups/read-before/read-before-podvolumebackups.json.gz");
+        let listed = self.env.packed(&key).await?;
+        let snapshot = read.status.and_then(|status| status.snapshot_id);
+        ensure!(listed[0]["status"]["snapshotID"] == json!(snapshot.context("a snapshot")?));
+        Ok(())
+    }
+
+    /// It is waited for, and what the agent says of it stands in the backup.
+    async fn a_pod_has_gone_while_its_volume_is_read(&self) -> Result<()> {
+        let name = "broken-off";
+        let (pod, hold) = self.left_while_it_reads(name).await?;
+        let agent = self.agent().await?;
+        kill_process(agent, Signal::STOP)?;
+        let cluster = &self.env.cluster;
+        let scale = ["-n", "moving", "scale", "deployment/web"];
+        cluster.kubectl(scale.into_iter().chain(["--replicas=0"]))?;
+        let pods = self.env.api_in::<Pod>("moving");
+        wait_gone(&pods, &pod, MINUTE).await?;
+        let epoch = |backup: &Backup| backup.annotations().get(annotation::LEADER_EPOCH).cloned();
+        let backups = self.env.api::<Backup>();
+        let before = epoch(&backups.get(name).await?);
+        deploy::scale(cluster, 2)?;
+        wait_for(&backups, name, MINUTE, |now| epoch(now) != before).await?;
+        // It has collected what there is, and come to the volumes.
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        ensure!(backups.get(name).await?.phase() == BackupPhase::InProgress);
+        let begun = self.volume_is(name, PodVolumePhase::InProgress).await?;
+        kill_process(agent, Signal::CONT)?;
+        let ended = self.env.backup_ended(name, 2 * MINUTE).await?;
+        drop(hold);
+        let status = ended.status.clone().unwrap_or_default();
+        ensure!(
+            status.phase == Some(BackupPhase::PartiallyFailed) && status.errors == 1,
+            "{status:?}"
+        );
+        let failed = self.volume_is(name, PodVolumePhase::Failed).await?;
+        ensure!(failed.uid() == begun.uid());
+        let why = failed.status.and_then(|status| status.message);
+        let why = why.context("a message")?;
+        ensure!(why.starts_with("the pod was deleted"), "{why}");
+        let key = format!("{HELD}/backups/{name}/{name}-results.gz");
+        let results = self.env.packed(&key).await?;
+        let error = results["errors"]["namespaces"]["moving"].to_string();
+        ensure!(error.contains(&pod) && error.contains(&why), "{results}");
+        cluster.kubectl(scale.into_iter().chain(["--replicas=1"]))?;
+        until("the pod runs again", MINUTE, async || {
+            Ok(self.env.ready_pods("moving", "app=web").await?.pop())
+        })
+        .await
+        .map(drop)
+    }
+
+    /// Whoever deletes the backup waits for the restore that has begun, and no other begins; also where a leader went when the deletion
+    /// had begun.
+    async fn deleted_while_it_is_restored(&self) -> Result<()> {
+        let (backup, restore) = ("read-before", "in-the-way");
+        let hold = self
+            .proxy
+            .hold(&["GET", "/restic/moving/data/"], When::Before);
+        self.restore_into(restore, backup, "copied").await?;
+        hold.arrived().await;
+        let spec = serde_json::from_value(json!({"backupName": backup}))?;
+        let requests = self.env.api::<DeleteBackupRequest>();
+        let request = DeleteBackupRequest::new(backup, spec);
+        requests.create(&PostParams::default(), &request).await?;
+        let waits = |request: &DeleteBackupRequest| {
+            let status = request.status.clone().unwrap_or_default();
+            let why = format!("restore {restore} of this backup is in progress");
+            status.phase == Some(DeletePhase::InProgress)
+                && status.errors.iter().any(|error| error.contains(&why))
+        };
+        wait_for(&requests, backup, MINUTE, waits).await?;
+        let backups = self.env.api::<Backup>();
+        ensure!(backups.get(backup).await?.phase() == BackupPhase::Completed);
+
+        // As it is when the restore has begun behind the back of the deletion.
+        let deleting = Patch::Merge(json!({"status": {"phase": "Deleting"}}));
+        backups
+            .patch(backup, &PatchParams::default(), &deleting)
+            .await?;
+        let before = self.holder().await?;
+        self.env.kill_leader().await?;
+        until("another leads", MINUTE, async || {
+            Ok((self.holder().await? != before).then_some(()))
+        })
+        .await?;
+        self.restore_into("too-late", backup, "never").await?;
+        let refused = self.env.restore_ended("too-late", MINUTE).await?;
+        let status = refused.status.unwrap_or_default();
+        ensure!(
+            status.phase == Some(RestorePhase::FailedValidation)
+                && status
+                    .validation_errors
+                    .iter()
+                    .any(|error| error.contains("is Deleting")),
+            "{status:?}"
+        );
+        // The new leader has come to the deletion too.
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        ensure!(waits(&requests.get(backup).await?));
+        ensure!(backups.get(backup).await?.phase() == BackupPhase::Deleting);
+        self.stored(backup).await?;
+        drop(hold);
+        self.env.restore_completed(restore, 2 * MINUTE).await?;
+        let sum = async |namespace: &str| {
+            let ready = async || Ok(self.env.ready_pods(namespace, "app=web").await?.pop());
+            let pod = until("the pod runs", MINUTE, ready).await?;
+            let cluster = &self.env.cluster;
+            cluster.exec(namespace, &pod, &["md5sum", "/data/blob"])
+        };
+        ensure!(sum("copied").await? == sum("moving").await?);
+
+        wait_gone(&backups, backup, MINUTE).await?;
+        wait_gone(&requests, backup, MINUTE).await?;
+        wait_gone(&self.env.api::<Restore>(), restore, MINUTE).await?;
+        let s3 = self.env.cluster.s3();
+        for directory in [format!("backups/{backup}"), format!("restores/{restore}")] {
+            let left = s3.list(BUCKET, &format!("{HELD}/{directory}/")).await?;
+            ensure!(left.is_empty(), "{left:?}");
+        }
+        let namespaces: Api<Namespace> = Api::all(self.env.cluster.client());
+        namespaces
+            .delete("copied", &DeleteParams::default())
+            .await
+            .map(drop)
+            .map_err(Into::into)
+    }
+
+    /// Restores `moving` under another name.
+    async fn restore_into(&self, name: &str, backup: &str, namespace: &str) -> Result<()> {
+        let spec = json!({"backupName": backup, "namespaceMapping": {"moving": namespace}});
+        let restore = Restore::new(name, serde_json::from_value(spec)?);
+        let restores = self.env.api::<Restore>();
+        restores.create(&PostParams::default(), &restore).await?;
         Ok(())
     }
 

@@ -11,7 +11,8 @@ use jackline_crds::velero::{
     RestoreSpec,
 };
 use jackline_e2e::{Env, NAMESPACE, Tree, deploy, until, wait_gone};
-use k8s_openapi::api::core::v1::Namespace;
+use jackline_faults::When;
+use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
 use serde_json::json;
@@ -32,6 +33,7 @@ async fn an_agent_may_die_and_may_be_blind_but_never_lies() -> Result<()> {
     ended_by_another_while_it_reads(&env).await?;
     one_volume_at_a_time(&env).await?;
     a_part_of_a_volume_is_mounted(&env).await?;
+    killed_over_one_volume_again_and_again(&env).await?;
     blind_to_a_mount(&env).await?;
     env.cluster.down()
 }
@@ -381,6 +383,88 @@ async fn a_part_of_a_volume_is_mounted(env: &Env) -> Result<()> {
     })
     .await?;
     before.same_as(&Tree::read(&dir)?.without(&[""]))
+}
+
+/// One that it dies of each time is given up, and the others are kept: here it is killed whenever it has read all and stored nothing.
+/// The controller looks every 15 seconds how far it is.
+async fn killed_over_one_volume_again_and_again(env: &Env) -> Result<()> {
+    const LOOK: Duration = Duration::from_secs(16);
+    let (location, name) = ("deadly", "deadly");
+    let proxy = env.proxied_bucket(location).await?;
+    let dir = env.volume_dir("parts", "part", "data").await?;
+    let write = |seed: u8| std::fs::write(dir.join("blob"), vec![seed; 1 << 20]);
+    let back_up = async |name: &str, namespaces: &[&str]| {
+        let spec = json!({"includedNamespaces": namespaces, "storageLocation": location});
+        let backup = Backup::new(name, serde_json::from_value(spec)?);
+        let backups = env.api::<Backup>();
+        backups.create(&PostParams::default(), &backup).await?;
+        anyhow::Ok(())
+    };
+    write(1)?;
+    back_up("well", &["parts"]).await?;
+    env.backup_completed("well", 2 * MINUTE).await?;
+    write(2)?;
+
+    let packs = "/restic/parts/data/";
+    let _nothing_is_stored = proxy.hold(&["PUT", packs], When::Before);
+    // Until then it waits for what it compares the volume with.
+    let mut unread = proxy.hold(&["GET", packs], When::Before);
+    back_up(name, &[NS, "parts"]).await?;
+    let deadly = async |good: fn(i64) -> bool| {
+        until("it is so far, or over", 3 * MINUTE, async || {
+            let volumes = env.volumes_of(name).await?;
+            Ok(volumes.into_iter().find(|volume| {
+                let progress = volume.status.as_ref().and_then(|it| it.progress.as_ref());
+                let so_far = progress.is_some_and(|progress| good(progress.bytes_done));
+                volume.spec.pod.namespace.as_deref() == Some("parts")
+                    && (so_far || volume.phase().is_terminal())
+            }))
+        })
+        .await
+    };
+    let mut deaths = 0;
+    let given_up = loop {
+        let begun = deadly(|bytes| bytes == 0).await?;
+        if begun.phase().is_terminal() {
+            break begun;
+        }
+        ensure!(deaths < 15, "{begun:?}");
+        tokio::time::sleep(LOOK).await;
+        drop(unread);
+        let read = deadly(|bytes| bytes > 0).await?;
+        unread = proxy.hold(&["GET", packs], When::Before);
+        if read.phase().is_terminal() {
+            break read;
+        }
+        tokio::time::sleep(LOOK / 2).await;
+        let agent = agent(env).await?;
+        kill(env, &agent).await?;
+        deaths += 1;
+        // In the same pod the kubelet would have it wait longer each time.
+        let now = DeleteParams::default().grace_period(0);
+        env.api::<Pod>().delete(&agent, &now).await?;
+    };
+    drop(unread);
+    let why = given_up.status.and_then(|status| status.message);
+    let why = why.unwrap_or_default();
+    ensure!(
+        why.starts_with("begun 10 times without getting further than 1048"),
+        "{why}"
+    );
+    ensure!(deaths >= 10, "{deaths} deaths");
+    let ended = env.backup_ended(name, 3 * MINUTE).await?;
+    let errors = ended.status.as_ref().map(|status| status.errors);
+    ensure!(
+        ended.phase() == BackupPhase::PartiallyFailed && errors == Some(1),
+        "{ended:?}"
+    );
+    let mut volumes = env.volumes_of(name).await?;
+    volumes.retain(|volume| volume.spec.pod.namespace.as_deref() == Some(NS));
+    ensure!(volumes.len() == 3, "{volumes:?}");
+    for volume in volumes {
+        ensure!(volume.phase() == PodVolumePhase::Completed, "{volume:?}");
+    }
+    Ok(())
 }
 
 /// Without mount propagation the agent sees the directories of volumes that were mounted after it started, but not the volumes.
