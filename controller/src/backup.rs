@@ -16,7 +16,7 @@ mod upload;
 mod volumes;
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -100,7 +100,7 @@ pub fn register(context: &Arc<Context>, kit: &Kit, lease: &Lease) -> anyhow::Res
     });
     kit.run_leading(&queue, options, lease, move |key, token| {
         let controller = controller.clone();
-        async move { controller.pass(key, token).await }
+        async move { controller.pass(&key, token).await }
     });
     Ok(())
 }
@@ -193,22 +193,28 @@ struct Begun {
 }
 
 impl Controller {
-    async fn pass(&self, key: Key, token: LeaderToken) -> Result<Next, Failure> {
+    /// However a pass fails: a backup that never gets on must not keep others back.
+    async fn pass(&self, key: &Key, token: LeaderToken) -> Result<Next, Failure> {
+        let began = Instant::now();
+        let ended = self.carry_out(key, token).await;
+        let backup = self.context.stores.backups.get(key);
+        if let (Err(_), Some(backup)) = (&ended, backup.filter(|it| is_begun(it.phase()))) {
+            self.failing_for(&backup, began);
+        }
+        ended
+    }
+
+    async fn carry_out(&self, key: &Key, token: LeaderToken) -> Result<Next, Failure> {
         let context = &self.context;
         context.stores.ready().await;
-        self.bury(&key, &token).await?;
+        self.bury(key, &token).await?;
         let waits = |backup: &Backup| is_open(backup.phase()) && !is_deleted(backup);
-        if !context
-            .stores
-            .backups
-            .get(&key)
-            .is_some_and(|it| waits(&it))
-        {
+        if !context.stores.backups.get(key).is_some_and(|it| waits(&it)) {
             return Ok(Next::Done);
         }
         let begun = || turn::begun(&context.stores.backups, |backup| self.is_stuck(backup));
-        let Some(turn) = self.turns.take(&key, begun) else {
-            tracing::debug!(backup = %key, "waits for its turn");
+        let Some(turn) = self.turns.take(key, begun) else {
+            tracing::info!(backup = %key, "waits for its turn");
             return Ok(Next::OnChange);
         };
         // The watch may be behind our own last write: a finished backup must not be done again.
@@ -291,7 +297,7 @@ impl Controller {
         };
         let uid = backup.uid();
         let gone = context.stores.backups.wait_for(|store| {
-            let now = store.get(&key);
+            let now = store.get(key);
             let same = now.is_some_and(|now| {
                 now.uid() == uid && now.phase() != BackupPhase::Deleting && !is_deleted(&now)
             });
@@ -302,13 +308,13 @@ impl Controller {
             () = gone => {
                 tracing::info!(backup = %key, "given up: the Backup was deleted");
                 drop(turn);
-                return self.bury(&key, &token).await;
+                return self.bury(key, &token).await;
             }
         };
         let words = Some((&*location, &log));
         match outcome {
             Ok(done) => {
-                self.begun.lock().remove(&key);
+                self.begun.lock().remove(key);
                 self.metrics.ended(&done);
                 self.tell(&done);
                 Ok(Next::Done)
@@ -345,8 +351,14 @@ impl Controller {
 
     /// For how long a backup has failed, whose pass from `began` on has, without any pass that got on.
     fn failing_for(&self, backup: &Backup, began: Instant) -> Duration {
+        let begun = self
+            .context
+            .stores
+            .backups
+            .filter(|it| is_begun(it.phase()));
+        let begun: HashSet<String> = begun.iter().filter_map(|it| it.uid()).collect();
         let mut failing = self.failing.lock();
-        failing.retain(|_, since| since.elapsed() < PATIENCE + GOT_ON);
+        failing.retain(|uid, _| begun.contains(uid));
         let uid = backup.uid().unwrap_or_default();
         let since = failing.entry(uid).or_insert(began);
         if began.elapsed() > GOT_ON {

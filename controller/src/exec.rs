@@ -132,8 +132,21 @@ fn ended(status: Option<Status>, output: Output) -> Result<Output, ExecError> {
     let why = format!("{message} {said}").trim().to_owned();
     Err(match status.reason.as_deref() {
         Some(EXIT_CODE) => ExecError::Failed(why),
-        _ => ExecError::NotBegun(why),
+        _ if never_began(&why) => ExecError::NotBegun(why),
+        // It may have broken off in the middle.
+        _ => ExecError::Unknown(why),
     })
+}
+
+/// Whether the words of kubelet and runtime say that there was nothing to run; the status has no code for it.
+fn never_began(why: &str) -> bool {
+    let missing = [
+        "executable file not found",
+        "no such file or directory",
+        "container not found",
+        "permission denied",
+    ];
+    missing.iter().any(|words| why.contains(words))
 }
 
 /// Reads to the end and keeps the beginning.
@@ -178,23 +191,26 @@ mod tests {
 
     #[test]
     fn a_command_that_ended_with_an_error_is_told_from_one_that_did_not_begin() {
-        let end = |status: &str, reason: &str| {
+        let end = |status: &str, reason: &str, message: &str| {
             let status = Status {
                 status: Some(status.to_owned()),
                 reason: Some(reason.to_owned()),
-                message: Some("no".to_owned()),
+                message: Some(message.to_owned()),
                 ..Status::default()
             };
             ended(Some(status), Output::default())
         };
-        let no = || "no".to_owned();
-        assert_eq!(end("Success", ""), Ok(Output::default()));
-        assert_eq!(end("Failure", EXIT_CODE), Err(ExecError::Failed(no())));
-        // No such program, or no such container.
-        assert_eq!(
-            end("Failure", "InternalError"),
-            Err(ExecError::NotBegun(no()))
-        );
+        let (no, none) = ("no", "exec: \"thaw\": executable file not found in $PATH");
+        assert_eq!(end("Success", "", no), Ok(Output::default()));
+        for (reason, message, expected) in [
+            (EXIT_CODE, no, ExecError::Failed as fn(String) -> ExecError),
+            (EXIT_CODE, none, ExecError::Failed),
+            ("InternalError", none, ExecError::NotBegun),
+            ("InternalError", no, ExecError::Unknown),
+        ] {
+            let expected = Err(expected(message.to_owned()));
+            assert_eq!(end("Failure", reason, message), expected);
+        }
         assert!(matches!(
             ended(None, Output::default()),
             Err(ExecError::Unknown(_))

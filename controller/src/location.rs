@@ -366,6 +366,8 @@ async fn fit(
             && repository.phase() == RepositoryPhase::Ready
     });
     if opened.is_some() {
+        let known = (spec, Instant::now(), Fit::Opens);
+        seen.tries.lock().insert(name, known);
         return Ok(Fit::Opens);
     }
     if let Some(known) = seen.fit(&name, spec) {

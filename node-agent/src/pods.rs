@@ -119,12 +119,13 @@ pub(crate) async fn wanted(client: &Client, pod: &Pod, name: &str) -> Result<Wan
     })
 }
 
-/// When the pod's restore-wait container began to run, if it runs now and waits for this restore. One that finds the pod marked as
-/// restored ends by itself.
+/// When the pod's restore-wait container began to run, if it runs now and waits for this restore's data.
 pub(crate) fn waits_since(pod: &Pod, restore_uid: &str) -> Option<jiff::Timestamp> {
-    if is_restored(pod, restore_uid) {
-        return None;
-    }
+    runs_since(pod, restore_uid).filter(|_| !is_restored(pod, restore_uid))
+}
+
+/// The same, also where the pod is marked as restored: a waiter of an earlier version does not see that.
+pub(crate) fn runs_since(pod: &Pod, restore_uid: &str) -> Option<jiff::Timestamp> {
     let running = waiter(pod, restore_uid)?.running.as_ref()?;
     Some(
         running
@@ -222,6 +223,7 @@ mod tests {
         assert!(waits_since(&again, "r1").is_some() && !has_waited(&again, "r1"));
         again.metadata.annotations = restored("r1");
         assert!(waits_since(&again, "r1").is_none() && has_waited(&again, "r1"));
+        assert!(runs_since(&again, "r1").is_some());
     }
 
     #[test]

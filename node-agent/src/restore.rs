@@ -126,8 +126,10 @@ impl Restores {
             };
             return self.end(key, &object, &record, Ok(complete)).await;
         }
+        let uid = restore_uid(&object);
         let pod = match context.pod(&object.spec.pod) {
-            PodHere::Yes(pod) if !pods::is_over(&pod) => pod,
+            // A short one may be over before its agent is back.
+            PodHere::Yes(pod) if !pods::is_over(&pod) || pods::has_waited(&pod, &uid) => pod,
             _ if self.was_ours(&object) => {
                 let Some((object, record)) = self.fresh(&object).await? else {
                     return Ok(Next::Done);
@@ -140,7 +142,6 @@ impl Restores {
             // Another node's, or not scheduled yet.
             _ => return Ok(Next::OnChange),
         };
-        let uid = restore_uid(&object);
         if object.phase() == PodVolumePhase::InProgress && pods::has_waited(&pod, &uid) {
             return self.end_of_earlier(key, &object).await;
         }
@@ -173,8 +174,9 @@ impl Restores {
         let (meter, begun) = (Meter::default(), Instant::now());
         let result = self.attempt(&object, &record, &pod, &meter).await;
         drop(running);
-        let moved = meter.now().bytes_done > 0;
-        self.patience.tried(key, begun.elapsed(), moved);
+        // Every attempt begins anew.
+        let further = self.patience.got_further(key, meter.now().bytes_done);
+        self.patience.tried(key, begun.elapsed(), further);
         self.end(key, &object, &record, result).await
     }
 
@@ -533,7 +535,7 @@ impl Restores {
                     // One that waits for another volume in vain runs again and again.
                     && !pod.annotations().contains_key(annotation::RESTORE_OVER)
                     // Both are whole seconds.
-                    && pods::waits_since(pod, &restore).is_some_and(|since| since >= completed.0)
+                    && pods::runs_since(pod, &restore).is_some_and(|since| since >= completed.0)
             })
             .is_some()
     }

@@ -76,34 +76,66 @@ impl From<OpenError> for Stop {
 #[derive(Debug)]
 pub(crate) struct Patience {
     limit: Duration,
-    since: Mutex<HashMap<Key, Instant>>,
+    borne: Mutex<HashMap<Key, Borne>>,
 }
+
+#[derive(Debug, Default)]
+struct Borne {
+    /// The first failure that counts.
+    since: Option<Instant>,
+    /// The most bytes of an attempt.
+    most: i64,
+    /// Attempts that took long and came to nothing more.
+    long: u32,
+}
+
+/// How many attempts that took long and came to nothing more are borne.
+const LONG: u32 = 10;
 
 impl Patience {
     pub fn new(limit: Duration) -> Self {
         Self {
             limit,
-            since: Mutex::default(),
+            borne: Mutex::default(),
         }
     }
 
     /// Whether one more failure of the key is borne.
     pub fn lasts(&self, key: &Key) -> bool {
         let now = Instant::now();
-        let since = *self.since.lock().entry(key.clone()).or_insert(now);
-        now.duration_since(since) < self.limit
+        let mut borne = self.borne.lock();
+        let since = borne
+            .entry(key.clone())
+            .or_default()
+            .since
+            .get_or_insert(now);
+        now.duration_since(*since) < self.limit
     }
 
-    /// An attempt is over. Counts anew where it moved data, or tried for longer than failures are borne: with a store that is away every
-    /// now and then, a large volume needs many.
-    pub fn tried(&self, key: &Key, took: Duration, moved: bool) {
-        if moved || took >= self.limit {
-            self.forget(key);
+    /// Whether an attempt moved more bytes than any before.
+    pub fn got_further(&self, key: &Key, bytes: i64) -> bool {
+        let mut borne = self.borne.lock();
+        let borne = borne.entry(key.clone()).or_default();
+        let further = bytes > borne.most;
+        borne.most = borne.most.max(bytes);
+        further
+    }
+
+    /// An attempt is over. Counts anew where it got on, or, some times, where it tried for longer than failures are borne: with a store that
+    /// is away every now and then, a large volume needs many.
+    pub fn tried(&self, key: &Key, took: Duration, got_on: bool) {
+        let mut borne = self.borne.lock();
+        let borne = borne.entry(key.clone()).or_default();
+        if got_on {
+            (borne.since, borne.long) = (None, 0);
+        } else if took >= self.limit && borne.long < LONG {
+            borne.since = None;
+            borne.long += 1;
         }
     }
 
     pub fn forget(&self, key: &Key) {
-        self.since.lock().remove(key);
+        self.borne.lock().remove(key);
     }
 }
 
@@ -167,6 +199,22 @@ mod tests {
             patience.tried(&key, took, moved);
             assert_eq!(patience.lasts(&key), lasts, "{took:?} {moved}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_gets_no_further_is_given_up() {
+        let limit = Duration::from_secs(60);
+        let patience = Patience::new(limit);
+        let key = Key::cluster("a");
+        let further = [5, 5, 6, 4].map(|bytes| patience.got_further(&key, bytes));
+        assert_eq!(further, [true, false, true, false]);
+        let mut rounds = 0;
+        while patience.lasts(&key) {
+            tokio::time::advance(limit).await;
+            patience.tried(&key, limit, false);
+            rounds += 1;
+        }
+        assert_eq!(rounds, LONG + 1);
     }
 
     #[tokio::test(start_paused = true)]

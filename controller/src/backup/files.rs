@@ -1,6 +1,9 @@
 //! The small files of a backup.
 
-use std::io::{self, Write};
+use std::{
+    io::{self, Write},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use flate2::{Compression, write::GzEncoder};
@@ -34,11 +37,12 @@ pub(super) fn build(
     volumes: &Volumes,
     results: &Results,
 ) -> io::Result<Vec<(BackupFile, Bytes)>> {
-    let objects: io::Result<Vec<Value>> =
-        volumes.objects.iter().map(|volume| bare(volume)).collect();
     let none = &Value::Null;
     Ok(vec![
-        (BackupFile::PodVolumeBackups, packed(&objects?)?),
+        (
+            BackupFile::PodVolumeBackups,
+            pod_volume_backups(&volumes.objects)?,
+        ),
         (
             BackupFile::ResourceList,
             packed(&collect::resource_list(collection, stored))?,
@@ -62,6 +66,12 @@ pub(super) fn build(
         (BackupFile::CsiVolumeSnapshotContents, packed(none)?),
         (BackupFile::CsiVolumeSnapshotClasses, packed(none)?),
     ])
+}
+
+/// The list of a backup's volumes.
+pub(super) fn pod_volume_backups(volumes: &[Arc<PodVolumeBackup>]) -> io::Result<Bytes> {
+    let objects: io::Result<Vec<Value>> = volumes.iter().map(|volume| bare(volume)).collect();
+    packed(&objects?)
 }
 
 fn packed<T: Serialize + ?Sized>(value: &T) -> io::Result<Bytes> {

@@ -445,7 +445,9 @@ impl Job<'_> {
     async fn adopt(&self, store: &dyn ObjectStore, mut stored: Backup) -> Result<Done, JobError> {
         let name = self.backup.name_any();
         if !stored.phase().is_terminal() {
-            let whole = upload::has_contents(store, &name).await.map_err(refused)?;
+            let has = async |file| upload::has(store, &name, file).await.map_err(refused);
+            let whole = has(BackupFile::Contents).await?;
+            let listed = has(BackupFile::PodVolumeBackups).await?;
             let mut status = stored.status.clone().unwrap_or_default();
             let phase = last_phase(&status, whole);
             status.phase = Some(phase);
@@ -453,6 +455,14 @@ impl Job<'_> {
             status.completion_timestamp = Some(Time(now()));
             stored.status = Some(status);
             newest(self.context, self.backup, self.token).await?;
+            if whole && !listed {
+                // It sends that after the tarball; the objects that it is made of are here.
+                let volumes = volumes::of_backup(self.context, &stored.uid().unwrap_or_default());
+                let list = files::pod_volume_backups(&volumes).map_err(spool)?;
+                let key = backup_object(&name, BackupFile::PodVolumeBackups);
+                let put = store.put(&key, list).await;
+                put.map_err(|error| refused(error.into()))?;
+            }
             let key = backup_object(&name, BackupFile::Metadata);
             let json = files::backup_json(&stored).map_err(spool)?;
             let put = store.put(&key, json).await;

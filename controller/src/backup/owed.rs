@@ -161,6 +161,14 @@ pub(super) async fn mark(
     }
 }
 
+/// Whether anything is owed to a pod. One that cannot be looked at is found out about when it is marked.
+pub(super) async fn is_owed(context: &Context, pod: &PodFacts) -> bool {
+    let volumes = &pod.volumes;
+    let api = pods(context, &volumes.namespace);
+    let now = api.get_opt(&volumes.name).await.ok().flatten();
+    now.is_some_and(|now| now.uid().as_ref() == Some(&volumes.uid) && is_marked(&now))
+}
+
 /// Takes the mark away: nothing is owed any more. A pod that has gone has none. `backup`: another backup's mark stays.
 pub(super) async fn clear(
     context: &Context,

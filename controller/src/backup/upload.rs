@@ -59,9 +59,13 @@ pub(super) async fn existing(
     }
 }
 
-/// Whether the objects of a backup are in the bucket.
-pub(super) async fn has_contents(store: &dyn ObjectStore, name: &str) -> Result<bool, UploadError> {
-    let key = backup_object(name, BackupFile::Contents);
+/// Whether a file of a backup is in the bucket.
+pub(super) async fn has(
+    store: &dyn ObjectStore,
+    name: &str,
+    file: BackupFile,
+) -> Result<bool, UploadError> {
+    let key = backup_object(name, file);
     Ok(store.head(&key).await?.is_some_and(|meta| meta.size > 0))
 }
 
@@ -229,7 +233,10 @@ mod tests {
                 let content = Bytes::from_static(content.as_bytes());
                 store.put("backups/b/b.tar.gz", content).await.unwrap();
             }
-            assert_eq!(has_contents(&store, "b").await.unwrap(), expected);
+            assert_eq!(
+                has(&store, "b", BackupFile::Contents).await.unwrap(),
+                expected
+            );
         }
     }
 

@@ -117,7 +117,11 @@ impl Plan {
         claims_stored: bool,
         in_order: Vec<ObjectRef>,
     ) -> Self {
-        let facts_of: Vec<Arc<PodFacts>> = facts.pods.values().cloned().collect();
+        let mut facts_of: Vec<Arc<PodFacts>> = facts.pods.values().cloned().collect();
+        facts_of.sort_by_cached_key(|pod| {
+            let volumes = &pod.volumes;
+            (volumes.namespace.clone(), volumes.name.clone())
+        });
         let pods: Vec<&PodVolumes> = facts_of.iter().map(|pod| &pod.volumes).collect();
         let agents: BTreeSet<String> = agents::nodes(&context.stores.agents);
         let selection = select(
@@ -246,8 +250,6 @@ type Ready = Shared<BoxFuture<'static, Result<Arc<BackupRepository>, Arc<str>>>>
 /// Shared by the ways of all pods.
 struct Work<'a> {
     job: &'a Job<'a>,
-    /// Every pod of the backup.
-    pods: &'a [Arc<PodFacts>],
     log: &'a BackupLog,
     uid: String,
     known: Vec<Arc<PodVolumeBackup>>,
@@ -301,7 +303,6 @@ pub(super) async fn run(
     job.touched.lock().extend(namespaces.iter().cloned());
     let work = Work {
         job,
-        pods: &plan.pods,
         log,
         repositories: namespaces
             .into_iter()
@@ -328,7 +329,9 @@ pub(super) async fn run(
         }
     }
     let hooked = members.iter().filter(|one| !one.hooks.is_empty()).count();
-    for members in block::together(members) {
+    for mut members in block::together(members) {
+        // In the order that is wished for, then by name.
+        members.sort_by_key(|member| plan.turn(member.pod).unwrap_or(usize::MAX));
         let turns = members.iter().filter_map(|member| plan.turn(member.pod));
         let turn = turns.min();
         let way = work.block(members, verdict.clone()).boxed();
@@ -585,13 +588,14 @@ impl Work<'_> {
                 () = at(self.deadline) => Successor::Unable(LATE.to_owned()),
             };
             match found {
-                Successor::Pod(next, volume) => {
+                Successor::Pod(next, volume, others) => {
                     let through = &next.volumes.name;
                     let message =
                         format!("{why}; claim {claim_name} is read through pod {through} instead");
                     self.log.warning(&message, &fields);
                     successor::forget(self.job, &name).await;
-                    self.instead(pod, &next, (volume, claim.cloned())).await;
+                    let chosen = (volume, claim.cloned());
+                    self.instead(&next, &others, chosen).await;
                 }
                 Successor::Nobody => {
                     let nobody = match &selected.claim {

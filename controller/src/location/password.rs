@@ -156,7 +156,8 @@ async fn tried(
             Err(_) => {}
         }
     }
-    Ok(match refused {
+    // Where there are more, those that others have made may come first.
+    Ok(match refused && namespaces.len() <= TRIED {
         true => Fit::Foreign(named(namespaces)),
         false => Fit::Unknown,
     })
@@ -261,5 +262,9 @@ mod tests {
         assert_eq!(fit().await, Fit::Foreign(which));
         init("till", "ours").await;
         assert_eq!(fit().await, Fit::Opens);
+        for other in 0..TRIED {
+            init(&format!("a-{other}"), "theirs").await;
+        }
+        assert_eq!(fit().await, Fit::Unknown);
     }
 }

@@ -29,6 +29,8 @@ pub struct Copies {
     pub unknown: Option<String>,
     /// Why the bucket's list, or a part of it, could not be read.
     pub unreadable: Option<String>,
+    /// There is no list at all: every backup that is whole has one.
+    pub absent: bool,
 }
 
 /// Finds the copies: the PodVolumeBackups in the cluster, and those that only the bucket's list has (a sync that was cut off, one
@@ -45,6 +47,7 @@ pub async fn of_backup(
     let mut copies = Copies::default();
     let stored = match sync::stored_pod_volumes(store, &backup.name_any()).await {
         Ok(stored) => {
+            copies.absent = stored.is_none();
             let stored = stored.unwrap_or_default();
             copies.unreadable = stored.doubt();
             stored.volumes

@@ -87,6 +87,10 @@ impl Run<'_> {
         if !self.may_be_made(kind, resource, item, &object).await? {
             return Ok(());
         }
+        if let Some(rival) = self.rival(kind, namespace, &item.name) {
+            self.leave_to_rival(kind, resource, item, object, rival);
+            return Ok(());
+        }
         if let (Some(namespace), true) = (namespace, kind != "pods") {
             let claims = self.held_back(namespace);
             let claims = claims_of_workload(&object, &claims.iter().map(String::as_str).collect());
@@ -120,6 +124,44 @@ impl Run<'_> {
             _ => (room, object),
         };
         self.put(kind, resource, item, object).await
+    }
+
+    /// Does not restore an object, for another namespace of the backup has one that goes before; says so where they differ.
+    fn leave_to_rival(
+        &self,
+        kind: &str,
+        resource: &ServedResource,
+        item: &Item,
+        mut object: Value,
+        rival: &str,
+    ) {
+        let target = item
+            .namespace
+            .as_deref()
+            .map(|namespace| self.target(namespace));
+        let mut other = self
+            .catalog
+            .find(kind, Some(rival), &item.name)
+            .unwrap_or_default();
+        for object in [&mut object, &mut other] {
+            self.strip(kind, object, None);
+            meta::put_namespace(object, target.unwrap_or_default());
+        }
+        let object_kind = &resource.api.kind;
+        let unset = conflict::ExistingPolicy::Unset;
+        let done = match conflict::decide(kind, object_kind, &object, &other, unset) {
+            Conflict::Same | Conflict::Patch(_) => Done::Skipped,
+            Conflict::Leave(warning) => {
+                let namespace = item.namespace.as_deref().unwrap_or_default();
+                let why = format!(
+                    "{warning}: that of namespace {rival} is restored, not that of {namespace}"
+                );
+                self.report.warning(Place::from(target), &why);
+                Done::Failed
+            }
+        };
+        let version = &resource.api.api_version;
+        self.done(version, object_kind, target, &item.name, done);
     }
 
     /// The claims of a namespace whose workloads wait: those under restore, and those that are not made.
@@ -623,7 +665,7 @@ impl Run<'_> {
             }
             return Ok(Done::Failed);
         };
-        if self.is_ours(kind, &found) && self.rival(kind, item).is_none() {
+        if self.is_ours(kind, &found) {
             if meta::has_content_of(&found, FIELD_MANAGER) {
                 // An earlier run may have been cut off right after it had made the object.
                 return self.made(kind, item, objects, prepared, &found).await;

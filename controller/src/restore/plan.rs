@@ -1,7 +1,7 @@
 //! What a restore admits, and which data goes where, before anything is made.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 
@@ -21,7 +21,11 @@ use kube::{Api, ResourceExt, api::ListParams};
 use parking_lot::RwLock;
 use serde_json::Value;
 
-use super::{copies, report::Place, run::Run, volumes::CLAIM};
+use super::{catalog::Item, copies, report::Place, run::Run, volumes::CLAIM};
+
+/// Objects that another of their kind and name goes before, by kind, namespace in the backup and name; and the namespace of that.
+#[derive(Debug, Default)]
+pub(super) struct Rivals(HashMap<(String, String, String), String>);
 
 /// Volumes of pods that are kept in mind at once, about 100 MiB.
 const VOLUMES: usize = 300_000;
@@ -35,6 +39,10 @@ impl Run<'_> {
                 "volumes that only the bucket's list of them names are not restored: {why}"
             );
             self.report.error(Place::Velero, &why);
+        }
+        if copies.absent {
+            let why = "the bucket has no list of the backup's volumes: data of which only that told is not restored";
+            self.report.warning(Place::Velero, why);
         }
         for (namespace, why) in &copies.refused {
             if scope.admits_namespace(namespace) {
@@ -56,6 +64,7 @@ impl Run<'_> {
                 }
             }
         }
+        self.rivals = self.find_rivals().await;
         let empty = self.restore.spec.restore_p_vs == Some(false);
         let mut plan = volume::plan(&copies.good, &pods);
         for restoration in &plan.restorations {
@@ -113,21 +122,58 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Where several namespaces are restored into one, a claim gets the data of one, and no pod of another sees it.
-    fn leave_to_rivals(&self, plan: &mut volume::Plan) {
-        let sources: BTreeSet<&String> = self.contested.values().flatten().collect();
-        if sources.is_empty() {
-            return;
+    /// The objects that another goes before, where several namespaces are restored into one: of each name the one of the first namespace
+    /// in the alphabet is restored.
+    async fn find_rivals(&self) -> Rivals {
+        let mut rivals = Rivals::default();
+        let scope = &self.valid.scope;
+        let all = self
+            .catalog
+            .kinds()
+            .flat_map(|kind| self.catalog.items(kind));
+        let contested = scope.contested(all.filter_map(|item| item.namespace.as_deref()));
+        let sources: BTreeSet<&String> = contested.values().flatten().collect();
+        for kind in self.catalog.kinds().filter(|_| !sources.is_empty()) {
+            // By place in the cluster.
+            let mut places: BTreeMap<(&str, &str), BTreeMap<&str, &Item>> = BTreeMap::new();
+            for item in self.catalog.items(kind) {
+                if let Some(namespace) = item.namespace.as_ref().filter(|it| sources.contains(it)) {
+                    let place = places.entry((self.target(namespace), &item.name));
+                    place.or_default().insert(namespace, item);
+                }
+            }
+            for ((_, name), items) in places.into_iter().filter(|(_, items)| items.len() > 1) {
+                let mut first: Option<&str> = None;
+                for (namespace, item) in items {
+                    if let Some(first) = first {
+                        let place = (kind.clone(), namespace.to_owned(), name.to_owned());
+                        rivals.0.insert(place, first.to_owned());
+                    } else if let Ok(object) = self.catalog.read(item)
+                        && self.admits(kind, Some(namespace), &object)
+                        && skip(kind, &object).is_none()
+                    {
+                        first = Some(namespace);
+                    }
+                }
+                tokio::task::yield_now().await;
+            }
         }
+        rivals
+    }
+
+    /// The namespace of the backup whose object is restored in place of this one.
+    pub fn rival(&self, kind: &str, namespace: Option<&str>, name: &str) -> Option<&str> {
+        let rivals = &self.rivals.0;
+        let namespace = namespace.filter(|_| !rivals.is_empty())?;
+        let place = (kind.to_owned(), namespace.to_owned(), name.to_owned());
+        rivals.get(&place).map(String::as_str)
+    }
+
+    /// Of several namespaces that become one, a claim gets the data of one, no pod of another sees it, and no data goes through a pod that
+    /// is not restored.
+    fn leave_to_rivals(&self, plan: &mut volume::Plan) {
         let kind = "persistentvolumeclaims";
-        for item in self.catalog.items(kind) {
-            let Some(namespace) = item.namespace.as_ref().filter(|of| sources.contains(of)) else {
-                continue;
-            };
-            let Some(rival) = self.rival(kind, item) else {
-                continue;
-            };
-            let claim = &item.name;
+        for ((_, namespace, claim), rival) in self.rivals.0.iter().filter(|(of, _)| of.0 == kind) {
             if !plan.restores_claim(namespace, claim) && !plan.restores_claim(rival, claim) {
                 continue;
             }
@@ -141,23 +187,33 @@ impl Run<'_> {
             let key = (namespace.clone(), claim.clone());
             self.state.lock().blocked.insert(key);
         }
-        plan.restorations.retain(|restoration| {
-            let (pod, volume) = &restoration.carrier;
-            let items = self.catalog.items("pods").iter();
-            let of = Some(restoration.namespace.as_str());
-            let mut items = items.filter(|item| item.namespace.as_deref() == of && item.name == *pod);
-            let rival = items.find_map(|item| self.rival("pods", item));
-            if let (None, Some(rival)) = (&restoration.claim, rival) {
-                let target = self.target(&restoration.namespace);
-                let why = format!(
-                    "the data of volume {volume} of pod {pod} of namespace {} was not restored: namespace {rival} of the backup is \
-                     restored into {target} too, and has a pod of that name",
-                    restoration.namespace
-                );
-                self.report.error(Place::Namespace(target), &why);
-                return false;
+        if self.rivals.0.is_empty() {
+            return;
+        }
+        plan.restorations.retain_mut(|restoration| {
+            let namespace = restoration.namespace.clone();
+            let comes = |pod: &str| self.rival("pods", Some(&namespace), pod).is_none();
+            restoration.waiters.retain(|(pod, _)| comes(pod));
+            let (pod, volume) = restoration.carrier.clone();
+            if comes(&pod) {
+                return true;
             }
-            true
+            if let Some(first) = restoration.waiters.first() {
+                restoration.carrier = first.clone();
+                return true;
+            }
+            let target = self.target(&namespace);
+            let why = format!(
+                "the data of volume {volume} of pod {pod} of namespace {namespace} was not restored: another namespace of the backup is \
+                 restored into {target} too, and has a pod of that name"
+            );
+            self.report.error(Place::Namespace(target), &why);
+            if let Some(claim) = &restoration.claim {
+                // Workloads would find it empty.
+                let key = (namespace.clone(), claim.clone());
+                self.state.lock().blocked.insert(key);
+            }
+            false
         });
     }
 

@@ -28,7 +28,6 @@ use jackline_policy::restore::{
     json::list,
     meta,
     order::{self, Through},
-    skip::skip,
     volume::Plan,
 };
 use jackline_runtime::{Class, Event, EventKind, Failure, Key, LeaderToken, Store};
@@ -43,6 +42,7 @@ use super::{
     catalog::{Catalog, CatalogError, Item},
     cluster::patiently,
     copies,
+    plan::Rivals,
     pods::RestoredPod,
     report::{Done, Place, Report},
     served::{Served, ServedResource},
@@ -129,6 +129,8 @@ pub(super) struct State {
     pub made: Option<mpsc::UnboundedSender<MadePod>>,
     /// What has been made, by earlier runs too.
     pub through: Through,
+    /// Kinds of which something failed in this run, and the namespace of the backup; none: it is not known in which.
+    pub failed: BTreeSet<(String, Option<String>)>,
     /// Kinds whose definitions are in the backup and here.
     pub defined: BTreeSet<String>,
     /// Claims that got a new volume: namespace and name in the backup.
@@ -178,8 +180,8 @@ pub(super) struct Run<'a> {
     pub hooks: HookCount,
     /// What earlier runs had made.
     pub made_before: Through,
-    /// Namespaces of the cluster into which several of the backup are restored, with those, in order.
-    pub contested: BTreeMap<String, BTreeSet<String>>,
+    /// Objects that another of their kind and name goes before, and its namespace in the backup.
+    pub rivals: Rivals,
     /// Since when no more data comes.
     pub data_over: OnceLock<Instant>,
     backup_label: String,
@@ -233,9 +235,6 @@ pub(super) async fn execute(
     let noted = restore.annotations().get(annotation::RESTORED_KINDS);
     let made_before = noted.and_then(|text| serde_json::from_str::<Through>(text).ok());
     let made_before = made_before.unwrap_or_default();
-    let namespaces = kinds.iter().flat_map(|kind| catalog.items(kind));
-    let namespaces = namespaces.filter_map(|item| item.namespace.as_deref());
-    let contested = valid.scope.contested(namespaces);
     let mut run = Run {
         context,
         token,
@@ -260,7 +259,7 @@ pub(super) async fn execute(
         }),
         hooks: HookCount::default(),
         made_before,
-        contested,
+        rivals: Rivals::default(),
         data_over: OnceLock::new(),
         backup_label: label_value(&backup),
         restore_label: label_value(&restore.name_any()),
@@ -399,7 +398,9 @@ impl Run<'_> {
             let errors = || self.report.counts().1;
             let before = errors();
             let served = self.kind(kind, part).await?;
-            if served && errors() == before {
+            if errors() != before {
+                self.state.lock().fail(kind, part);
+            } else if served {
                 self.state.lock().end(kind, part);
             }
             if matches!(part, Part::Prompt(_)) && kind == order::DEFINITIONS {
@@ -452,37 +453,17 @@ impl Run<'_> {
             self.total.fetch_sub(left, Ordering::Relaxed);
             return Ok(false);
         };
-        let (late, first): (Vec<&Item>, Vec<&Item>) = items
-            .into_iter()
-            .partition(|item| self.rival(kind, item).is_some());
-        for items in [first, late] {
-            let mut running = FuturesUnordered::new();
-            for item in items {
-                if running.len() >= WORKERS {
-                    running.next().await.transpose()?;
-                }
-                running.push(self.counted(kind, resource, item));
+        let mut running = FuturesUnordered::new();
+        for item in items {
+            if running.len() >= WORKERS {
+                running.next().await.transpose()?;
             }
-            while let Some(result) = running.next().await {
-                result?;
-            }
+            running.push(self.counted(kind, resource, item));
+        }
+        while let Some(result) = running.next().await {
+            result?;
         }
         Ok(true)
-    }
-
-    /// The namespace of the backup that comes first, where several are restored into one and more than one has an object of this name:
-    /// to those behind it, it is what was there.
-    pub fn rival(&self, kind: &str, item: &Item) -> Option<&str> {
-        let source = item.namespace.as_deref()?;
-        let sources = self.contested.get(self.target(source))?.iter();
-        let mut before = sources.take_while(|other| *other != source);
-        let has = |other: &&String| {
-            let object = self.catalog.find(kind, Some(other), &item.name);
-            object.is_some_and(|object| {
-                self.admits(kind, Some(other), &object) && skip(kind, &object).is_none()
-            })
-        };
-        before.find(has).map(String::as_str)
     }
 
     async fn counted(
@@ -652,12 +633,25 @@ impl State {
         }
     }
 
-    /// The same of one namespace.
+    /// Something of a kind could not be made: another run tries that, and tells of it, again.
+    fn fail(&mut self, kind: &str, part: Part<'_>) {
+        let namespace = match part {
+            Part::Prompt(_) => None,
+            Part::Late(namespace) => Some(namespace.to_owned()),
+        };
+        self.failed.insert((kind.to_owned(), namespace));
+    }
+
+    /// The same as [`State::end`], of one namespace.
     pub fn end_in(&mut self, kind: &str, namespace: &str) {
         let waits = |workload: &Held| {
             workload.kind == kind && workload.item.namespace.as_deref() == Some(namespace)
         };
-        if !self.held.iter().any(waits) {
+        let failed = |namespace: Option<&str>| {
+            let place = (kind.to_owned(), namespace.map(str::to_owned));
+            self.failed.contains(&place)
+        };
+        if !self.held.iter().any(waits) && !failed(None) && !failed(Some(namespace)) {
             self.through.add_namespace(kind, namespace);
         }
     }
@@ -726,6 +720,10 @@ mod tests {
         assert_eq!(has(&state, "jobs.batch"), [false, true, false]);
         assert_eq!(has(&state, "services"), [true, true, true]);
         state.held.clear();
+        state.fail("jobs.batch", Part::Late("a"));
+        state.end_in("jobs.batch", "a");
+        assert_eq!(has(&state, "jobs.batch"), [false, true, false]);
+        state.failed.clear();
         state.end_in("jobs.batch", "a");
         assert_eq!(has(&state, "jobs.batch"), [true, true, false]);
     }

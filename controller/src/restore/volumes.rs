@@ -287,6 +287,10 @@ impl Run<'_> {
         }
         match phase {
             PodVolumePhase::Completed => return Ok(Progress::Back),
+            // The agent may not have seen what it had done before it went.
+            PodVolumePhase::Failed | PodVolumePhase::Canceled if self.is_back(restoration) => {
+                return Ok(Progress::Back);
+            }
             PodVolumePhase::Failed | PodVolumePhase::Canceled => {
                 let why = message.unwrap_or_else(|| "no reason given".to_owned());
                 return Ok(Progress::Lost(format!(
@@ -308,6 +312,7 @@ impl Run<'_> {
             None => self.obstacle(&volume, delays).await,
         };
         match obstacle {
+            Some(_) if self.is_back(restoration) => Ok(Progress::Back),
             Some(why) => {
                 let text = format!("pod volume restore failed: {what}: {why}");
                 self.lose(&volume, &why, text).await
@@ -341,8 +346,7 @@ impl Run<'_> {
         let is = |pod: &RestoredPod| {
             pod.metadata.uid == of.uid && !pod.has_left() && !volume.phase().is_terminal()
         };
-        let has_data = |pod: &RestoredPod| self.has_data(pod, restoration);
-        if self.restored_pods.find(is).is_some() || self.restored_pods.find(has_data).is_some() {
+        if self.restored_pods.find(is).is_some() || self.is_back(restoration) {
             return Ok(false);
         }
         // The watch may be behind what was just made, or what an agent saw.
@@ -355,6 +359,12 @@ impl Run<'_> {
             let waits = pod.metadata.deletion_timestamp.is_none() && !pod.has_left();
             pod.metadata.uid == of.uid && (waits || self.has_data(&pod, restoration))
         }))
+    }
+
+    /// Whether the data of a volume has been seen by a pod of this restore, whatever became of that.
+    fn is_back(&self, restoration: &Restoration) -> bool {
+        let has_data = |pod: &RestoredPod| self.has_data(pod, restoration);
+        self.restored_pods.find(has_data).is_some()
     }
 
     /// Whether a pod of this restore has seen the data of a volume, and gone on.
@@ -498,10 +508,14 @@ impl Run<'_> {
         for workload in ready {
             self.make(workload, lost).await?;
         }
-        if self.report.counts().1 == before {
+        let failed = self.report.counts().1 != before;
+        {
             let mut state = self.state.lock();
-            for (kind, namespace) in &made {
-                state.end_in(kind, namespace);
+            for (kind, namespace) in made {
+                match failed {
+                    true => drop(state.failed.insert((kind, Some(namespace)))),
+                    false => state.end_in(&kind, &namespace),
+                }
             }
         }
         self.note_progress().await

@@ -1,5 +1,6 @@
 //! Entries that were listed and then not found. One that is listed no more went before it was read. One that is still listed is there,
-//! whatever the system says of it (a damaged directory, a file server that lost a file), and it is not in the snapshot.
+//! whatever the system says of it (a damaged directory, a file server that lost a file), and it is not in the snapshot. Of NFS that is not
+//! known: its client lists from its memory, for up to a minute, what others have removed.
 
 use std::ffi::{CStr, CString};
 use std::os::fd::OwnedFd;
@@ -65,6 +66,10 @@ fn judge(engine: &Engine, dir: &Trail, fd: &OwnedFd, names: Vec<CString>) {
         engine.figures.vanished.fetch_add(1, Ordering::Relaxed);
         engine.warning(dir, name.to_bytes(), "vanished before it was read");
     };
+    if is_nfs(fd) {
+        names.iter().for_each(|name| gone(name));
+        return;
+    }
     match still_denied(names, list, |name| is_denied(fd, name), &mut gone) {
         Ok(denied) => {
             for name in denied {
@@ -78,6 +83,11 @@ fn judge(engine: &Engine, dir: &Trail, fd: &OwnedFd, names: Vec<CString>) {
             engine.error(dir, b"", &message);
         }
     }
+}
+
+fn is_nfs(fd: &OwnedFd) -> bool {
+    let system = rustix::fs::fstatfs(fd);
+    system.is_ok_and(|system| system.f_type == rustix::fs::NFS_SUPER_MAGIC)
 }
 
 /// The names that are listed and denied at each of several looks. The others are `gone`.

@@ -353,7 +353,8 @@ async fn kept_from_the_exclusive_lock_it_goes_on_next_time() {
     place.assert_restores(&place.snapshot).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+// What the store does not take is offered again for minutes.
+#[tokio::test(start_paused = true)]
 async fn with_the_store_gone_at_any_request_nothing_is_lost_and_the_next_run_ends_it() {
     let place = Place::new().await;
     for after in 0.. {

@@ -4,6 +4,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use jackline_policy::backup::{block::connected, object::ObjectRef};
+use parking_lot::Mutex;
 use tokio::{sync::mpsc, time::Instant};
 
 use super::{
@@ -134,7 +135,7 @@ impl Work<'_> {
                     self.recall(part.pod, kept);
                 }
                 kept if resumed => {
-                    tell(&part, false);
+                    tell(&part, kept.as_ref().is_some_and(|kept| kept.forbidden));
                     if kept.is_some() || !part.hooks.is_empty() {
                         owed.push(part.pod);
                     }
@@ -159,23 +160,18 @@ impl Work<'_> {
         }
     }
 
-    /// Reads a claim through another pod than `gone`, with the hooks of all that mount it.
-    pub(super) async fn instead(&self, gone: &PodFacts, next: &PodFacts, chosen: Chosen) {
+    /// Reads a claim through another pod than was meant, with the hooks of all that mount it: `others` besides that one.
+    pub(super) async fn instead(&self, next: &PodFacts, others: &[PodFacts], chosen: Chosen) {
         let spec = self.job.backup.spec.hooks.as_ref();
         let hooks = hooks::of(next, spec);
-        let claim = chosen.0.claim.as_deref();
-        let claim = claim.map(|claim| (next.volumes.namespace.as_str(), claim));
         let forbidden: BTreeSet<String> = {
             let outcomes = self.outcomes.lock();
             let forbidden = outcomes.iter().filter(|(_, outcome)| outcome.forbidden);
             forbidden.map(|(pod, _)| pod.clone()).collect()
         };
-        let others = self.pods.iter().filter(|pod| {
-            let uid = &pod.volumes.uid;
-            ![&gone.volumes.uid, &next.volumes.uid].contains(&uid)
-                && !forbidden.contains(uid)
-                && mounts(pod).any(|mounted| Some(mounted) == claim)
-        });
+        let others = others
+            .iter()
+            .filter(|pod| !forbidden.contains(&pod.volumes.uid));
         let others: Vec<_> = others.map(|pod| (pod, hooks::of(pod, spec))).collect();
         let others = others.iter().filter(|(_, hooks)| !hooks.is_empty());
         let mut parts = vec![Part {
@@ -204,10 +200,14 @@ impl Work<'_> {
             return;
         }
         let (context, log, token) = (self.job.context, self.log, self.job.token);
+        let marked = Mutex::default();
         let alone = tokio::select! {
-            alone = self.alone(&parts) => Some(alone),
+            alone = self.alone(&parts, &marked) => Some(alone),
             () = at(self.deadline) => None,
         };
+        if alone.is_none() {
+            self.unmark_all(&marked).await;
+        }
         let (held, stands) = alone.unwrap_or_else(|| {
             let why = "its pod is in use by another backup";
             let unable = |_| Stand::Unable(why.to_owned());
@@ -305,18 +305,43 @@ impl Work<'_> {
         }
     }
 
-    /// Pods and their claims for this backup alone, and pods marked where post hooks will be owed. Nothing is held or marked while one of
-    /// them is marked for another backup.
-    async fn alone(&self, parts: &[Part<'_>]) -> (Vec<Held>, Vec<Stand>) {
+    async fn unmark_all(&self, marked: &Mutex<Vec<&PodFacts>>) {
+        let pods = std::mem::take(&mut *marked.lock());
+        for pod in pods {
+            self.unmark(pod).await;
+        }
+    }
+
+    /// Whether one of several pods is marked for another backup. For one alone its mark tells that.
+    async fn is_busy(&self, parts: &[Part<'_>]) -> bool {
+        let hooked = parts.iter().filter(|part| !part.hooks.is_empty());
+        let hooked: Vec<&PodFacts> = hooked.map(|part| part.pod).collect();
+        for pod in hooked.iter().filter(|_| hooked.len() > 1) {
+            if owed::is_owed(self.job.context, pod).await {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Pods and their claims for this backup alone, and pods marked where post hooks will be owed; `marked` are those, until it is over.
+    /// Nothing is held while one of them is marked for another backup.
+    async fn alone<'p>(
+        &self,
+        parts: &[Part<'p>],
+        marked: &Mutex<Vec<&'p PodFacts>>,
+    ) -> (Vec<Held>, Vec<Stand>) {
         let Job { context, token, .. } = self.job;
         let reading = parts.iter().filter(|part| !part.chosen.is_empty());
         let reading: Vec<String> = reading.map(|part| part.pod.volumes.uid.clone()).collect();
         loop {
             let held = self.hold(parts).await;
             let mut stands = Vec::new();
-            let mut marked = Vec::new();
-            let mut busy = false;
+            let mut busy = self.is_busy(parts).await;
             for Part { pod, hooks, .. } in parts {
+                if busy {
+                    break;
+                }
                 if hooks.is_empty() {
                     stands.push(Stand::Free);
                     continue;
@@ -324,13 +349,13 @@ impl Work<'_> {
                 let debt = Debt::new(self.job.backup, &hooks.post, &reading);
                 stands.push(match owed::mark(context, token, pod, &debt).await {
                     Ok(Mark::Done) => {
-                        marked.push(*pod);
+                        marked.lock().push(*pod);
                         Stand::Free
                     }
                     Ok(Mark::Gone) => Stand::Gone,
                     Ok(Mark::Busy) => {
                         busy = true;
-                        break;
+                        continue;
                     }
                     Err(why) => Stand::Unable(why),
                 });
@@ -338,9 +363,7 @@ impl Work<'_> {
             if !busy {
                 return (held, stands);
             }
-            for pod in marked {
-                self.unmark(pod).await;
-            }
+            self.unmark_all(marked).await;
             drop(held);
             tokio::time::sleep(owed::AGAIN).await;
         }

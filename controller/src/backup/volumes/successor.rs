@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use jackline_crds::velero::PodVolumeBackup;
+use jackline_crds::{names::label, velero::PodVolumeBackup};
 use jackline_policy::{
     backup::{absence::Agent, volumes::Selected},
     elect::{Candidate, elect},
@@ -27,8 +27,8 @@ const LATER: Duration = Duration::from_secs(10);
 
 /// Who it is.
 pub(super) enum Successor {
-    /// Another pod that mounts the claim, and the claim's volume in it.
-    Pod(Box<PodFacts>, Selected),
+    /// Another pod that mounts the claim, and the claim's volume in it; and the others that mount it.
+    Pod(Box<PodFacts>, Selected, Vec<PodFacts>),
     /// The pod is as it was, and its agent too: another would fare no better.
     Same,
     /// The pod has gone or ended, and no other mounts the claim.
@@ -182,7 +182,16 @@ fn choose(
             volume: (*volume).to_owned(),
             claim: claim.map(str::to_owned),
         };
-        return Sight::Found(Successor::Pod(Box::new(seen.pod.clone()), selected));
+        let mounts = |other: &&Seen| {
+            let mut volumes = other.pod.volumes.volumes.iter();
+            let is_left_out = other.pod.labels.get(label::EXCLUDE_FROM_BACKUP);
+            volumes.any(|volume| volume.claim.as_deref() == claim)
+                && other.pod.volumes.uid != seen.pod.volumes.uid
+                && is_left_out.is_none_or(|value| value != "true")
+        };
+        let company = pods.iter().filter(mounts).map(|other| other.pod.clone());
+        let pod = Box::new(seen.pod.clone());
+        return Sight::Found(Successor::Pod(pod, selected, company.collect()));
     }
     let pending = candidates.iter().position(|one| !one.able && !one.refused);
     match pending.and_then(|at| others.get(at)) {
@@ -236,7 +245,7 @@ mod tests {
         let tried = tried.iter().map(ToString::to_string).collect();
         let (well, agent) = (|node: &str| node == "well", |node: &str| node != "bare");
         match choose(pods, same, Some("data"), &tried, &well, &agent) {
-            Sight::Found(Successor::Pod(pod, volume)) => {
+            Sight::Found(Successor::Pod(pod, volume, _)) => {
                 format!("{} of {}", volume.volume, pod.volumes.name)
             }
             Sight::Found(Successor::Same) => "same".to_owned(),
