@@ -16,7 +16,7 @@ mod upload;
 mod volumes;
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{BTreeSet, HashMap},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -170,6 +170,13 @@ async fn end(
     }
 }
 
+/// Passes of a backup that fail one after the other.
+#[derive(Debug, Clone, Copy)]
+struct Failing {
+    since: Instant,
+    last: Instant,
+}
+
 /// What passes share.
 #[derive(Debug)]
 struct Controller {
@@ -179,7 +186,7 @@ struct Controller {
     turns: Arc<Turns>,
     holds: Holds,
     /// Since when backups fail, by UID.
-    failing: Mutex<HashMap<String, Instant>>,
+    failing: Mutex<HashMap<String, Failing>>,
     /// Backups that were begun here and have not ended.
     begun: Mutex<HashMap<Key, Arc<Begun>>>,
 }
@@ -351,27 +358,29 @@ impl Controller {
 
     /// For how long a backup has failed, whose pass from `began` on has, without any pass that got on.
     fn failing_for(&self, backup: &Backup, began: Instant) -> Duration {
-        let begun = self
-            .context
-            .stores
-            .backups
-            .filter(|it| is_begun(it.phase()));
-        let begun: HashSet<String> = begun.iter().filter_map(|it| it.uid()).collect();
+        let now = Instant::now();
         let mut failing = self.failing.lock();
-        failing.retain(|uid, _| begun.contains(uid));
-        let uid = backup.uid().unwrap_or_default();
-        let since = failing.entry(uid).or_insert(began);
+        // What another leader did meanwhile is not known.
+        failing.retain(|_, of| of.last.elapsed() < PATIENCE + GOT_ON);
+        let new = Failing {
+            since: began,
+            last: now,
+        };
+        let of = failing
+            .entry(backup.uid().unwrap_or_default())
+            .or_insert(new);
+        of.last = now;
         if began.elapsed() > GOT_ON {
-            *since = Instant::now();
+            of.since = now;
         }
-        since.elapsed()
+        of.since.elapsed()
     }
 
     /// Whether a backup has failed for so long that others go before it.
     fn is_stuck(&self, backup: &Backup) -> bool {
         let failing = self.failing.lock();
-        let since = backup.uid().and_then(|uid| failing.get(&uid).copied());
-        since.is_some_and(|since| since.elapsed() > PRECEDENCE)
+        let of = backup.uid().and_then(|uid| failing.get(&uid).copied());
+        of.is_some_and(|of| of.since.elapsed() > PRECEDENCE)
     }
 
     /// Removes what a backup of this name has left behind that was deleted before its end, and before there is another.
