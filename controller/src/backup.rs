@@ -206,7 +206,12 @@ impl Controller {
         let ended = self.carry_out(key, token).await;
         let backup = self.context.stores.backups.get(key);
         if let (Err(_), Some(backup)) = (&ended, backup.filter(|it| is_begun(it.phase()))) {
-            self.failing_for(&backup, began);
+            let now = Failing {
+                since: self.failing_since(&backup, began),
+                last: Instant::now(),
+            };
+            let uid = backup.uid().unwrap_or_default();
+            self.failing.lock().insert(uid, now);
         }
         ended
     }
@@ -342,7 +347,6 @@ impl Controller {
     /// Whether a backup, whose pass from `began` on has failed, has failed for so long that it is not tried again: longer than its
     /// volumes may take and an hour on top, or where that is not limited, for hours without any pass that got on.
     fn is_hopeless(&self, backup: &Backup, began: Instant) -> bool {
-        let failing = self.failing_for(backup, began);
         if let Some(limit) = job::timeout(&self.context, backup) {
             let started = backup
                 .status
@@ -353,27 +357,19 @@ impl Controller {
             return started
                 .is_some_and(|started| jiff::Timestamp::now().duration_since(started.0) > limit);
         }
-        failing > PATIENCE
+        self.failing_since(backup, began).elapsed() > PATIENCE
     }
 
-    /// For how long a backup has failed, whose pass from `began` on has, without any pass that got on.
-    fn failing_for(&self, backup: &Backup, began: Instant) -> Duration {
-        let now = Instant::now();
+    /// Since when a backup has failed, whose pass from `began` on has, without any pass that got on.
+    fn failing_since(&self, backup: &Backup, began: Instant) -> Instant {
+        if began.elapsed() > GOT_ON {
+            return Instant::now();
+        }
         let mut failing = self.failing.lock();
         // What another leader did meanwhile is not known.
         failing.retain(|_, of| of.last.elapsed() < PATIENCE + GOT_ON);
-        let new = Failing {
-            since: began,
-            last: now,
-        };
-        let of = failing
-            .entry(backup.uid().unwrap_or_default())
-            .or_insert(new);
-        of.last = now;
-        if began.elapsed() > GOT_ON {
-            of.since = now;
-        }
-        of.since.elapsed()
+        let of = backup.uid().and_then(|uid| failing.get(&uid));
+        of.map_or(began, |of| of.since)
     }
 
     /// Whether a backup has failed for so long that others go before it.

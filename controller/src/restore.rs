@@ -472,7 +472,7 @@ impl Controller<'_> {
         status.errors = errors;
         status.hook_status = Some(finished.hooks.clone());
         status.progress = Some(RestoreProgress {
-            total_items: finished.report.items(),
+            total_items: report.items(),
             items_restored: report.items(),
         });
         Ok(lost)
@@ -539,15 +539,20 @@ impl Controller<'_> {
     }
 
     fn say(&self, restore: &Restore, kind: EventKind, reason: &'static str, note: String) {
-        self.context.events.publish(Event {
-            regarding: restore.object_ref(&()),
-            related: None,
-            kind,
-            reason,
-            action: "Restore",
-            note,
-        });
+        say(self.context, restore, kind, reason, note);
     }
+}
+
+/// Says something at a Restore.
+fn say(context: &Context, restore: &Restore, kind: EventKind, reason: &'static str, note: String) {
+    context.events.publish(Event {
+        regarding: restore.object_ref(&()),
+        related: None,
+        kind,
+        reason,
+        action: "Restore",
+        note,
+    });
 }
 
 /// The fields of a spec that Velero fills in.

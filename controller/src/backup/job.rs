@@ -441,11 +441,15 @@ impl Job<'_> {
     }
 
     /// Takes over the status of a backup that ended just before its last leader did. Where that was a Velero, it may have left the
-    /// last phase to be written, and the tarball to be sent: it sends the Backup first.
+    /// last phase to be written, and the tarball and the list of its volumes to be sent: it sends the Backup first.
     async fn adopt(&self, store: &dyn ObjectStore, mut stored: Backup) -> Result<Done, JobError> {
         let name = self.backup.name_any();
         if !stored.phase().is_terminal() {
             let has = async |file| upload::has(store, &name, file).await.map_err(refused);
+            let put = async |file, body| {
+                let put = store.put(&backup_object(&name, file), body).await;
+                put.map_err(|error| refused(error.into()))
+            };
             let whole = has(BackupFile::Contents).await?;
             let listed = has(BackupFile::PodVolumeBackups).await?;
             let mut status = stored.status.clone().unwrap_or_default();
@@ -459,14 +463,10 @@ impl Job<'_> {
                 // It sends that after the tarball; the objects that it is made of are here.
                 let volumes = volumes::of_backup(self.context, &stored.uid().unwrap_or_default());
                 let list = files::pod_volume_backups(&volumes).map_err(spool)?;
-                let key = backup_object(&name, BackupFile::PodVolumeBackups);
-                let put = store.put(&key, list).await;
-                put.map_err(|error| refused(error.into()))?;
+                put(BackupFile::PodVolumeBackups, list).await?;
             }
-            let key = backup_object(&name, BackupFile::Metadata);
             let json = files::backup_json(&stored).map_err(spool)?;
-            let put = store.put(&key, json).await;
-            put.map_err(|error| refused(error.into()))?;
+            put(BackupFile::Metadata, json).await?;
         }
         if stored.phase() == BackupPhase::Failed {
             let why = stored.status.and_then(|status| status.failure_reason);

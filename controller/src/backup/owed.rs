@@ -71,7 +71,6 @@ impl Debt {
     /// `reading`: UIDs of the pods whose volumes are read before the hooks run.
     pub(super) fn new(backup: &Backup, hooks: &[Hook], reading: &[String]) -> Self {
         Self {
-            reading: reading.to_vec(),
             backup: backup.name_any(),
             uid: backup.uid().unwrap_or_default(),
             hooks: hooks
@@ -82,6 +81,7 @@ impl Debt {
                     timeout: hook.timeout.into(),
                 })
                 .collect(),
+            reading: reading.to_vec(),
         }
     }
 
@@ -163,10 +163,8 @@ pub(super) async fn mark(
 
 /// Whether anything is owed to a pod. One that cannot be looked at is found out about when it is marked.
 pub(super) async fn is_owed(context: &Context, pod: &PodFacts) -> bool {
-    let volumes = &pod.volumes;
-    let api = pods(context, &volumes.namespace);
-    let now = api.get_opt(&volumes.name).await.ok().flatten();
-    now.is_some_and(|now| now.uid().as_ref() == Some(&volumes.uid) && is_marked(&now))
+    let now = look(context, pod).await.ok().flatten();
+    now.is_some_and(|now| is_marked(&now))
 }
 
 /// Takes the mark away: nothing is owed any more. A pod that has gone has none. `backup`: another backup's mark stays.
@@ -205,30 +203,32 @@ pub(super) async fn clear(
 
 /// Whether the pod is still there.
 pub(super) async fn is_there(context: &Context, pod: &PodFacts) -> Result<bool, kube::Error> {
+    Ok(look(context, pod).await?.is_some())
+}
+
+/// The pod as it is now, if it is still there.
+async fn look(context: &Context, pod: &PodFacts) -> Result<Option<Pod>, kube::Error> {
     let volumes = &pod.volumes;
     let now = pods(context, &volumes.namespace)
         .get_opt(&volumes.name)
         .await?;
-    Ok(now.is_some_and(|now| now.uid().as_ref() == Some(&volumes.uid)))
+    Ok(now.filter(|now| now.uid().as_ref() == Some(&volumes.uid)))
 }
 
 /// Waits until nothing is owed to a pod for a backup.
 pub(super) async fn paid(context: &Context, pod: &PodFacts, backup: &Backup) {
-    let volumes = &pod.volumes;
     loop {
-        match pods(context, &volumes.namespace)
-            .get_opt(&volumes.name)
-            .await
-        {
+        match look(context, pod).await {
             Ok(now) => {
-                let same = |now: &Pod| now.uid().as_ref() == Some(&volumes.uid);
-                let marked = now.filter(|now| same(now) && is_marked(now));
+                let marked = now.filter(is_marked);
                 let debt = marked.as_ref().and_then(debt);
                 if debt.is_none_or(|debt| Some(debt.uid) != backup.uid()) {
                     return;
                 }
             }
-            Err(error) => tracing::debug!(%error, pod = volumes.name, "a pod cannot be looked at"),
+            Err(error) => {
+                tracing::debug!(%error, pod = pod.volumes.name, "a pod cannot be looked at");
+            }
         }
         tokio::time::sleep(AGAIN).await;
     }

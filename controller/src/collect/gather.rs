@@ -729,18 +729,22 @@ mod tests {
         [(200, core.to_string()), (200, groups.to_string())]
     }
 
+    fn request<'a>(filter: &'a Filter, scratch: &'a Path, claims: Known) -> Request<'a> {
+        Request {
+            filter,
+            selectors: &[],
+            page: 2,
+            scratch,
+            claims,
+        }
+    }
+
     /// Collects gadgets from a server with these answers: the names, and the numbers of warnings and errors.
     async fn gadgets(answers: Vec<(u16, String)>) -> (String, (usize, usize), Vec<String>) {
         let (directory, server) = (tempfile::tempdir().unwrap(), Server::new(answers));
         let (client, catalogue) = (server.client(), catalogue());
         let (filter, _) = Filter::new(&RawFilter::default(), &catalogue).unwrap();
-        let request = Request {
-            filter: &filter,
-            selectors: &[],
-            page: 2,
-            scratch: directory.path(),
-            claims: Known::None,
-        };
+        let request = request(&filter, directory.path(), Known::None);
         let log = BackupLog::new("velero/b".to_owned(), directory.path()).unwrap();
         let spool = Arc::new(Spool::new(directory.path()).unwrap());
         let mut collection = Collection::new(catalogue.clone(), spool.reader().unwrap());
@@ -808,13 +812,7 @@ mod tests {
             ..Resource::default()
         }]);
         let (filter, _) = Filter::new(&RawFilter::default(), &catalogue).unwrap();
-        let request = Request {
-            filter: &filter,
-            selectors: &[],
-            page: 2,
-            scratch: directory.path(),
-            claims,
-        };
+        let request = request(&filter, directory.path(), claims);
         let spool = Arc::new(Spool::new(directory.path()).unwrap());
         let mut collection = Collection::new(catalogue.clone(), spool.reader().unwrap());
         collection.facts = kept(json!({"namespace": "shop", "name": "c"})).facts;

@@ -30,10 +30,10 @@ use jackline_policy::restore::{
     order::{self, Through},
     volume::Plan,
 };
-use jackline_runtime::{Class, Event, EventKind, Failure, Key, LeaderToken, Store};
+use jackline_runtime::{Class, Failure, Key, LeaderToken, Store};
 use jackline_storage::ObjectStore;
 use jiff::Timestamp;
-use kube::{Resource, ResourceExt};
+use kube::ResourceExt;
 use parking_lot::{Mutex, RwLock};
 use serde_json::{Value, json};
 use tokio::sync::{OnceCell, mpsc};
@@ -591,18 +591,6 @@ impl Run<'_> {
         let api = self.context.api::<Restore>();
         fence::write(&api, now, &status, note, self.token).await?;
         Ok(())
-    }
-
-    /// Says at the Restore what its log says only when it is over.
-    pub fn say(&self, reason: &'static str, note: String) {
-        self.context.events.publish(Event {
-            regarding: self.restore.object_ref(&()),
-            related: None,
-            kind: EventKind::Normal,
-            reason,
-            action: "Restore",
-            note,
-        });
     }
 
     /// Notes an object's outcome.

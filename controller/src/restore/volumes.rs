@@ -12,7 +12,7 @@ use jackline_crds::{
 };
 use jackline_policy::{backup::absence, restore::volume::Restoration};
 use jackline_runtime::{
-    Failure,
+    EventKind, Failure,
     status::{Guard, StatusAt, StatusError, write_status},
 };
 use k8s_openapi::{api::core::v1::Event, apimachinery::pkg::apis::meta::v1::Time};
@@ -23,6 +23,7 @@ use super::{
     pods::RestoredPod,
     report::{Done, Place},
     run::{Held, Part, Run},
+    say,
 };
 use crate::{
     agents,
@@ -45,19 +46,27 @@ struct Delays {
     /// The agent has it in hand, and no data moves.
     stalls: BTreeMap<String, Stall>,
     /// The pod is on a node, and its waiter does not run.
-    unstarted: BTreeMap<String, tokio::time::Instant>,
+    unstarted: Since,
+}
+
+/// Since when something stands, by name.
+type Since = BTreeMap<String, tokio::time::Instant>;
+
+/// For how long it has stood, if it stands now.
+fn stood(since: &mut Since, name: String, stands: bool) -> Duration {
+    if !stands {
+        since.remove(&name);
+        return Duration::ZERO;
+    }
+    let now = tokio::time::Instant::now;
+    since.entry(name).or_insert_with(now).elapsed()
 }
 
 impl Delays {
     /// For how long the waiter of a volume's pod has not run. While it does, the volume waits for its turn at the agent, or is in hand.
     fn unstarted_for(&mut self, volume: &PodVolumeRestore, pod: &RestoredPod) -> Duration {
-        let name = volume.name_any();
-        if volume.phase() == PodVolumePhase::InProgress || pod.is_waiting() {
-            self.unstarted.remove(&name);
-            return Duration::ZERO;
-        }
-        let now = tokio::time::Instant::now;
-        self.unstarted.entry(name).or_insert_with(now).elapsed()
+        let runs = volume.phase() == PodVolumePhase::InProgress || pod.is_waiting();
+        stood(&mut self.unstarted, volume.name_any(), !runs)
     }
 }
 
@@ -107,7 +116,9 @@ impl Run<'_> {
             {
                 let why = format!("others have {what} in hand: its workloads wait for that");
                 self.report.info(&why);
-                self.say("WaitsForAnother", why);
+                // The log is there only when the restore is over.
+                let normal = EventKind::Normal;
+                say(self.context, self.restore, normal, "WaitsForAnother", why);
                 others.push(restoration);
                 continue;
             }
@@ -124,8 +135,8 @@ impl Run<'_> {
             }
         }
         let mut delays = Delays::default();
-        // Since when another restore has not begun with what it is to fill, by the name of the volume.
-        let mut idle: BTreeMap<String, Instant> = BTreeMap::new();
+        // Volumes that another restore is to fill and has not begun with.
+        let mut idle = Since::new();
         let limit = self.context.args.volume_progress_timeout.to_std();
         loop {
             let news = self.context.stores.pod_volume_restores.next_change();
@@ -156,12 +167,9 @@ impl Run<'_> {
             let mut still = Vec::new();
             for restoration in others {
                 let what = self.volume_of(restoration);
-                let since = *idle.entry(what.clone()).or_insert_with(Instant::now);
-                if self.is_being_filled(restoration) {
-                    idle.remove(&what);
-                }
+                let stands = !self.is_being_filled(restoration);
                 let late = deadline.is_some_and(|deadline| Instant::now() > deadline)
-                    || since.elapsed() > limit;
+                    || stood(&mut idle, what.clone(), stands) > limit;
                 match self.in_other_hands(restoration).await? {
                     Progress::Going if !late => still.push(restoration),
                     Progress::Going => {

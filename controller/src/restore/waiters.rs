@@ -29,12 +29,8 @@ pub fn register(context: &Arc<Context>, kit: &Kit, lease: &Lease, pods: &Store<R
         .stores
         .pod_volume_restores
         .enqueue(&queue, move |change| {
-            let news = change.after.as_ref().is_some_and(|volume| open(volume));
-            if news {
-                vec![change.key.clone()]
-            } else {
-                Vec::new()
-            }
+            let news = change.after.as_ref().filter(|volume| open(volume));
+            news.map(|_| change.key.clone()).into_iter().collect()
         });
     {
         let (volumes, queue) = (context.stores.pod_volume_restores.clone(), queue.clone());
@@ -70,12 +66,8 @@ pub fn register(context: &Arc<Context>, kit: &Kit, lease: &Lease, pods: &Store<R
     });
     let queue = Queue::new("restored-pods");
     pods.enqueue(&queue, |change| {
-        let news = change.after.as_ref().is_some_and(|pod| is_to_be_told(pod));
-        if news {
-            vec![change.key.clone()]
-        } else {
-            Vec::new()
-        }
+        let news = change.after.as_ref().filter(|pod| is_to_be_told(pod));
+        news.map(|_| change.key.clone()).into_iter().collect()
     });
     run(&queue, |context, pods, key, token| {
         tell_pod(context, pods, key, token).boxed()
@@ -89,7 +81,7 @@ type Pass = for<'a> fn(
     &'a LeaderToken,
 ) -> BoxFuture<'a, Result<Next, Failure>>;
 
-/// The restore whose data a pod has seen, where the pod does not say so itself yet.
+/// Whether a pod has seen its data and does not say so itself yet.
 fn is_to_be_told(pod: &RestoredPod) -> bool {
     let told = pod.annotations().get(annotation::RESTORED);
     pod.has_data() && told.map(String::as_str) != pod.waits_for()
@@ -109,8 +101,7 @@ async fn tell_pod(
         "uid": pod.metadata.uid,
         "annotations": {(annotation::RESTORED): pod.waits_for()},
     }});
-    let namespace = key.namespace.as_deref().unwrap_or_default();
-    let api: Api<RestoredPod> = Api::namespaced(context.clients.call.clone(), namespace);
+    let api: Api<RestoredPod> = Api::namespaced(context.clients.call.clone(), key.ns());
     match api
         .patch_metadata(&key.name, &params(), &Patch::Merge(patch))
         .await

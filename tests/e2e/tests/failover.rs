@@ -663,6 +663,10 @@ impl Test {
         let key = format!("{HELD}/{}", Self::file("committed"));
         let s3 = self.env.cluster.s3();
         s3.put(BUCKET, &key, serde_json::to_vec(&stored)?).await?;
+        // Which it sends after the tarball.
+        let list = format!("{HELD}/backups/committed/committed-podvolumebackups.json.gz");
+        let volumes = self.env.packed(&list).await?;
+        s3.delete(BUCKET, &list).await?;
         let params = PatchParams::default();
         let backups = self.env.api::<Backup>();
         backups
@@ -675,6 +679,10 @@ impl Test {
         let backup = self.env.backup_ended("committed", MINUTE).await?;
         ensure!(backup.phase() == BackupPhase::PartiallyFailed, "{backup:?}");
         ensure!(self.stored("committed").await?.phase() == BackupPhase::PartiallyFailed);
+        ensure!(
+            self.env.packed(&list).await? == volumes,
+            "the list of its volumes"
+        );
         let restore = self.env.restore_ended("killed", MINUTE).await?;
         let status = restore.status.unwrap_or_default();
         ensure!(

@@ -547,11 +547,7 @@ async fn hostile_lists_harm_their_own_backup_alone(env: &Env) -> Result<()> {
         ensure!(left.is_empty(), "{left:?}");
     }
     before.are_unharmed(env).await?;
-    let spec = json!({
-        "backupName": "second",
-        "includedNamespaces": ["shop"],
-        "namespaceMapping": {"shop": "shop-unharmed"}
-    });
+    let spec = second_into("shop-unharmed");
     let unharmed = restore(env, "unharmed", spec).await?;
     finished(env, &unharmed, RestorePhase::Completed).await?;
     db_is_back(env, "shop-unharmed", "second").await
@@ -734,17 +730,22 @@ async fn db_is_back(env: &Env, namespace: &str, backup: &str) -> Result<()> {
     same_as_listing(env, (namespace, "db-0", "data"), backup, "db").await
 }
 
+/// The volumes' namespace of backup `second`, beside the original.
+fn second_into(namespace: &str) -> Value {
+    json!({
+        "backupName": "second",
+        "includedNamespaces": ["shop"],
+        "namespaceMapping": {"shop": namespace}
+    })
+}
+
 /// What the cluster's list has comes back, and that there may have been more is an error.
 async fn a_list_that_is_lost_takes_no_known_volume_along(env: &Env) -> Result<()> {
     let s3 = env.cluster.s3();
     let list = s3.get(BUCKET, SECOND_S_LIST).await?;
     let cut = list[..list.len() - 9].to_vec();
     s3.put(BUCKET, SECOND_S_LIST, cut).await?;
-    let spec = json!({
-        "backupName": "second",
-        "includedNamespaces": ["shop"],
-        "namespaceMapping": {"shop": "shop-known"}
-    });
+    let spec = second_into("shop-known");
     let known = restore(env, "known", spec).await?;
     let said = finished(env, &known, RestorePhase::PartiallyFailed).await?;
     let why = format!(
@@ -813,11 +814,7 @@ async fn damage_is_named(env: &Env) -> Result<()> {
         s3.put(BUCKET, &pack.key, damaged).await?;
         whole.push((pack.key.clone(), body));
     }
-    let spec = json!({
-        "backupName": "second",
-        "includedNamespaces": ["shop"],
-        "namespaceMapping": {"shop": "shop-damaged"}
-    });
+    let spec = second_into("shop-damaged");
     let ended = restore(env, "damaged", spec).await?;
     let said = finished(env, &ended, RestorePhase::PartiallyFailed).await?;
     let failed: Vec<_> = volumes_of(env, "damaged")

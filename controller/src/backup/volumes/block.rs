@@ -27,7 +27,6 @@ pub(super) struct Member<'a> {
 }
 
 /// What is still to be done for a pod.
-#[derive(Clone)]
 struct Part<'a> {
     pod: &'a PodFacts,
     hooks: &'a PodHooks,
@@ -44,8 +43,6 @@ enum Stand {
     Unable(String),
 }
 
-type Claim<'a> = (&'a str, &'a str);
-
 /// How long it takes at least to find out whether something is owed.
 const LOOK: Duration = Duration::from_secs(10);
 
@@ -54,20 +51,10 @@ fn paid_by(deadline: Option<Instant>, now: Instant, patience: Duration) -> Insta
     deadline.map_or(now + patience, |deadline| deadline.max(now + LOOK))
 }
 
-/// Claims that a pod mounts, in whatever way.
-fn mounts(pod: &PodFacts) -> impl Iterator<Item = Claim<'_>> {
-    let volumes = &pod.volumes;
-    let claims = volumes.volumes.iter().flat_map(|one| one.claim.as_deref());
-    claims.map(|claim| (volumes.namespace.as_str(), claim))
-}
-
 /// Groups pods by claims that are read and that they share.
 pub(super) fn together(members: Vec<Member<'_>>) -> Vec<Vec<Member<'_>>> {
     let reads = |member: &Member<'_>| -> BTreeSet<(String, String)> {
-        let claims = member
-            .chosen
-            .iter()
-            .filter_map(|(one, _)| one.claim.clone());
+        let claims = member.chosen.iter().flat_map(|(one, _)| one.claim.clone());
         let namespace = &member.pod.volumes.namespace;
         claims.map(|claim| (namespace.clone(), claim)).collect()
     };
@@ -77,9 +64,9 @@ pub(super) fn together(members: Vec<Member<'_>>) -> Vec<Vec<Member<'_>>> {
         .map(|member| {
             let mut keys = reads(member);
             if !member.hooks.is_empty() {
-                let mounted = mounts(member.pod);
-                let mounted =
-                    mounted.map(|(namespace, claim)| (namespace.to_owned(), claim.to_owned()));
+                let volumes = &member.pod.volumes;
+                let mounted = volumes.volumes.iter().flat_map(|one| one.claim.clone());
+                let mounted = mounted.map(|claim| (volumes.namespace.clone(), claim));
                 keys.extend(mounted.filter(|claim| read.contains(claim)));
             }
             keys
@@ -264,9 +251,7 @@ impl Work<'_> {
         });
         let reads = futures::future::join_all(reads).await;
         let gone: Vec<_> = reads.into_iter().flatten().collect();
-        let marked = free.iter().filter(|part| !part.hooks.post.is_empty());
-        let marked: Vec<&Part<'_>> = marked.collect();
-        if !marked.is_empty() && token.check().is_err() {
+        if !marked.lock().is_empty() && token.check().is_err() {
             // Whoever leads now finds the marks.
             return;
         }
@@ -281,9 +266,7 @@ impl Work<'_> {
             after.over = true;
             self.keep(part.pod, after).await;
         }
-        for part in marked {
-            self.unmark(part.pod).await;
-        }
+        self.unmark_all(&marked).await;
         drop(held);
         let instead = gone.into_iter().map(|(pod, gone)| self.succeed(pod, gone));
         tokio::join!(futures::future::join_all(instead), self.unhooked(&later));
@@ -294,21 +277,17 @@ impl Work<'_> {
         futures::future::join_all(ways).await;
     }
 
-    /// Takes the mark off a pod whose post hooks have run, or will not.
-    async fn unmark(&self, pod: &PodFacts) {
-        let Job { context, token, .. } = self.job;
-        let target = (pod.volumes.namespace.as_str(), pod.volumes.name.as_str());
-        let (uid, backup) = (&pod.volumes.uid, Some(self.uid.as_str()));
-        if let Err(error) = owed::clear(context, token, target, uid, backup).await {
-            // The mark is found by who looks for marks, and the commands run once more.
-            tracing::warn!(%error, pod = ?target, "the mark of owed post hooks stays");
-        }
-    }
-
+    /// Takes the marks off pods whose post hooks have run, or will not.
     async fn unmark_all(&self, marked: &Mutex<Vec<&PodFacts>>) {
+        let Job { context, token, .. } = self.job;
         let pods = std::mem::take(&mut *marked.lock());
-        for pod in pods {
-            self.unmark(pod).await;
+        for PodFacts { volumes: pod, .. } in pods {
+            let target = (pod.namespace.as_str(), pod.name.as_str());
+            let backup = Some(self.uid.as_str());
+            if let Err(error) = owed::clear(context, token, target, &pod.uid, backup).await {
+                // The mark is found by who looks for marks, and the commands run once more.
+                tracing::warn!(%error, pod = ?target, "the mark of owed post hooks stays");
+            }
         }
     }
 
@@ -349,7 +328,9 @@ impl Work<'_> {
                 let debt = Debt::new(self.job.backup, &hooks.post, &reading);
                 stands.push(match owed::mark(context, token, pod, &debt).await {
                     Ok(Mark::Done) => {
-                        marked.lock().push(*pod);
+                        if !hooks.post.is_empty() {
+                            marked.lock().push(*pod);
+                        }
                         Stand::Free
                     }
                     Ok(Mark::Gone) => Stand::Gone,

@@ -258,6 +258,32 @@ mod tests {
     }
 
     #[test]
+    fn all_others_that_mount_the_claim_are_its_company() {
+        let mut left_out = seen("d", "well", "Running", "");
+        left_out.pod.labels = [(label::EXCLUDE_FROM_BACKUP, "true")].into_iter().collect();
+        let pods = [
+            seen("a", "bare", "Running", ""),
+            seen("b", "well", "Running", ""),
+            seen("c", "", "Pending", ""),
+            left_out,
+        ];
+        let tried = ["a".to_owned()].into();
+        let found = choose(
+            &pods,
+            pods.first(),
+            Some("data"),
+            &tried,
+            &|node| node == "well",
+            &|node| node == "well",
+        );
+        let Sight::Found(Successor::Pod(pod, _, company)) = found else {
+            panic!("nobody is found");
+        };
+        let company: Vec<&str> = company.iter().map(|pod| &*pod.volumes.name).collect();
+        assert_eq!((&*pod.volumes.name, company), ("b", vec!["a", "c"]));
+    }
+
+    #[test]
     fn a_claim_goes_to_another_pod_when_it_is_the_pod_that_cannot_carry_it() {
         let a = |node: &str| seen("a", node, "Running", "");
         let b = || seen("b", "well", "Running", "");
