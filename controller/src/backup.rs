@@ -238,7 +238,7 @@ impl Controller {
         context.alone().await.inspect_err(tell)?;
         let (backup, location) = match backup.phase() {
             phase if is_begun(phase) => {
-                let Some(location) = prepare::location(context, &backup) else {
+                let Some(location) = prepare::location(context, &backup).await? else {
                     let why = "its backup storage location is gone";
                     self.fail(&backup, None, why, &token).await?;
                     return Ok(Next::Done);
@@ -269,7 +269,7 @@ impl Controller {
                         "Started",
                         format!("to location {}", location.name_any()),
                     );
-                    (*backup, location)
+                    (*backup, *location)
                 }
             },
             _ => return Ok(Next::Done),
@@ -323,7 +323,7 @@ impl Controller {
                 return self.bury(key, &token).await;
             }
         };
-        let words = Some((&*location, &log));
+        let words = Some((&location, &log));
         match outcome {
             Ok(done) => {
                 self.begun.lock().remove(key);
@@ -444,7 +444,7 @@ impl Controller {
             let why = "PodVolumeBackups of the deleted backup are still there";
             return Err(Failure::transient("VolumesRemain", why));
         }
-        let location = prepare::location(context, backup);
+        let location = prepare::location(context, backup).await?;
         match location.filter(|location| !location::read_only(location)) {
             Some(location) => deletion::clear_up(context, backup, &location, touched, token).await,
             None => {

@@ -1,5 +1,6 @@
 //! What every controller is given: clients, shared watches, publishers, settings.
 
+use std::fmt::Debug;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -14,8 +15,10 @@ use jackline_runtime::{
 };
 
 use k8s_openapi::api::core::v1::Pod;
+use kube::core::{DeserializeGuard, NamespaceResourceScope};
+use serde::de::DeserializeOwned;
 
-use crate::{agents::AgentPod, args::Args};
+use crate::{agents::AgentPod, args::Args, uri::encoded};
 
 /// How soon somebody is seen to have gone for whom everything waits.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
@@ -175,8 +178,90 @@ impl Context {
     /// An `Api` of a velero.io kind in Jackline's namespace.
     pub fn api<K>(&self) -> kube::Api<K>
     where
-        K: kube::Resource<Scope = kube::core::NamespaceResourceScope, DynamicType = ()>,
+        K: kube::Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
     {
         kube::Api::namespaced(self.clients.call.clone(), &self.namespace)
+    }
+
+    /// An object in Jackline's namespace as the API server has it now; `None` also for one that cannot be read. What ends an object for
+    /// good rests on this: a watch may be behind what its user has already seen.
+    ///
+    /// # Errors
+    /// When the API server does not answer.
+    pub async fn fetch<K>(&self, name: &str) -> Result<Option<K>, kube::Error>
+    where
+        K: kube::Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+            + Clone
+            + Debug
+            + DeserializeOwned,
+    {
+        if name.is_empty() {
+            return Ok(None);
+        }
+        // Names in a spec are not checked by the API server.
+        let found = self
+            .api::<DeserializeGuard<K>>()
+            .get_opt(&encoded(name))
+            .await?;
+        Ok(found.and_then(|found| found.0.ok()))
+    }
+}
+
+/// A context for tests.
+#[cfg(test)]
+pub mod unwatched {
+    use std::{collections::BTreeMap, convert::Infallible, future::pending};
+
+    use clap::Parser;
+    use http::{Request, Response};
+    use kube::{Client, client::Body};
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// Its watches know nothing yet; whoever asks its API server for a path is given the object.
+    pub fn context(objects: &[(&str, Value)]) -> Arc<Context> {
+        let objects = objects.iter().cloned();
+        let objects: BTreeMap<String, Value> =
+            objects.map(|(path, it)| (path.to_owned(), it)).collect();
+        let answer = move |request: Request<Body>| {
+            let absent = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 404,
+                "message": "not found", "reason": "NotFound", "metadata": {}});
+            let found = objects.get(request.uri().path());
+            let status = if found.is_some() { 200 } else { 404 };
+            let body = Body::from(found.unwrap_or(&absent).to_string().into_bytes());
+            async move { Ok::<_, Infallible>(Response::builder().status(status).body(body).unwrap()) }
+        };
+        let call = Client::new(tower::service_fn(answer), "velero");
+        let silent = |_: Request<Body>| pending::<Result<Response<Body>, Infallible>>();
+        let silent = Client::new(tower::service_fn(silent), "velero");
+        let clients = Clients {
+            call,
+            watch: silent.clone(),
+            lease: silent,
+        };
+        let kit = Kit::assemble("jackline-controller", clients, CancellationToken::new()).unwrap();
+        let args = Args::try_parse_from(["jackline-controller", "--namespace=velero"]).unwrap();
+        let stores = Stores::start(&kit, "velero");
+        Context::new(&kit, args, "this-cluster".to_owned(), stores)
+    }
+
+    /// The path of an object of Velero's.
+    pub fn path(plural: &str, name: &str) -> String {
+        format!("/apis/velero.io/v1/namespaces/velero/{plural}/{name}")
+    }
+
+    /// A location that can be used.
+    pub fn location(name: &str) -> Value {
+        json!({"metadata": {"name": name},
+            "spec": {"provider": "aws", "objectStorage": {"bucket": "b"}, "accessMode": "ReadWrite"},
+            "status": {"phase": "Available"}})
+    }
+
+    /// A backup of a schedule that has ended at a second of the day.
+    pub fn completed(name: &str, second: u8) -> Value {
+        json!({"metadata": {"name": name, "labels": {"velero.io/schedule-name": "nightly"}},
+            "spec": {"storageLocation": "here"},
+            "status": {"phase": "Completed", "startTimestamp": format!("2026-11-29T00:00:{second:02}Z")}})
     }
 }

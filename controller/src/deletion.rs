@@ -37,7 +37,9 @@ use kube::{
 use prometheus::{IntCounterVec, Opts};
 use serde_json::json;
 
-use crate::{context::Context, elsewhere, fence, location, maintenance, remove::remove, sync};
+use crate::{
+    context::Context, elsewhere, fence, location, maintenance, remove::remove, sync, uri::encoded,
+};
 
 pub use request::{asked, is_requested, request};
 use snapshots::{Consequence, Snapshots, Tags};
@@ -156,8 +158,8 @@ impl Deletion<'_> {
                 )
                 .await;
         }
-        let backup = self.context.api::<Backup>().get_opt(name).await?;
-        let Some(backup) = backup else {
+        let backups = self.context.api::<Backup>();
+        let Some(backup) = backups.get_opt(&encoded(name)).await? else {
             if request.phase() == DeletePhase::InProgress {
                 // Everything but the request itself was done before a crash.
                 self.remove_requests(name).await?;
@@ -202,7 +204,7 @@ impl Deletion<'_> {
                 self.remove_request(&other).await?;
             }
         }
-        let location = self.check(backup)?;
+        let location = self.check(backup).await?;
         let store = location::open(
             &self.context.clients.call,
             &self.context.namespace,
@@ -256,7 +258,7 @@ impl Deletion<'_> {
     }
 
     /// The location, if the backup may be deleted now.
-    fn check(&self, backup: &Backup) -> Result<Arc<BackupStorageLocation>, Stop> {
+    async fn check(&self, backup: &Backup) -> Result<BackupStorageLocation, Stop> {
         let refuse = |why: String| Err(Stop::Refused(vec![why]));
         let phase = backup.phase();
         let done = phase.is_terminal() || phase == BackupPhase::Deleting;
@@ -264,7 +266,8 @@ impl Deletion<'_> {
             return refuse("backup is still in progress".to_owned());
         }
         let name = backup.spec.storage_location.clone().unwrap_or_default();
-        let Some(location) = self.context.stores.locations.get(&self.context.key(&name)) else {
+        let location = self.context.fetch::<BackupStorageLocation>(&name).await?;
+        let Some(location) = location else {
             return refuse(format!("backup storage location {name} not found"));
         };
         if location::is_new(&location) {
@@ -696,6 +699,7 @@ mod tests {
     use jackline_storage::memory::MemoryStore;
 
     use super::*;
+    use crate::context::unwatched::{completed, context, location, path};
 
     #[tokio::test]
     async fn files_go_only_while_this_leader_leads() {
@@ -710,6 +714,26 @@ mod tests {
         drop(held);
         assert!(remove_files(&store, "bb", &token).await.is_err());
         assert_eq!(left().await, ["backups/bb/"]);
+    }
+
+    #[tokio::test]
+    async fn a_location_that_was_just_made_writable_is_written_to() {
+        let backup = serde_json::from_value(completed("b", 1)).unwrap();
+        let (token, _held) = LeaderToken::for_tests();
+        let at = path("backupstoragelocations", "here");
+        let mut here = location("here");
+        for (mode, refused) in [("ReadOnly", true), ("ReadWrite", false)] {
+            here["spec"]["accessMode"] = json!(mode);
+            let context = context(&[(&at, here.clone())]);
+            let deletion = Deletion {
+                context: &context,
+                families: &Families::register(&context).unwrap(),
+                token: &token,
+            };
+            let checked = deletion.check(&backup).await;
+            assert_eq!(matches!(checked, Err(Stop::Refused(_))), refused, "{mode}");
+            assert_eq!(checked.is_ok(), !refused, "{mode}");
+        }
     }
 
     #[test]

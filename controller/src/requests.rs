@@ -6,8 +6,9 @@ use std::{sync::Arc, time::Duration};
 use jackline_crds::{
     names::FIELD_MANAGER,
     velero::{
-        DownloadPhase, DownloadRequest, DownloadRequestStatus, DownloadTarget, PluginInfo, Restore,
-        ServerStatusPhase, ServerStatusRequest, ServerStatusRequestStatus,
+        BackupStorageLocation, DownloadPhase, DownloadRequest, DownloadRequestStatus,
+        DownloadTarget, PluginInfo, Restore, ServerStatusPhase, ServerStatusRequest,
+        ServerStatusRequestStatus,
     },
 };
 use jackline_runtime::{
@@ -81,7 +82,11 @@ async fn download(
         expiration: Some(Time(expires)),
         ..DownloadRequestStatus::default()
     };
-    match url(context, &request.spec.target).await {
+    let found = match find(context, &request.spec.target).await? {
+        Ok((location, object)) => url(context, &location, &object).await,
+        Err(why) => Err(why),
+    };
+    match found {
         Ok(url) => {
             status.phase = Some(DownloadPhase::Processed);
             status.download_url = Some(url);
@@ -123,31 +128,41 @@ async fn download(
     }
 }
 
-/// A URL of the file; an error says why there is none. Whether there is such a file is not looked at: the client is told by the bucket.
-async fn url(context: &Context, target: &DownloadTarget) -> Result<String, String> {
+/// The location of the file, and its name there; within, why there is none.
+async fn find(
+    context: &Context,
+    target: &DownloadTarget,
+) -> Result<Result<(BackupStorageLocation, String), String>, kube::Error> {
     let (kind, name) = (target.kind.as_str(), target.name.as_str());
     let (backup, object) = if let Ok(file) = kind.parse::<BackupFile>() {
         (name.to_owned(), backup_object(name, file))
     } else if let Ok(file) = kind.parse::<RestoreFile>() {
-        (backup_of(context, name)?, restore_object(name, file))
+        let Some(restore) = context.fetch::<Restore>(name).await? else {
+            return Ok(Err(format!("restore {name} not found")));
+        };
+        let Some(backup) = restore.spec.backup_name else {
+            return Ok(Err(format!("restore {name} has not begun")));
+        };
+        (backup, restore_object(name, file))
     } else {
-        return Err(format!("spec.target.kind {kind} is not known"));
+        return Ok(Err(format!("spec.target.kind {kind} is not known")));
     };
-    let location = location::of_backup(context, &backup)?;
-    location::usable(&location, false)?;
-    let client = &context.clients.call;
-    let store = location::open(client, &context.namespace, &location).await;
-    let store = store.map_err(|error| location::chain(&error))?;
-    let url = store.presign_get(&object, URL_LIFE).await;
-    url.map_err(|error| location::chain(&error))
+    let location = location::of_backup(context, &backup).await?;
+    Ok(location.map(|location| (location, object)))
 }
 
-/// The backup that a restore restores.
-fn backup_of(context: &Context, restore: &str) -> Result<String, String> {
-    let found: Option<Arc<Restore>> = context.stores.restores.get(&context.key(restore));
-    let restore = found.ok_or_else(|| format!("restore {restore} not found"))?;
-    let backup = restore.spec.backup_name.clone();
-    backup.ok_or_else(|| format!("restore {} has not begun", restore.name_any()))
+/// A URL of the file; an error says why there is none. Whether there is such a file is not looked at: the client is told by the bucket.
+async fn url(
+    context: &Context,
+    location: &BackupStorageLocation,
+    object: &str,
+) -> Result<String, String> {
+    location::usable(location, false)?;
+    let client = &context.clients.call;
+    let store = location::open(client, &context.namespace, location).await;
+    let store = store.map_err(|error| location::chain(&error))?;
+    let url = store.presign_get(object, URL_LIFE).await;
+    url.map_err(|error| location::chain(&error))
 }
 
 async fn server_status(
@@ -191,4 +206,46 @@ async fn server_status(
     )
     .await?;
     Ok(Next::After(STATUS_LIFE))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::context::unwatched::{completed, context, location, path};
+
+    #[tokio::test]
+    async fn files_of_what_is_new_are_found() {
+        let restore = json!({"metadata": {"name": "r"}, "spec": {"backupName": "b"}});
+        let (r, b) = (path("restores", "r"), path("backups", "b"));
+        let at = path("backupstoragelocations", "here");
+        let objects = [
+            (&*r, restore),
+            (&b, completed("b", 1)),
+            (&at, location("here")),
+        ];
+        let context = context(&objects);
+        let found = async |kind: &str, name: &str| {
+            let target = DownloadTarget {
+                kind: serde_json::from_value(json!(kind)).unwrap(),
+                name: name.to_owned(),
+            };
+            find(&context, &target)
+                .await
+                .unwrap()
+                .map(|(_, object)| object)
+        };
+        let log = Ok("backups/b/b-logs.gz".to_owned());
+        assert_eq!(found("BackupLog", "b").await, log);
+        let log = Ok("restores/r/restore-r-logs.gz".to_owned());
+        assert_eq!(found("RestoreLog", "r").await, log);
+        for (kind, name, why) in [
+            ("RestoreLog", "s", "restore s not found"),
+            ("BackupLog", "c", "backup c not found"),
+            ("Unknown", "b", "spec.target.kind Unknown is not known"),
+        ] {
+            assert_eq!(found(kind, name).await, Err(why.to_owned()));
+        }
+    }
 }

@@ -29,7 +29,7 @@ use std::{sync::Arc, time::Duration};
 
 use jackline_crds::{
     names::{FIELD_MANAGER, annotation, finalizer, label},
-    velero::{Restore, RestorePhase, RestoreProgress, RestoreStatus},
+    velero::{Backup, Restore, RestorePhase, RestoreProgress, RestoreStatus},
 };
 use jackline_policy::restore::skip::NOT_RESTORABLE;
 use jackline_runtime::{
@@ -207,7 +207,12 @@ impl Controller<'_> {
 
     /// Validates a new restore.
     async fn begin(&self, restore: Restore) -> Result<Next, Failure> {
-        if self.is_location_new(&restore) {
+        let backup = validate::backup_name(self.context, &restore).await?;
+        if let Ok(backup) = &backup
+            && location::of_backup(self.context, backup)
+                .await?
+                .is_ok_and(|location| location::is_new(&location))
+        {
             let why = "the location of the backup has not been looked at yet";
             return Err(Failure::waiting(
                 Duration::from_secs(2),
@@ -217,7 +222,7 @@ impl Controller<'_> {
         }
         // One that names two sources stays as it is: claimed, the backup would seem to be the schedule's.
         let restore = match validate::has_source(&restore) {
-            true => self.claim(restore).await?,
+            true => self.claim(restore, backup.ok()).await?,
             false => restore,
         };
         let served = Served::discover(&self.context.clients.call).await?;
@@ -259,16 +264,10 @@ impl Controller<'_> {
         }
     }
 
-    fn is_location_new(&self, restore: &Restore) -> bool {
-        let backup = validate::backup_name(self.context, restore);
-        let location = backup.and_then(|name| location::of_backup(self.context, &name));
-        location.is_ok_and(|location| location::is_new(&location))
-    }
-
     /// Adds the finalizer, and to the spec what Velero adds: the name of the backup beside that of the schedule, the kinds that are
     /// not restorable, its default of a time limit that nothing here takes.
-    async fn claim(&self, restore: Restore) -> Result<Restore, Failure> {
-        let spec = completed(&restore, validate::backup_name(self.context, &restore).ok());
+    async fn claim(&self, restore: Restore, backup: Option<String>) -> Result<Restore, Failure> {
+        let spec = completed(&restore, backup);
         let mut finalizers = restore.finalizers().to_vec();
         let kept = finalizers.iter().any(|entry| entry == finalizer::RESTORE);
         if kept && spec.is_empty() {
@@ -299,7 +298,7 @@ impl Controller<'_> {
             Ok(valid) => self.run(restore, valid, served).await,
             Err(errors) => {
                 let why = errors.join("; ");
-                if !self.is_location_away(restore) {
+                if !self.is_location_away(restore).await? {
                     let report = self.report(restore);
                     return self.fail(restore, "", &report, why).await;
                 }
@@ -311,12 +310,14 @@ impl Controller<'_> {
     }
 
     /// Whether the restore was valid and only its location is not there for the moment.
-    fn is_location_away(&self, restore: &Restore) -> bool {
+    async fn is_location_away(&self, restore: &Restore) -> Result<bool, Failure> {
         let backup = restore.spec.backup_name.clone().unwrap_or_default();
-        let known = self.context.stores.backups.get(&self.context.key(&backup));
-        let location = location::of_backup(self.context, &backup);
+        if self.context.fetch::<Backup>(&backup).await?.is_none() {
+            return Ok(false);
+        }
+        let location = location::of_backup(self.context, &backup).await?;
         let usable = location.and_then(|location| location::usable(&location, false));
-        known.is_some() && usable.is_err()
+        Ok(usable.is_err())
     }
 
     fn report(&self, restore: &Restore) -> Arc<Report> {
@@ -367,7 +368,8 @@ impl Controller<'_> {
         report.error(Place::Velero, &why);
         let left = async {
             let backup = restore.spec.backup_name.as_deref().unwrap_or_default();
-            let location = location::of_backup(self.context, backup)?;
+            let location = location::of_backup(self.context, backup).await;
+            let location = location.map_err(|error| location::chain(&error))??;
             let (client, namespace) = (&self.context.clients.call, &self.context.namespace);
             let store = location::open(client, namespace, &location).await;
             let store = store.map_err(|error| location::chain(&error))?;
@@ -511,7 +513,7 @@ impl Controller<'_> {
     async fn remove_files(&self, restore: &Restore) -> Result<(), Failure> {
         let backup = restore.spec.backup_name.as_deref().unwrap_or_default();
         // Without its backup nobody knows where the files are.
-        let Ok(location) = location::of_backup(self.context, backup) else {
+        let Ok(location) = location::of_backup(self.context, backup).await? else {
             return Ok(());
         };
         if location::read_only(&location) {

@@ -3,7 +3,6 @@
 use jackline_policy::Yaml;
 use jackline_runtime::Failure;
 use k8s_openapi::api::core::v1::ConfigMap;
-use kube::Api;
 use serde_json::Value;
 
 use crate::context::Context;
@@ -26,8 +25,7 @@ pub async fn read<T>(
     name: &str,
     parse: impl Fn(&str, Yaml<'_>) -> Result<T, String>,
 ) -> Result<Result<T, Unusable>, Failure> {
-    let api: Api<ConfigMap> = Api::namespaced(context.clients.call.clone(), &context.namespace);
-    let Some(config) = api.get_opt(name).await? else {
+    let Some(config) = context.fetch::<ConfigMap>(name).await? else {
         return Ok(Err(Unusable::Missing));
     };
     let parsed = source(&config).and_then(|text| parse(text, &yaml));

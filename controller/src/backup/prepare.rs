@@ -1,6 +1,6 @@
 //! The beginning: defaults, validation, the first status.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use jackline_crds::{
     GoDuration,
@@ -41,13 +41,18 @@ pub(super) enum Begun {
     /// It cannot be: the object says why.
     Refused(Box<Backup>),
     /// It is in progress.
-    Started(Box<Backup>, Arc<BackupStorageLocation>),
+    Started(Box<Backup>, Box<BackupStorageLocation>),
 }
 
 /// The location of a backup that is in progress.
-pub(super) fn location(context: &Context, backup: &Backup) -> Option<Arc<BackupStorageLocation>> {
-    let name = backup.spec.storage_location.as_deref()?;
-    context.stores.locations.get(&context.key(name))
+pub(super) async fn location(
+    context: &Context,
+    backup: &Backup,
+) -> Result<Option<BackupStorageLocation>, kube::Error> {
+    match &backup.spec.storage_location {
+        Some(name) => context.fetch(name).await,
+        None => Ok(None),
+    }
 }
 
 /// The name of the location that a backup means.
@@ -80,7 +85,7 @@ pub(super) async fn begin(
 ) -> Result<Begun, Failure> {
     let mut spec = backup.spec.clone();
     let name = location_name(context, &spec);
-    let location = context.stores.locations.get(&context.key(&name));
+    let location: Option<BackupStorageLocation> = context.fetch(&name).await?;
     let age = backup
         .creation_timestamp()
         .map_or(0, |time| now().as_second() - time.0.as_second());
@@ -141,7 +146,7 @@ pub(super) async fn begin(
         .patch(&backup.name_any(), &params, &Patch::Merge(patch))
         .await?;
     Ok(match location {
-        Some(location) if !refused => Begun::Started(Box::new(backup), location),
+        Some(location) if !refused => Begun::Started(Box::new(backup), Box::new(location)),
         _ => Begun::Refused(Box::new(backup)),
     })
 }
@@ -303,6 +308,8 @@ mod tests {
     use super::*;
     use std::collections::BTreeMap;
 
+    use crate::context::unwatched::{self, context, path};
+
     fn labelled(key: &str, value: &str) -> LabelSelector {
         LabelSelector {
             match_labels: Some(BTreeMap::from([(key.to_owned(), value.to_owned())])),
@@ -334,6 +341,25 @@ mod tests {
             ..BackupSpec::default()
         };
         assert!(problems(&secret)[0].contains("only configmap"));
+    }
+
+    #[tokio::test]
+    async fn a_location_that_was_just_made_usable_is_used() {
+        let mut backup = Backup::new("b", BackupSpec::default());
+        backup.spec.storage_location = Some("here".to_owned());
+        let (at, of_backup) = (path("backupstoragelocations", "here"), path("backups", "b"));
+        let version = json!({"major": "1", "minor": "36", "gitVersion": "v1.36.0", "gitCommit": "", "gitTreeState": "",
+            "buildDate": "", "goVersion": "", "compiler": "", "platform": ""});
+        let mut objects = vec![
+            ("/version", version),
+            (&of_backup, serde_json::to_value(&backup).unwrap()),
+        ];
+        let (token, _held) = LeaderToken::for_tests();
+        let begun = begin(&context(&objects), &token, &backup).await.unwrap();
+        assert!(matches!(begun, Begun::Refused(_)));
+        objects.push((&at, unwatched::location("here")));
+        let begun = begin(&context(&objects), &token, &backup).await.unwrap();
+        assert!(matches!(begun, Begun::Started(..)));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use base64::Engine;
-use jackline_crds::velero::{AccessMode, BackupStorageLocation, LocationPhase};
+use jackline_crds::velero::{AccessMode, Backup, BackupStorageLocation, LocationPhase};
 use jackline_runtime::secrets::{ReadError, read_secret_key};
 use jackline_storage::{LocationConfig, ObjectStore, open_location};
 use kube::{Client, ResourceExt};
@@ -105,14 +105,17 @@ pub async fn open(
 /// The location that a backup lies in.
 ///
 /// # Errors
-/// Which of both is not there, in Velero's words.
-pub fn of_backup(context: &Context, backup: &str) -> Result<Arc<BackupStorageLocation>, String> {
-    let stores = &context.stores;
-    let found = stores.backups.get(&context.key(backup));
-    let found = found.ok_or_else(|| format!("backup {backup} not found"))?;
-    let name = found.spec.storage_location.clone().unwrap_or_default();
-    let location = stores.locations.get(&context.key(&name));
-    location.ok_or_else(|| format!("backup storage location {name} not found"))
+/// When the API server does not answer; within, which of both is not there, in Velero's words.
+pub async fn of_backup(
+    context: &Context,
+    backup: &str,
+) -> Result<Result<BackupStorageLocation, String>, kube::Error> {
+    let Some(found) = context.fetch::<Backup>(backup).await? else {
+        return Ok(Err(format!("backup {backup} not found")));
+    };
+    let name = found.spec.storage_location.unwrap_or_default();
+    let location = context.fetch(&name).await?;
+    Ok(location.ok_or_else(|| format!("backup storage location {name} not found")))
 }
 
 /// Whether the location may be used now; the error says why not, in Velero's words. `write`: also for writing and deleting.

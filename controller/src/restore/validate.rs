@@ -1,6 +1,6 @@
 //! What a restore asks for, made valid, or the reasons why it cannot be (velero-compat §7.1).
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use jackline_crds::{
     names::{finalizer, label, label_value},
@@ -16,7 +16,7 @@ use jackline_policy::{
 };
 use jackline_runtime::Failure;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
-use kube::ResourceExt;
+use kube::{ResourceExt, api::ListParams, core::DeserializeGuard};
 
 use super::{
     adapt::{self, Adaptation},
@@ -29,9 +29,9 @@ use crate::{context::Context, location};
 #[derive(Debug)]
 pub struct Valid {
     /// The backup to restore from.
-    pub backup: Arc<Backup>,
+    pub backup: Backup,
     /// Where it lies.
-    pub location: Arc<BackupStorageLocation>,
+    pub location: BackupStorageLocation,
     /// Which objects.
     pub scope: Scope,
     /// What happens to objects that exist.
@@ -45,27 +45,31 @@ pub struct Valid {
 }
 
 /// The backup that a restore means: the one it names, or the newest completed one of its schedule. Both are there when that was found.
-pub fn backup_name(context: &Context, restore: &Restore) -> Result<String, String> {
-    match source(restore)? {
-        Source::Backup(name) => Ok(name.to_owned()),
-        Source::Schedule(schedule) => {
-            let schedule = label_value(schedule);
-            let mut backups = context.stores.backups.filter(|backup| {
-                backup.phase() == BackupPhase::Completed
-                    && backup.labels().get(label::SCHEDULE_NAME) == Some(&schedule)
-            });
-            backups.sort_by_key(|backup| {
-                backup
-                    .status
-                    .as_ref()?
-                    .start_timestamp
-                    .as_ref()
-                    .map(|time| time.0)
-            });
-            let newest = backups.pop().map(|backup| backup.name_any());
-            newest.ok_or_else(|| "No completed backups found for schedule".to_owned())
-        }
-    }
+///
+/// # Errors
+/// When the API server does not answer; within, why there is none.
+pub async fn backup_name(
+    context: &Context,
+    restore: &Restore,
+) -> Result<Result<String, String>, Failure> {
+    let schedule = match source(restore) {
+        Ok(Source::Backup(name)) => return Ok(Ok(name.to_owned())),
+        Ok(Source::Schedule(schedule)) => label_value(schedule),
+        Err(why) => return Ok(Err(why)),
+    };
+    // Not from the watch: its user may have seen the newest end a moment ago.
+    let of_schedule = ListParams::default().labels(&format!("{}={schedule}", label::SCHEDULE_NAME));
+    let backups = context.api::<DeserializeGuard<Backup>>();
+    let backups = backups.list(&of_schedule).await?.items.into_iter();
+    let newest = backups
+        .filter_map(|backup| backup.0.ok())
+        .filter(|backup| backup.phase() == BackupPhase::Completed)
+        .max_by_key(|backup| {
+            let started = backup.status.as_ref()?.start_timestamp.as_ref();
+            started.map(|time| time.0)
+        });
+    let newest = newest.map(|backup| backup.name_any());
+    Ok(newest.ok_or_else(|| "No completed backups found for schedule".to_owned()))
 }
 
 /// What a restore names.
@@ -110,35 +114,34 @@ pub async fn validate(
 ) -> Result<Result<Valid, Vec<String>>, Failure> {
     let mut errors = Vec::new();
     let adaptation = adapt::read(context, &restore.spec, &mut errors).await?;
-    Ok(check(context, served, restore, adaptation, errors))
+    let begun = restore.phase() == RestorePhase::InProgress;
+    let backup = match backup_name(context, restore).await? {
+        Ok(name) => usable_backup(&name, context.fetch(&name).await?, begun),
+        Err(why) => Err(why),
+    };
+    let backup = backup.map_err(|why| errors.push(why)).ok();
+    let location = match &backup {
+        Some(backup) => {
+            let name = backup.spec.storage_location.clone().unwrap_or_default();
+            let location = usable_location(&name, context.fetch(&name).await?);
+            location.map_err(|why| errors.push(why)).ok()
+        }
+        None => None,
+    };
+    let source = backup.zip(location);
+    Ok(check(context, served, restore, source, adaptation, errors))
 }
 
 fn check(
     context: &Context,
     served: &Served,
     restore: &Restore,
+    source: Option<(Backup, BackupStorageLocation)>,
     adaptation: Adaptation,
     mut errors: Vec<String>,
 ) -> Result<Valid, Vec<String>> {
     let spec = &restore.spec;
     let mut note = |error: String| errors.push(error);
-    let begun = restore.phase() == RestorePhase::InProgress;
-    let backup =
-        backup_name(context, restore).and_then(|name| usable_backup(context, &name, begun));
-    let backup = backup.map_err(&mut note).ok();
-    let location = backup.as_ref().and_then(|backup| {
-        let name = backup.spec.storage_location.clone().unwrap_or_default();
-        let Some(location) = context.stores.locations.get(&context.key(&name)) else {
-            note(format!(
-                "Error retrieving backup storage location: {name} not found"
-            ));
-            return None;
-        };
-        location::usable(&location, false)
-            .map_err(&mut note)
-            .ok()
-            .map(|()| location)
-    });
     let existing = ExistingPolicy::parse(spec.existing_resource_policy.as_deref());
     let existing = existing.map_err(&mut note).unwrap_or_default();
     let hooks = hooks::of_spec(spec).map_err(&mut note).unwrap_or_default();
@@ -162,8 +165,8 @@ fn check(
         selectors,
         namespace_mapping: spec.namespace_mapping.clone(),
     });
-    match (backup, location, scope, timeout) {
-        (Some(backup), Some(location), Ok(scope), Some(volume_timeout)) if errors.is_empty() => {
+    match (source, scope, timeout) {
+        (Some((backup, location)), Ok(scope), Some(volume_timeout)) if errors.is_empty() => {
             Ok(Valid {
                 backup,
                 location,
@@ -174,7 +177,7 @@ fn check(
                 volume_timeout,
             })
         }
-        (_, _, scope, _) => {
+        (_, scope, _) => {
             errors.extend(scope.err().into_iter().flatten());
             Err(errors)
         }
@@ -182,8 +185,7 @@ fn check(
 }
 
 /// `begun`: a deletion waits for it.
-fn usable_backup(context: &Context, name: &str, begun: bool) -> Result<Arc<Backup>, String> {
-    let backup = context.stores.backups.get(&context.key(name));
+fn usable_backup(name: &str, backup: Option<Backup>, begun: bool) -> Result<Backup, String> {
     let Some(backup) = backup else {
         return Err(format!(
             "Error retrieving backup: backup.velero.io {name:?} not found"
@@ -196,6 +198,16 @@ fn usable_backup(context: &Context, name: &str, begun: bool) -> Result<Arc<Backu
             "backup {name} is {other}: only a completed backup can be restored"
         )),
     }
+}
+
+fn usable_location(
+    name: &str,
+    location: Option<BackupStorageLocation>,
+) -> Result<BackupStorageLocation, String> {
+    let absent = || format!("Error retrieving backup storage location: {name} not found");
+    let location = location.ok_or_else(absent)?;
+    location::usable(&location, false)?;
+    Ok(location)
 }
 
 fn selectors(spec: &RestoreSpec) -> Result<Vec<Selector>, String> {
@@ -238,7 +250,51 @@ pub fn parse(field: &str, selector: &LabelSelector) -> Result<Selector, String> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::context::unwatched::{completed, context, location, path};
     use serde_json::json;
+
+    #[tokio::test]
+    async fn a_backup_that_ended_a_moment_ago_can_be_restored() {
+        let (old, new) = (completed("old", 1), completed("new", 2));
+        let all = json!({"metadata": {}, "items": [new.clone(), {"spec": 7}, old]});
+        let (list, at) = (path("backups", ""), path("backupstoragelocations", "here"));
+        let (list, by_name) = (list.trim_end_matches('/'), path("backups", "new"));
+        let maps = "/api/v1/namespaces/velero/configmaps";
+        let none = json!({"metadata": {}, "items": []});
+        let objects = [
+            (list, all),
+            (&by_name, new),
+            (&at, location("here")),
+            (maps, none.clone()),
+            ("/api/v1/nodes", none),
+        ];
+        let context = context(&objects);
+        for spec in [
+            json!({"backupName": "new"}),
+            json!({"scheduleName": "nightly"}),
+        ] {
+            let restore = json!({"metadata": {"name": "r"}, "spec": spec});
+            let restore = serde_json::from_value(restore).unwrap();
+            let valid = validate(&context, &Served::default(), &restore)
+                .await
+                .unwrap();
+            let valid = valid.unwrap();
+            assert_eq!(valid.backup.name_any(), "new");
+            assert_eq!(valid.location.name_any(), "here");
+        }
+        for bad in ["b?x", "../backups/new", "other"] {
+            let restore = json!({"metadata": {"name": "r"}, "spec": {"backupName": bad}});
+            let restore = serde_json::from_value(restore).unwrap();
+            let refused = validate(&context, &Served::default(), &restore)
+                .await
+                .unwrap();
+            let why = refused.unwrap_err().join("; ");
+            assert!(
+                why.ends_with(&format!("backup.velero.io {bad:?} not found")),
+                "{why}"
+            );
+        }
+    }
 
     #[test]
     fn a_restore_that_was_taken_up_names_its_backup_beside_its_schedule() {
