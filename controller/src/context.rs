@@ -15,6 +15,7 @@ use jackline_runtime::{
 };
 
 use k8s_openapi::api::core::v1::Pod;
+use kube::api::ListParams;
 use kube::core::{DeserializeGuard, NamespaceResourceScope};
 use serde::de::DeserializeOwned;
 
@@ -204,6 +205,26 @@ impl Context {
             .get_opt(&encoded(name))
             .await?;
         Ok(found.and_then(|found| found.0.ok()))
+    }
+
+    /// The objects in Jackline's namespace that have these labels (a selector), as [`Context::fetch`] gives them.
+    ///
+    /// # Errors
+    /// When the API server does not answer.
+    pub async fn fetch_all<K>(&self, labels: &str) -> Result<Vec<K>, kube::Error>
+    where
+        K: kube::Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+            + Clone
+            + Debug
+            + DeserializeOwned,
+    {
+        let params = ListParams::default().labels(labels);
+        let found = self.api::<DeserializeGuard<K>>().list(&params).await?;
+        Ok(found
+            .items
+            .into_iter()
+            .filter_map(|found| found.0.ok())
+            .collect())
     }
 }
 

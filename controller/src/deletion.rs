@@ -32,7 +32,7 @@ use jackline_storage::{
 use jiff::Timestamp;
 use kube::{
     Resource, ResourceExt,
-    api::{ListParams, Patch, PatchParams},
+    api::{Patch, PatchParams},
 };
 use prometheus::{IntCounterVec, Opts};
 use serde_json::json;
@@ -145,6 +145,11 @@ impl Deletion<'_> {
         let Some(request) = self.context.stores.deletions.get(key) else {
             return Ok(Next::Done);
         };
+        // Whoever asked may have taken it back.
+        let name = request.name_any();
+        let Some(request) = self.context.fetch::<DeleteBackupRequest>(&name).await? else {
+            return Ok(Next::Done);
+        };
         if request.phase() == DeletePhase::Processed {
             return self.forget_old(&request).await;
         }
@@ -193,9 +198,7 @@ impl Deletion<'_> {
         let uid = backup.uid().unwrap_or_default();
         if let Some(meant) = request::other_backup(request, backup) {
             return Err(Stop::Refused(vec![format!(
-                "the request is for a backup {name} with UID {meant} (label {}), the one that is here has UID {uid}: to delete \
-                 this one, make a new request",
-                label::BACKUP_UID
+                "the request is for {meant}, the backup {name} that is here has UID {uid}: to delete this one, make a new request"
             )]));
         }
         self.label(request, backup).await?;
@@ -212,7 +215,7 @@ impl Deletion<'_> {
         )
         .await
         .map_err(|error| Failure::transient("LocationClosed", error))?;
-        is_read(self.restores(&name).iter().map(AsRef::as_ref))?;
+        is_read(&self.restores(&name).await?)?;
         self.keep_what_is_elsewhere(backup, &*store).await?;
         if request.phase() != DeletePhase::InProgress {
             self.families
@@ -228,11 +231,9 @@ impl Deletion<'_> {
         let meant = noted.unwrap_or_else(|| there.clone().unwrap_or_default());
         let is_meant = |there: Option<String>| there.is_none_or(|there| there == meant);
         self.mark(backup, &meant).await?;
-        // From now on no restore of it begins. Asked for anew: one may have begun that the watch has not told of.
-        let restores = self.context.api::<Restore>();
-        let mut restores = restores.list(&ListParams::default()).await?.items;
-        restores.retain(|restore| is_of(restore, &name));
-        is_read(restores.iter())?;
+        // From now on no restore of it begins, but one may have begun meanwhile.
+        let restores = self.restores(&name).await?;
+        is_read(&restores)?;
         if is_meant(there) {
             let wanted = snapshots::of_backup(self.context, backup, &*store).await?;
             let unsearched = forget(self.context, &name, &location, &wanted, self.token).await?;
@@ -321,9 +322,14 @@ impl Deletion<'_> {
         }
     }
 
-    fn restores(&self, backup: &str) -> Vec<Arc<Restore>> {
-        let restores = &self.context.stores.restores;
-        restores.filter(|restore| is_of(restore, backup))
+    /// As the API server has them: one that was asked for first comes first.
+    async fn restores(&self, backup: &str) -> Result<Vec<Restore>, kube::Error> {
+        let mut restores = self.context.fetch_all::<Restore>("").await?;
+        restores.retain(|restore| {
+            restore.spec.backup_name.as_deref() == Some(backup)
+                && restore.metadata.deletion_timestamp.is_none()
+        });
+        Ok(restores)
     }
 
     fn requests(&self, backup: &str) -> Vec<Arc<DeleteBackupRequest>> {
@@ -492,14 +498,12 @@ impl Deletion<'_> {
     }
 }
 
-fn is_of(restore: &Restore, backup: &str) -> bool {
-    restore.spec.backup_name.as_deref() == Some(backup)
-        && restore.metadata.deletion_timestamp.is_none()
-}
-
 /// Waits for restores that read the backup.
-fn is_read<'a>(mut restores: impl Iterator<Item = &'a Restore>) -> Result<(), Failure> {
-    let Some(running) = restores.find(|restore| !restore.phase().is_terminal()) else {
+fn is_read(restores: &[Restore]) -> Result<(), Failure> {
+    let running = restores
+        .iter()
+        .find(|restore| !restore.phase().is_terminal());
+    let Some(running) = running else {
         return Ok(());
     };
     let why = format!(

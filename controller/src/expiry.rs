@@ -60,10 +60,12 @@ async fn pass(context: &Context, key: &Key, token: &LeaderToken) -> Result<Next,
             Ok(Next::After(RETRY))
         }
         Verdict::Delete => {
-            // The watch may not have told yet that it has gone with its request.
-            let now = context.api::<Backup>().get_opt(&key.name).await?;
-            if now.and_then(|now| now.uid()) != backup.uid() {
+            // The watch may not have told yet that it has gone with its request, or may stay longer.
+            let Some(backup) = context.fetch::<Backup>(&key.name).await? else {
                 return Ok(Next::OnChange);
+            };
+            if expiry(facts(context, &backup, now), now) != Verdict::Delete {
+                return Ok(Next::After(SOON));
             }
             mark(context, &backup, None, token).await?;
             let why = match backup.phase() {

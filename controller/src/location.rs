@@ -271,6 +271,13 @@ async fn yield_default(
         .locations
         .find(|other| other.spec.default && age(other) > age(location));
     let Some(newer) = newer else { return Ok(()) };
+    // There would be none if that one has just stepped back.
+    let newer = context
+        .fetch::<BackupStorageLocation>(&newer.name_any())
+        .await?;
+    let Some(newer) = newer.filter(|newer| newer.spec.default) else {
+        return Ok(());
+    };
     token.check()?;
     tracing::warn!(
         location = location.name_any(),
@@ -279,7 +286,7 @@ async fn yield_default(
     );
     let api = context.api::<BackupStorageLocation>();
     let patch = serde_json::json!({
-        "metadata": {"uid": location.metadata.uid},
+        "metadata": {"uid": location.metadata.uid, "resourceVersion": location.metadata.resource_version},
         "spec": {"default": false}
     });
     let params = PatchParams {
@@ -318,7 +325,7 @@ async fn look(
         Ok(PasswordState::Lost(why)) => return Ok(Err(why)),
         Ok(PasswordState::MayBeMade) if read_only(location) => {}
         Ok(PasswordState::MayBeMade) => {
-            if let Some(other) = other_repositories(context, location).await {
+            if let Some(other) = other_repositories(context, location).await? {
                 return Ok(Err(other));
             }
             token.check()?;
@@ -380,18 +387,22 @@ async fn fit(
 }
 
 /// Whether another location holds repositories, which the missing password must have been for, or may yet turn out to.
-async fn other_repositories(context: &Context, location: &BackupStorageLocation) -> Option<String> {
+async fn other_repositories(
+    context: &Context,
+    location: &BackupStorageLocation,
+) -> Result<Option<String>, kube::Error> {
     let state = async |other: &BackupStorageLocation| {
         let store = open(&context.clients.call, &context.namespace, other).await?;
         password::state(&context.clients.call, &context.namespace, &*store).await
     };
-    for other in context.stores.locations.list() {
+    // The watch may not have told of all yet.
+    for other in context.fetch_all::<BackupStorageLocation>("").await? {
         if other.metadata.uid == location.metadata.uid {
             continue;
         }
         let unread = match tokio::time::timeout(OTHER, state(&other)).await {
             Ok(Ok(PasswordState::Lost(why))) => {
-                return Some(format!("location {}: {why}", other.name_any()));
+                return Ok(Some(format!("location {}: {why}", other.name_any())));
             }
             Ok(Ok(_)) => continue,
             Ok(Err(error)) => chain(&error),
@@ -399,13 +410,13 @@ async fn other_repositories(context: &Context, location: &BackupStorageLocation)
         };
         // One that cannot be read has no say for long: it would keep every other one from starting.
         if is_young(&other, Timestamp::now()) {
-            return Some(format!(
+            return Ok(Some(format!(
                 "no password is made yet: location {} is new, may hold repositories and cannot be read: {unread}",
                 other.name_any()
-            ));
+            )));
         }
     }
-    None
+    Ok(None)
 }
 
 fn is_young(location: &BackupStorageLocation, now: Timestamp) -> bool {

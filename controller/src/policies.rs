@@ -186,7 +186,8 @@ impl Policies {
         };
         let kept = match &refusal {
             None => {
-                retention::apply(&self.context, &self.world, object, &policy, token, now).await?
+                retention::apply(&self.context, &self.world, api, object, &policy, token, now)
+                    .await?
             }
             Some(_) => retention::Kept::default(),
         };

@@ -6,8 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jackline_crds::GoDuration;
-use jackline_crds::names::{FIELD_MANAGER, annotation, label};
-use jackline_crds::velero::{Backup, BackupPhase, BackupRepository, PodVolumeBackup, Restore};
+use jackline_crds::names::{FIELD_MANAGER, annotation, label, label_value};
+use jackline_crds::velero::{
+    Backup, BackupPhase, BackupRepository, DeleteBackupRequest, PodVolumeBackup, Restore,
+};
 use jackline_policy::Policy;
 use jackline_policy::retention::{BackupFacts, Existence, Outcome, Plan, farewell, plan};
 use jackline_policy::spec::{Mode, Retention};
@@ -15,13 +17,13 @@ use jackline_runtime::{Failure, LeaderToken};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use kube::ResourceExt;
-use kube::api::{Patch, PatchParams};
+use kube::api::{Api, Patch, PatchParams};
 use serde_json::json;
 
 use crate::args::Engine;
 use crate::context::Context;
 use crate::deletion;
-use crate::policies::policy_of;
+use crate::policies::{PolicyObject, policy_of};
 use crate::world::points::Point;
 use crate::world::{Upkeep, World};
 
@@ -41,10 +43,11 @@ pub struct Kept {
 ///
 /// # Errors
 /// When the API server does not take a request; nothing is lost, the next pass does the rest.
-pub async fn apply(
+pub async fn apply<K: PolicyObject>(
     context: &Context,
     world: &World,
-    object: &impl ResourceExt,
+    api: &Api<K>,
+    object: &K,
     policy: &Policy,
     token: &LeaderToken,
     now: Timestamp,
@@ -61,11 +64,12 @@ pub async fn apply(
     let Some(retention) = &policy.spec.retention else {
         return Ok(Kept::default());
     };
-    let (backups, facts) = backups_of(context, world, policy);
-    if backups.is_empty() {
+    let watched = Seen::by_watches(context, policy);
+    if watched.backups.is_empty() {
         return Ok(Kept::default());
     }
-    let points: Vec<Point> = backups
+    let points: Vec<Point> = watched
+        .backups
         .iter()
         .flat_map(|backup| world.points_of(&backup.name_any()))
         .collect();
@@ -86,18 +90,21 @@ pub async fn apply(
         .schedule
         .as_ref()
         .map_or(TimeZone::UTC, |schedule| schedule.zone.clone());
-    let confirmed = object
-        .annotations()
-        .get(annotation::CONFIRM_DELETION)
-        .and_then(|text| text.parse().ok());
-    let plan = plan(retention, &zone, &facts, existence, confirmed, now);
+    let confirmed = confirmation(object).and_then(|text| text.parse().ok());
+    let plan_by = |seen: &Seen| {
+        let facts = seen.facts(context, world);
+        plan(retention, &zone, &facts, existence, confirmed, now)
+    };
+    let plan = plan_by(&watched);
     if own {
         record_gone(context, retention, &points, &plan, &exist, token, now).await?;
     }
-    for name in &plan.delete {
-        if let Some(backup) = backups.iter().find(|backup| backup.name_any() == *name) {
-            deletion::request(context, backup, UNKEPT, token).await?;
-        }
+    // The watch brings whatever has changed.
+    if !plan.delete.is_empty() && is_unchanged(api, object).await? {
+        let now = Seen::now(context, policy).await?;
+        let mut delete = plan_by(&now).delete;
+        delete.retain(|name| plan.delete.contains(name));
+        request(context, &now.backups, &delete, token).await?;
     }
     Ok(Kept {
         held: plan
@@ -118,36 +125,131 @@ pub async fn take_along(
     policy: &Policy,
     token: &LeaderToken,
 ) -> Result<bool, Failure> {
-    let (backups, facts) = backups_of(context, world, policy);
+    let seen = Seen::now(context, policy).await?;
     let exist = world.read(|state| state.lineages());
     let floor = policy.spec.retention.as_ref();
     let farewell = farewell(
         floor.map_or(Retention::MINIMUM_GOOD, |retention| retention.minimum_good),
-        &facts,
+        &seen.facts(context, world),
         |volume| exist.contains(volume),
     );
-    for backup in &backups {
-        if farewell.delete.contains(&backup.name_any()) {
-            deletion::request(context, backup, UNKEPT, token).await?;
-        }
-    }
+    request(context, &seen.backups, &farewell.delete, token).await?;
     Ok(farewell.later.is_empty())
 }
 
-fn backups_of(
+async fn request(
     context: &Context,
-    world: &World,
-    policy: &Policy,
-) -> (Vec<Arc<Backup>>, Vec<BackupFacts>) {
-    let backups = context
-        .stores
-        .backups
-        .filter(|backup| policy_of(backup).as_ref() == Some(&policy.id));
-    let facts = backups
-        .iter()
-        .map(|backup| facts(context, world, backup))
-        .collect();
-    (backups, facts)
+    backups: &[Arc<Backup>],
+    names: &[String],
+    token: &LeaderToken,
+) -> Result<(), Failure> {
+    for backup in backups {
+        if names.contains(&backup.name_any()) {
+            deletion::request(context, backup, UNKEPT, token).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether the policy still says what was read.
+async fn is_unchanged<K: PolicyObject>(api: &Api<K>, object: &K) -> Result<bool, kube::Error> {
+    let now = api.get_opt(&object.name_any()).await?;
+    Ok(now.is_some_and(|now| {
+        let (now_meta, meta) = (now.meta(), object.meta());
+        now_meta.uid == meta.uid
+            && now_meta.generation == meta.generation
+            && now_meta.deletion_timestamp == meta.deletion_timestamp
+            && confirmation(&now) == confirmation(object)
+    }))
+}
+
+fn confirmation(policy: &impl ResourceExt) -> Option<&String> {
+    policy.annotations().get(annotation::CONFIRM_DELETION)
+}
+
+/// A policy's backups, and all that is asked of backups.
+struct Seen {
+    backups: Vec<Arc<Backup>>,
+    deletions: Vec<Arc<DeleteBackupRequest>>,
+    restores: Vec<Arc<Restore>>,
+}
+
+impl Seen {
+    fn by_watches(context: &Context, policy: &Policy) -> Self {
+        let stores = &context.stores;
+        Self {
+            backups: stores.backups.filter(|backup| is_of(backup, policy)),
+            deletions: stores.deletions.list(),
+            restores: stores.restores.list(),
+        }
+    }
+
+    /// As the API server has it: what is deleted rests on this. A watch may still count a backup that its user has just deleted.
+    async fn now(context: &Context, policy: &Policy) -> Result<Self, kube::Error> {
+        let of_policy = format!("{}={}", label::POLICY, label_value(&policy.id.name));
+        let mut backups = shared(context.fetch_all::<Backup>(&of_policy).await?);
+        backups.retain(|backup| is_of(backup, policy));
+        Ok(Self {
+            backups,
+            deletions: shared(context.fetch_all("").await?),
+            restores: shared(context.fetch_all("").await?),
+        })
+    }
+
+    fn facts(&self, context: &Context, world: &World) -> Vec<BackupFacts> {
+        let facts = |backup: &Arc<Backup>| self.facts_of(context, world, backup);
+        self.backups.iter().map(facts).collect()
+    }
+
+    fn facts_of(&self, context: &Context, world: &World, backup: &Backup) -> BackupFacts {
+        let name = backup.name_any();
+        let outcome = match backup.phase() {
+            BackupPhase::Deleting => Outcome::Deleting,
+            _ if deletion::is_requested(context, &self.deletions, backup) => Outcome::Deleting,
+            BackupPhase::Completed | BackupPhase::PartiallyFailed => Outcome::Usable,
+            BackupPhase::Failed | BackupPhase::FailedValidation => Outcome::Failed,
+            _ => Outcome::Unfinished,
+        };
+        let reads = |restore: &Restore| {
+            restore.spec.backup_name.as_deref() == Some(&*name) && !restore.phase().is_terminal()
+        };
+        let points = world.points_of(&name);
+        let recorded = backup
+            .annotations()
+            .get(annotation::POD_VOLUME_BACKUPS)
+            .and_then(|count| count.parse().ok());
+        let started = backup
+            .status
+            .as_ref()
+            .and_then(|status| status.start_timestamp.as_ref());
+        let time = started.or(backup.metadata.creation_timestamp.as_ref());
+        let cluster = backup
+            .labels()
+            .get(label::CLUSTER_UID)
+            .or_else(|| backup.annotations().get(annotation::CLUSTER_UID));
+        BackupFacts {
+            time: time.map_or(Timestamp::UNIX_EPOCH, |time| time.0),
+            outcome,
+            ours: cluster == Some(&context.cluster_uid),
+            in_use: self.restores.iter().any(|restore| reads(restore)),
+            complete: recorded.is_none_or(|recorded: usize| points.len() >= recorded),
+            // A snapshot of an empty volume can be restored, but displaces nothing.
+            points: points
+                .into_iter()
+                .filter(|point| point.bytes > 0)
+                .map(|point| point.lineage)
+                .collect(),
+            name,
+        }
+    }
+}
+
+fn is_of(backup: &Backup, policy: &Policy) -> bool {
+    policy_of(backup).as_ref() == Some(&policy.id)
+}
+
+fn shared<K>(objects: Vec<K>) -> Vec<Arc<K>> {
+    objects.into_iter().map(Arc::new).collect()
 }
 
 fn held_message(backups: usize, limit: usize) -> String {
@@ -156,48 +258,6 @@ fn held_message(backups: usize, limit: usize) -> String {
          (RFC 3339, UTC)",
         annotation::CONFIRM_DELETION
     )
-}
-
-fn facts(context: &Context, world: &World, backup: &Backup) -> BackupFacts {
-    let name = backup.name_any();
-    let outcome = match backup.phase() {
-        BackupPhase::Deleting => Outcome::Deleting,
-        _ if deletion::is_requested(context, backup) => Outcome::Deleting,
-        BackupPhase::Completed | BackupPhase::PartiallyFailed => Outcome::Usable,
-        BackupPhase::Failed | BackupPhase::FailedValidation => Outcome::Failed,
-        _ => Outcome::Unfinished,
-    };
-    let reads = |restore: &Restore| {
-        restore.spec.backup_name.as_deref() == Some(&*name) && !restore.phase().is_terminal()
-    };
-    let points = world.points_of(&name);
-    let recorded = backup
-        .annotations()
-        .get(annotation::POD_VOLUME_BACKUPS)
-        .and_then(|count| count.parse().ok());
-    let started = backup
-        .status
-        .as_ref()
-        .and_then(|status| status.start_timestamp.as_ref());
-    let time = started.or(backup.metadata.creation_timestamp.as_ref());
-    let cluster = backup
-        .labels()
-        .get(label::CLUSTER_UID)
-        .or_else(|| backup.annotations().get(annotation::CLUSTER_UID));
-    BackupFacts {
-        time: time.map_or(Timestamp::UNIX_EPOCH, |time| time.0),
-        outcome,
-        ours: cluster == Some(&context.cluster_uid),
-        in_use: context.stores.restores.find(reads).is_some(),
-        complete: recorded.is_none_or(|recorded: usize| points.len() >= recorded),
-        // A snapshot of an empty volume can be restored, but displaces nothing.
-        points: points
-            .into_iter()
-            .filter(|point| point.bytes > 0)
-            .map(|point| point.lineage)
-            .collect(),
-        name,
-    }
 }
 
 /// Notes on a volume's newest record since when it is gone, and takes the note back where it is there again.

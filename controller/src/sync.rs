@@ -193,10 +193,20 @@ async fn sync(
             }
         }
     }
-    for backup in known {
-        if listed.contains(&backup.name_any()) {
-            continue;
+    let gone: Vec<_> = known
+        .into_iter()
+        .filter(|backup| !listed.contains(&backup.name_any()))
+        .collect();
+    if !gone.is_empty() {
+        let now = context.fetch::<BackupStorageLocation>(&name).await?;
+        let same =
+            |now: &BackupStorageLocation| now.uid() == location.uid() && now.spec == location.spec;
+        if !now.as_ref().is_some_and(same) {
+            let why = "the location has changed while its bucket was listed";
+            return Err(Failure::transient("LocationChanged", why));
         }
+    }
+    for backup in gone {
         token.check()?;
         tracing::info!(
             backup = backup.name_any(),

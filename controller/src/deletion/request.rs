@@ -1,5 +1,7 @@
 //! Asking for the deletion of a backup.
 
+use std::sync::Arc;
+
 use jackline_crds::{
     names::{FIELD_MANAGER, label, label_value},
     velero::{Backup, DeleteBackupRequest, DeleteBackupRequestSpec, DeletePhase},
@@ -14,10 +16,14 @@ use kube::{
 
 use crate::{args::Engine, context::Context, elsewhere, remove::remove};
 
-/// Whether the deletion of a backup of this name has been asked for.
+/// Whether the deletion of a backup of this name has been asked for, as the watch has it.
 pub fn asked(context: &Context, backup: &str) -> Asked {
     let of = |request: &DeleteBackupRequest| request.spec.backup_name == backup;
-    let requests = context.stores.deletions.filter(of);
+    asked_by(context, &context.stores.deletions.filter(of))
+}
+
+/// Whether these requests, which are for one backup, ask for its deletion.
+fn asked_by(context: &Context, requests: &[Arc<DeleteBackupRequest>]) -> Asked {
     // A Velero that is in charge takes those that it has refused away itself.
     let ours = context.args.engine != Engine::Velero;
     if requests
@@ -30,9 +36,18 @@ pub fn asked(context: &Context, backup: &str) -> Asked {
     newest.map_or(Asked::No, Asked::Refused)
 }
 
-/// Whether the deletion of a backup is about to be carried out, or was refused and is not worth asking for again yet.
-pub fn is_requested(context: &Context, backup: &Backup) -> bool {
-    let asked = asked(context, &backup.name_any());
+/// Whether the deletion of a backup is about to be carried out, or was refused and is not worth asking for again yet: by all requests
+/// that there are.
+pub fn is_requested(
+    context: &Context,
+    requests: &[Arc<DeleteBackupRequest>],
+    backup: &Backup,
+) -> bool {
+    let name = backup.name_any();
+    let requests = requests.iter();
+    let requests = requests.filter(|request| request.spec.backup_name == name);
+    let requests: Vec<_> = requests.cloned().collect();
+    let asked = asked_by(context, &requests);
     let kept = || elsewhere::keeps(context, backup);
     is_settled(asked, kept, Timestamp::now())
 }
@@ -56,12 +71,20 @@ fn created(request: &DeleteBackupRequest) -> Timestamp {
     created.map_or(Timestamp::UNIX_EPOCH, |time| time.0)
 }
 
-/// The UID of the Backup that a request means, where that is not the present one of its name: a request that was made for an earlier
-/// backup, or that came with a restore, is none for this.
-pub fn other_backup<'a>(request: &'a DeleteBackupRequest, backup: &Backup) -> Option<&'a str> {
-    let meant = request.labels().get(label::BACKUP_UID)?;
-    let other = !meant.is_empty() && Some(meant) != backup.metadata.uid.as_ref();
-    other.then_some(meant)
+/// The Backup that a request means, where that is not the present one of its name: a request that was made for an earlier backup, or
+/// that came with a restore, is none for this.
+pub fn other_backup(request: &DeleteBackupRequest, backup: &Backup) -> Option<String> {
+    match request.labels().get(label::BACKUP_UID).map(String::as_str) {
+        None | Some("") => {
+            let older = request.creation_timestamp()? < backup.creation_timestamp()?;
+            older.then(|| "an earlier backup of its name".to_owned())
+        }
+        meant if meant == backup.metadata.uid.as_deref() => None,
+        Some(meant) => Some(format!(
+            "a backup with UID {meant} (label {})",
+            label::BACKUP_UID
+        )),
+    }
 }
 
 /// Asks for a deletion. The request's name is a function of the Backup, so asking twice asks once; one that was refused some time ago
@@ -126,6 +149,8 @@ fn is_there<T>(made: &Result<T, kube::Error>) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
     use super::*;
 
     #[test]
@@ -148,16 +173,26 @@ mod tests {
     fn a_request_with_the_uid_of_another_backup_is_none_for_this() {
         let mut backup = Backup::new("b", Default::default());
         backup.metadata.uid = Some("now".to_owned());
+        let at = |second: i64| Some(Time(Timestamp::from_second(second).unwrap()));
         let mut request = DeleteBackupRequest::new("r", Default::default());
-        for (label, other) in [
-            (None, None),
-            (Some(""), None),
-            (Some("now"), None),
-            (Some("before"), Some("before")),
+        backup.metadata.creation_timestamp = at(5);
+        for (label, made, other) in [
+            (None, 5, None),
+            (None, 4, Some("an earlier backup of its name")),
+            (Some(""), 6, None),
+            (Some(""), 4, Some("an earlier backup of its name")),
+            (Some("now"), 4, None),
+            (
+                Some("before"),
+                6,
+                Some("a backup with UID before (label velero.io/backup-uid)"),
+            ),
         ] {
             let labels = label.map(|uid| (label::BACKUP_UID.to_owned(), uid.to_owned()));
             request.metadata.labels = Some(labels.into_iter().collect());
-            assert_eq!(other_backup(&request, &backup), other, "{label:?}");
+            request.metadata.creation_timestamp = at(made);
+            let found = other_backup(&request, &backup);
+            assert_eq!(found.as_deref(), other, "{label:?} {made}");
         }
     }
 }

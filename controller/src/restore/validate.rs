@@ -16,7 +16,7 @@ use jackline_policy::{
 };
 use jackline_runtime::Failure;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
-use kube::{ResourceExt, api::ListParams, core::DeserializeGuard};
+use kube::ResourceExt;
 
 use super::{
     adapt::{self, Adaptation},
@@ -58,11 +58,10 @@ pub async fn backup_name(
         Err(why) => return Ok(Err(why)),
     };
     // Not from the watch: its user may have seen the newest end a moment ago.
-    let of_schedule = ListParams::default().labels(&format!("{}={schedule}", label::SCHEDULE_NAME));
-    let backups = context.api::<DeserializeGuard<Backup>>();
-    let backups = backups.list(&of_schedule).await?.items.into_iter();
+    let of_schedule = format!("{}={schedule}", label::SCHEDULE_NAME);
+    let backups = context.fetch_all::<Backup>(&of_schedule).await?;
     let newest = backups
-        .filter_map(|backup| backup.0.ok())
+        .into_iter()
         .filter(|backup| backup.phase() == BackupPhase::Completed)
         .max_by_key(|backup| {
             let started = backup.status.as_ref()?.start_timestamp.as_ref();
