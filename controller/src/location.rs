@@ -11,7 +11,10 @@ mod presence;
 use std::{
     collections::HashMap,
     hash::{DefaultHasher, Hash, Hasher},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -67,6 +70,8 @@ struct Seen {
     notes: Mutex<HashMap<String, (u64, Instant)>>,
     /// Where the password was tried, for which spec and with which result.
     tries: Mutex<HashMap<String, (u64, Instant, Fit)>>,
+    /// How often something was forgotten.
+    changes: AtomicU64,
 }
 
 impl Seen {
@@ -86,10 +91,25 @@ impl Seen {
         }
     }
 
+    /// What is known of the location counts no more, nor what a look that is under way finds.
     fn forget(&self, name: &str) {
+        self.changes.fetch_add(1, Ordering::SeqCst);
+        self.clear(name);
+    }
+
+    fn clear(&self, name: &str) {
         self.looks.lock().remove(name);
         self.notes.lock().remove(name);
         self.tries.lock().remove(name);
+    }
+
+    /// Notes that a location was looked at, unless something was forgotten since there were so many `changes`.
+    fn looked(&self, name: &str, spec: u64, changes: u64) {
+        let now = (spec, Instant::now());
+        self.looks.lock().insert(name.to_owned(), now);
+        if self.changes.load(Ordering::SeqCst) != changes {
+            self.clear(name);
+        }
     }
 
     /// Whether the password is the one for the location, as far as a try has shown that still counts.
@@ -204,6 +224,7 @@ async fn pass(
     {
         return Ok(Next::After(left));
     }
+    let changes = seen.changes.load(Ordering::SeqCst);
     let verdict = match tokio::time::timeout(LOOK, look(context, seen, &location, token)).await {
         Ok(verdict) => verdict?,
         Err(_) => Err(format!(
@@ -211,9 +232,7 @@ async fn pass(
             LOOK.as_secs()
         )),
     };
-    seen.looks
-        .lock()
-        .insert(key.name.clone(), (spec, Instant::now()));
+    seen.looked(&key.name, spec, changes);
     token.check()?;
     write(context, &location, status, verdict).await?;
     let phase = context
@@ -498,6 +517,19 @@ pub fn chain(error: &dyn std::error::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_look_that_began_before_a_secret_changed_does_not_count() {
+        let seen = Seen::default();
+        let every = Some(RETRY);
+        let before = seen.changes.load(Ordering::SeqCst);
+        seen.looked("l", 7, before);
+        assert!(seen.wait("l", 7, every).is_some());
+        seen.forget("l");
+        assert!(seen.wait("l", 7, every).is_none());
+        seen.looked("l", 7, before);
+        assert!(seen.wait("l", 7, every).is_none());
+    }
 
     #[test]
     fn a_location_that_cannot_be_read_has_no_say_for_long() {

@@ -4,7 +4,7 @@ use std::fmt::Debug;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use futures::TryStreamExt;
+use futures::StreamExt;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Resource};
 use serde::Serialize;
@@ -26,17 +26,22 @@ where
     let mut last: Option<K> = None;
     let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
     let mut events = std::pin::pin!(watcher(api.clone(), config).default_backoff());
+    let mut failed = None;
     let watching = async {
-        while let Some(event) = events.try_next().await? {
+        while let Some(event) = events.next().await {
             match event {
-                watcher::Event::Apply(object) | watcher::Event::InitApply(object) => {
-                    if good(&object) {
-                        return Ok(object);
+                // The watch begins anew.
+                Err(error) => failed = Some(error),
+                Ok(event) => match event {
+                    watcher::Event::Apply(object) | watcher::Event::InitApply(object) => {
+                        if good(&object) {
+                            return Ok(object);
+                        }
+                        last = Some(object);
                     }
-                    last = Some(object);
-                }
-                watcher::Event::Delete(_) => last = None,
-                watcher::Event::Init | watcher::Event::InitDone => {}
+                    watcher::Event::Delete(_) => last = None,
+                    watcher::Event::Init | watcher::Event::InitDone => {}
+                },
             }
         }
         bail!("the watch ended");
@@ -44,7 +49,7 @@ where
     match tokio::time::timeout(limit, watching).await {
         Ok(found) => found,
         Err(_) => bail!(
-            "{name} is not as wanted after {limit:?}; last seen: {}",
+            "{name} is not as wanted after {limit:?}; last seen: {}; last error: {failed:?}",
             serde_json::to_string(&last)?
         ),
     }

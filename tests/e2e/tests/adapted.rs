@@ -389,7 +389,7 @@ async fn a_restore_that_was_cut_off_puts_statuses_on(env: &Env) -> Result<()> {
 
 /// The kubelet refuses one pod's waiter: after a while without progress its volume is given up with the reason, and it alone.
 async fn a_pod_that_does_not_start_is_given_up(env: &Env, velero: &Velero) -> Result<()> {
-    let limit = "JACKLINE_VOLUME_PROGRESS_TIMEOUT=15s";
+    let limit = "JACKLINE_VOLUME_PROGRESS_TIMEOUT=40s";
     let set = [
         "-n",
         "velero",
@@ -422,7 +422,7 @@ async fn a_pod_that_does_not_start_is_given_up(env: &Env, velero: &Velero) -> Re
         "restore describe stuck",
         &[
             "pod volume restore failed: volume data of pod stuck/db-0: init container restore-wait of its pod has not started on node",
-            "for 15s: CreateContainerConfigError: container has runAsNonRoot and image will run as root",
+            "for 40s: CreateContainerConfigError: container has runAsNonRoot and image will run as root",
             "StatefulSet db was not restored: the data of its claims",
         ],
     )?;

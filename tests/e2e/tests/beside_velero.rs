@@ -237,8 +237,12 @@ async fn what_nothing_keeps_goes(env: &Env, backup: &str) -> Result<()> {
         Ok(env.volumes_of(backup).await?.is_empty().then_some(()))
     })
     .await?;
-    // restic is content with what is left.
-    env.restic("team").await?.check()
+    // restic is content with what is left, once nobody writes while it reads.
+    let restic = env.restic("team").await?;
+    until("restic finds no damage", MINUTE, async || {
+        restic.check().map(Some)
+    })
+    .await
 }
 
 /// The last points of what is gone are kept, and nobody writes on them since when.

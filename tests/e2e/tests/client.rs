@@ -87,7 +87,7 @@ async fn a_limit_stops_what_cannot_be_canceled(env: &Env) -> Result<()> {
     let hold = proxy.hold(&["PUT", "/restic/still/data/"], When::Before);
     let spec = json!({"includedNamespaces": ["still", "quick"], "storageLocation": SLOW});
     let mut backup = Backup::new("limited", serde_json::from_value(spec)?);
-    let limit = (annotation::POD_VOLUME_TIMEOUT.to_owned(), "15s".to_owned());
+    let limit = (annotation::POD_VOLUME_TIMEOUT.to_owned(), "40s".to_owned());
     backup.annotations_mut().extend([limit]);
     let backups = env.api::<Backup>();
     backups.create(&PostParams::default(), &backup).await?;
@@ -162,14 +162,17 @@ async fn maintenance(env: &Env) -> Result<()> {
 }
 
 async fn everything(env: &Env, velero: &Velero) -> Result<()> {
-    velero.says(
-        "version",
-        &[
+    // The client waits for 5 s, and definitions that have just been replaced may make the server watch anew.
+    until("the server says what it is", MINUTE, async || {
+        let version = [
             "Client: Version: v1.18.0",
             "Server: Version: v1.16.2+jackline.",
-        ],
-    )?;
-    velero.says("plugin get", &["velero.io/aws ObjectStore"])?;
+        ];
+        velero.says("version", &version)?;
+        velero.says("plugin get", &["velero.io/aws ObjectStore"])?;
+        Ok(Some(()))
+    })
+    .await?;
     locations(env, velero).await?;
     workloads(env).await?;
     backups(env, velero).await?;
@@ -580,7 +583,16 @@ async fn pausing(env: &Env, velero: &Velero) -> Result<()> {
     velero.run("schedule unpause often")?;
     more_than(made).await?;
     velero.run("schedule delete often --confirm")?;
-    wait_gone(&env.api::<Schedule>(), "often", MINUTE).await
+    wait_gone(&env.api::<Schedule>(), "often", MINUTE).await?;
+    // One in progress cannot be deleted.
+    until("all backups have ended", 2 * MINUTE, async || {
+        let all = backups.list(&ListParams::default()).await?.items;
+        Ok(all
+            .iter()
+            .all(|one| one.phase().is_terminal())
+            .then_some(()))
+    })
+    .await
 }
 
 async fn deletions(env: &Env, velero: &Velero) -> Result<()> {

@@ -222,7 +222,7 @@ impl<'a> Prometheus<'a> {
             serde_json::to_vec(&targets)?,
         )?;
         let config = json!({
-            "global": {"scrape_interval": "1s", "evaluation_interval": "2s"},
+            "global": {"scrape_interval": "5s", "evaluation_interval": "5s"},
             "rule_files": [room().join("rules/jackline.yaml")],
             "scrape_configs": [{
                 "job_name": "kubernetes-pods",

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use flate2::{Compression, read::GzDecoder, write::GzEncoder};
 use jackline_crds::velero::{
     Backup, BackupPhase, BackupRepository, BackupSpec, BackupStorageLocation, DeleteBackupRequest,
-    DeletePhase, LocationPhase, PodVolumeBackup, PodVolumePhase,
+    DeletePhase, PodVolumeBackup, PodVolumePhase,
 };
 use jackline_e2e::deploy::Settings;
 use jackline_e2e::{BUCKET, Env, Restic, until, wait_for, wait_gone};
@@ -30,7 +30,7 @@ type Files = BTreeMap<String, Vec<u8>>;
 #[tokio::test(flavor = "multi_thread")]
 async fn deletions_go_on_and_refusals_keep_everything() -> Result<()> {
     let settings = Settings {
-        controller_args: vec!["--lease-duration=6s".to_owned()],
+        controller_args: vec!["--lease-duration=9s".to_owned()],
         ..Settings::default()
     };
     let env = Env::up_with(Options::named("deletion"), &settings).await?;
@@ -146,13 +146,25 @@ async fn another_cluster_takes_the_name(
     })
     .await?;
     wait_gone(&env.api::<DeleteBackupRequest>(), name, MINUTE).await?;
+    let named = async || {
+        let volumes = env.volumes_of(name).await?;
+        anyhow::Ok(
+            volumes
+                .iter()
+                .map(|it| snapshot_of(it).map(str::to_owned))
+                .collect::<Vec<_>>(),
+        )
+    };
+    let theirs = [Some(snapshot.clone())];
+    until("its volume is here", MINUTE, async || {
+        Ok((named().await? == theirs).then_some(()))
+    })
+    .await?;
     // The bucket is looked at twice in that time.
     tokio::time::sleep(Duration::from_secs(5)).await;
     let now = env.api::<Backup>().get(name).await?;
     ensure!(now.uid() == synced.uid() && now.phase() == BackupPhase::Completed);
-    let volumes = env.volumes_of(name).await?;
-    let named: Vec<_> = volumes.iter().map(snapshot_of).collect();
-    ensure!(named == [Some(snapshot.as_str())], "{volumes:?}");
+    ensure!(named().await? == theirs);
     ensure!(files(env, name).await? == written);
     let left = stored(env, "restic/shop/snapshots").await?;
     ensure!(left.len() == snapshots.len() + 1 && left.iter().any(|key| key.contains(&snapshot)));
@@ -267,14 +279,7 @@ async fn a_read_only_location_keeps_its_backups(env: &Env) -> Result<()> {
     let why =
         "cannot delete backup because backup storage location held is currently in read-only mode";
     refused(env, "kept", why, &files).await?;
-    change_location(env, json!({"accessMode": "ReadWrite"})).await?;
-    let locations = env.api::<BackupStorageLocation>();
-    wait_for(&locations, HELD, MINUTE, |location| {
-        let phase = location.status.as_ref().and_then(|status| status.phase);
-        phase == Some(LocationPhase::Available)
-    })
-    .await?;
-    Ok(())
+    change_location(env, json!({"accessMode": "ReadWrite"})).await
 }
 
 /// A request for an earlier backup of the name, as one that came with a restore, deletes nothing; nor does one that would drop the only

@@ -129,18 +129,13 @@ async fn data(env: &Env) -> Result<Vec<String>> {
         Ok((env.ready_pods("shop", "app=db").await?.len() == 2).then_some(()))
     })
     .await?;
-    let sum = |pod: &str| {
-        env.cluster.exec(
-            "shop",
-            pod,
-            &[
-                "sh",
-                "-c",
-                "md5sum /data/rows /data/name; ls -la /data/rows",
-            ],
-        )
-    };
-    Ok(vec![sum("db-0")?, sum("db-1")?])
+    // A pod is ready before its command has written.
+    until("the pods have their data", MINUTE, async || {
+        let look = "md5sum /data/rows /data/name && ls -la /data/rows";
+        let sum = |pod: &str| env.cluster.exec("shop", pod, &["sh", "-c", look]);
+        Ok(Some(vec![sum("db-0")?, sum("db-1")?]))
+    })
+    .await
 }
 
 /// The objects without what a cluster adds by itself.
@@ -278,7 +273,7 @@ async fn both_alive(old: &Env, new: &Env) -> Result<()> {
     back_up(
         old,
         "short",
-        json!({"includedNamespaces": ["shop"], "ttl": "15s"}),
+        json!({"includedNamespaces": ["shop"], "ttl": "45s"}),
     )
     .await?;
     wait_for(&new.api::<Backup>(), "short", MINUTE, |_| true).await?;
@@ -286,7 +281,7 @@ async fn both_alive(old: &Env, new: &Env) -> Result<()> {
         let kind = env.api::<DeleteBackupRequest>();
         anyhow::Ok(kind.list(&Default::default()).await?.items.len())
     };
-    until("its own cluster deletes it", MINUTE, async || {
+    until("its own cluster deletes it", 3 * MINUTE, async || {
         ensure!(deletions(new).await? == 0, "the other cluster deletes it");
         let left = old.api::<Backup>().get_opt("short").await?;
         Ok(left.is_none().then_some(()))
@@ -321,7 +316,7 @@ async fn neither_touches_what_is_the_other_s(old: &Env, new: &Env, proxy: &Proxy
     })
     .await?;
     patch_location(old, &json!({"backupSyncPeriod": "2s"}))?;
-    let spec = json!({"includedNamespaces": ["shop"], "ttl": "30s"});
+    let spec = json!({"includedNamespaces": ["shop"], "ttl": "75s"});
     back_up(new, "of-new", spec).await?;
     ensure!(new.volumes_of("of-new").await?.len() == 1);
     ensure!(restic.snapshots()?.len() == before.len() + 1);

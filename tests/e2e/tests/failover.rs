@@ -28,7 +28,7 @@ const HELD: &str = "held";
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_leader_leaves_behind_is_finished() -> Result<()> {
     let settings = Settings {
-        controller_args: ["--lease-duration=6s", "--volume-progress-timeout=20s"]
+        controller_args: ["--lease-duration=9s", "--volume-progress-timeout=30s"]
             .map(str::to_owned)
             .to_vec(),
         ..Settings::default()
@@ -596,6 +596,13 @@ impl Test {
         self.back_up("stopped", &["shop"]).await?;
         hold.arrived().await;
         let leader = self.env.leader().await?;
+        let restarts = async || {
+            let pod = self.env.api::<Pod>().get(&leader).await?;
+            let status = pod.status.and_then(|status| status.container_statuses);
+            let counts = status.into_iter().flatten().map(|one| one.restart_count);
+            anyhow::Ok(counts.sum::<i32>())
+        };
+        let before = restarts().await?;
         self.signal(&leader, Signal::STOP).await?;
         self.complete("stopped").await?;
         let ended = self.env.api::<Backup>().get("stopped").await?;
@@ -605,14 +612,7 @@ impl Test {
         drop(hold);
         self.signal(&leader, Signal::CONT).await?;
         until("the one that was stopped has ended", MINUTE, async || {
-            let pod = self.env.api::<Pod>().get(&leader).await?;
-            let status = pod.status.and_then(|status| status.container_statuses);
-            let restarts = status
-                .into_iter()
-                .flatten()
-                .map(|one| one.restart_count)
-                .sum::<i32>();
-            Ok((restarts > 0).then_some(()))
+            Ok((restarts().await? > before).then_some(()))
         })
         .await?;
         ensure!(s3.list(BUCKET, &prefix).await? == stored);
@@ -629,7 +629,7 @@ impl Test {
         self.back_up("slept", &["shop"]).await?;
         hold.arrived().await;
         let leader = self.env.leader().await?;
-        // It looks every 10 s, and gives up what has stood still for 20 s since the first look.
+        // It looks every 10 s, and gives up what has stood still for 30 s since the first look.
         tokio::time::sleep(Duration::from_secs(12)).await;
         self.signal(&leader, Signal::STOP).await?;
         let stopped = Instant::now();
@@ -641,7 +641,7 @@ impl Test {
         self.complete("slept").await?;
         let ended = self.env.api::<Backup>().get("slept").await?;
         let volumes = self.env.volumes_of("slept").await?;
-        tokio::time::sleep(Duration::from_secs(21).saturating_sub(stopped.elapsed())).await;
+        tokio::time::sleep(Duration::from_secs(31).saturating_sub(stopped.elapsed())).await;
         self.signal(&leader, Signal::CONT).await?;
         // Longer than its requests may take.
         tokio::time::sleep(Duration::from_secs(10)).await;

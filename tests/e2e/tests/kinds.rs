@@ -135,11 +135,11 @@ async fn everything_of_the_namespace(env: &Env, namespace: &str) -> Result<()> {
     ensure!(address.is_some_and(|address| address != "None"));
 
     let account = env.api_in::<ServiceAccount>(namespace).get("robot").await?;
+    token(env, namespace).await?;
     let secret = env.api_in::<Secret>(namespace).get("robot-token").await?;
     let of = secret
         .annotations()
         .get("kubernetes.io/service-account.uid");
-    token(env, namespace).await?;
     ensure!(of == account.uid().as_ref(), "{of:?}");
     Ok(())
 }

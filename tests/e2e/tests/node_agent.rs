@@ -356,6 +356,10 @@ async fn a_part_of_a_volume_is_mounted(env: &Env) -> Result<()> {
     let dir = env.volume_dir(namespace, "part", "data").await?;
     std::fs::create_dir(dir.join("unseen"))?;
     std::fs::write(dir.join("unseen/file"), "x")?;
+    until("its command has written", MINUTE, async || {
+        Ok(dir.join("two/file").exists().then_some(()))
+    })
+    .await?;
     let before = Tree::read(&dir)?.without(&[""]);
     let spec: BackupSpec = serde_json::from_value(json!({"includedNamespaces": [namespace]}))?;
     env.api::<Backup>()
@@ -388,7 +392,7 @@ async fn a_part_of_a_volume_is_mounted(env: &Env) -> Result<()> {
 /// One that it dies of each time is given up, and the others are kept: here it is killed whenever it has read all and stored nothing.
 /// The controller looks every 15 seconds how far it is.
 async fn killed_over_one_volume_again_and_again(env: &Env) -> Result<()> {
-    const LOOK: Duration = Duration::from_secs(16);
+    const LOOK: Duration = Duration::from_secs(18);
     let (location, name) = ("deadly", "deadly");
     let proxy = env.proxied_bucket(location).await?;
     let dir = env.volume_dir("parts", "part", "data").await?;

@@ -10,7 +10,7 @@ use jackline_e2e::deploy::{self, Settings};
 use jackline_e2e::{Env, NAMESPACE, until, wait_gone};
 use jackline_test_cluster::Options;
 use k8s_openapi::api::core::v1::{ContainerStatus, Namespace, Pod};
-use kube::api::{DeleteParams, PostParams};
+use kube::api::{DeleteParams, ListParams, PostParams};
 use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 
@@ -238,6 +238,12 @@ async fn scaled_up_while_it_is_restored(env: &Env) -> Result<()> {
         env.cluster.kubectl(args.into_iter().chain([&*patch]))
     };
     agents_on(json!("none"))?;
+    until("no agent is left", MINUTE, async || {
+        let of_agent = ListParams::default().labels("name=node-agent");
+        let left = env.api::<Pod>().list(&of_agent).await?.items;
+        Ok(left.is_empty().then_some(()))
+    })
+    .await?;
     let spec: RestoreSpec = serde_json::from_value(json!({"backupName": "grown"}))?;
     env.api::<Restore>()
         .create(&PostParams::default(), &Restore::new("grown", spec))

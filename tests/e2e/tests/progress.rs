@@ -54,7 +54,7 @@ async fn volumes_have_as_long_as_their_data_moves() -> Result<()> {
     a_restore_goes_on_while_data_moves(&env, &proxy).await?;
     a_limit_is_no_nonsense(&env).await?;
     // More than can move in both of the limits below, which a small volume has to keep on a busy machine too.
-    fill(&env, "long", MEBIBYTES)?;
+    fill(&env, "long", 3 * MEBIBYTES / 2)?;
     an_annotation_limits_the_whole(&env, &proxy).await?;
     the_flag_limits_the_whole(&env, &proxy).await?;
     env.cluster.down()
@@ -269,19 +269,22 @@ async fn the_whole_is_limited(
             .filter(|request| request.contains("/restic/long/data/"))
             .count()
     };
-    let before = moved();
-    tokio::time::sleep(Duration::from_secs(8)).await;
-    ensure!(moved() == before, "{before} requests, now {}", moved());
-    Ok(())
+    until("its data stands still", MINUTE, async || {
+        let before = moved();
+        tokio::time::sleep(Duration::from_secs(8)).await;
+        ensure!(moved() == before, "{before} requests, now {}", moved());
+        Ok(Some(()))
+    })
+    .await
 }
 
 async fn an_annotation_limits_the_whole(env: &Env, proxy: &Proxy) -> Result<()> {
-    the_whole_is_limited(env, proxy, "annotated", Some("24s")).await
+    the_whole_is_limited(env, proxy, "annotated", Some("40s")).await
 }
 
 async fn the_flag_limits_the_whole(env: &Env, proxy: &Proxy) -> Result<()> {
     let deployment = format!("deployment/{CONTROLLER}");
-    let limit = "JACKLINE_FS_BACKUP_TIMEOUT=24s";
+    let limit = "JACKLINE_FS_BACKUP_TIMEOUT=40s";
     env.cluster
         .kubectl(["-n", NAMESPACE, "set", "env", &deployment, limit])?;
     deploy::rolled_out(&env.cluster, &deployment)?;

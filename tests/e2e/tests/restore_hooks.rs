@@ -207,7 +207,7 @@ async fn what_the_api_server_refuses_is_one_pod_s_error(env: &Env, velero: &Vele
 /// by the next leader, and how the second ended is known.
 async fn none_runs_twice(env: &Env, velero: &Velero) -> Result<()> {
     let hook = |app: &str, exec: Value| json!({"name": format!("of-{app}"), "labelSelector": {"matchLabels": {"app": app}}, "postHooks": [{"exec": exec}]});
-    let begun = json!({"command": ["sh", "-c", "echo begun >> /data/begun; sleep 20"]});
+    let begun = json!({"command": ["sh", "-c", "echo begun >> /data/begun; sleep 60"], "execTimeout": "2m"});
     let later = json!({"command": ["sh", "-c", "echo ran >> /data/ran"], "waitForReady": true});
     let spec = json!({"backupName": "hooks", "namespaceMapping": {"hooks": "again"},
         "labelSelector": {"matchExpressions": [{"key": "app", "operator": "In", "values": ["plain", "held", "annotated"]}]},

@@ -51,11 +51,15 @@ async fn delete_namespace(env: &Env, name: &str) -> Result<()> {
     wait_gone(&namespaces, name, 2 * MINUTE).await
 }
 
-fn visit(env: &Env, pod: &str, pages: std::ops::Range<u32>) -> Result<()> {
+async fn visit(env: &Env, pod: &str, pages: std::ops::Range<u32>) -> Result<()> {
     for page in pages {
         let url = format!("http://127.0.0.1/page-{page}");
-        env.cluster
-            .exec("web", pod, &["wget", "-qO", "/dev/null", &url])?;
+        // The server may have yet to listen when its pod is ready.
+        until("the page is served", MINUTE, async || {
+            let get = ["wget", "-qO", "/dev/null", &url];
+            env.cluster.exec("web", pod, &get).map(Some)
+        })
+        .await?;
     }
     Ok(())
 }
@@ -68,7 +72,7 @@ fn access_log(env: &Env, namespace: &str, pod: &str) -> Result<String> {
 /// No policy, one annotation by hand. Gives the log as it was backed up.
 async fn a_log_survives_its_namespace(env: &Env, velero: &Velero) -> Result<String> {
     let pod = running(env, "web", "app=nginx").await?;
-    visit(env, &pod, 0..20)?;
+    visit(env, &pod, 0..20).await?;
     let log = access_log(env, "web", &pod)?;
     ensure!(log.lines().count() == 20, "{log}");
     let annotation = "backup.velero.io/backup-volumes=logs";
@@ -115,7 +119,7 @@ async fn restored_into_a_running_namespace(env: &Env, velero: &Velero) -> Result
     pods.delete(&first, &DeleteParams::default()).await?;
     wait_gone(&pods, &first, MINUTE).await?;
     let pod = running(env, "web", "app=nginx").await?;
-    visit(env, &pod, 20..25)?;
+    visit(env, &pod, 20..25).await?;
     let log = access_log(env, "web", &pod)?;
     ensure!(log.lines().count() == 25, "{log}");
     let in_use = format!("the data of claim logs was not restored: pod {pod} is using the claim");
@@ -239,7 +243,7 @@ async fn data_into_an_existing_claim(env: &Env, backed_up: &str) -> Result<()> {
         env.cluster
             .kubectl(["-n", "web", "scale", "deployment", "nginx", replicas])
     };
-    visit(env, &pod, 30..33)?;
+    visit(env, &pod, 30..33).await?;
     scale("--replicas=0")?;
     wait_gone(&env.api_in::<Pod>("web"), &pod, MINUTE).await?;
     // Where neither root nor a pod without requests and limits is let in.
@@ -270,7 +274,7 @@ async fn data_into_an_existing_claim(env: &Env, backed_up: &str) -> Result<()> {
         .list(&ListParams::default())
         .await?;
     ensure!(left.items.len() == 1, "{left:?}");
-    visit(env, &running(env, "web", "app=nginx").await?, 40..42)
+    visit(env, &running(env, "web", "app=nginx").await?, 40..42).await
 }
 
 /// The copy is as the backup, on a volume of its own, and the original goes on.
@@ -389,7 +393,7 @@ async fn a_schedule_makes_backups_and_their_time_ends(env: &Env, velero: &Velero
     let of_schedule = ListParams::default().labels("velero.io/schedule-name=pair");
     let backups = env.api::<Backup>();
     let mut made = BTreeSet::new();
-    until("two backups are made", 2 * MINUTE, async || {
+    until("two backups are made", 5 * MINUTE, async || {
         let now = backups.list(&of_schedule).await?.items;
         made.extend(now.iter().map(ResourceExt::name_any));
         Ok((made.len() >= 2).then_some(()))
@@ -401,7 +405,7 @@ async fn a_schedule_makes_backups_and_their_time_ends(env: &Env, velero: &Velero
     schedules.delete("pair", &DeleteParams::default()).await?;
     // The second's end is seen; the first may be over by now.
     let last = made.last().context("a backup")?;
-    env.backup_completed(last, 2 * MINUTE).await?;
+    env.backup_completed(last, 5 * MINUTE).await?;
     until("their time is over", 2 * MINUTE, async || {
         let left = backups.list(&of_schedule).await?.items;
         made.extend(left.iter().map(ResourceExt::name_any));
@@ -459,10 +463,12 @@ async fn hundred_ids(env: &Env) -> Result<BTreeMap<String, String>> {
     for name in hundred_names() {
         running(env, &name, "app=box").await?;
         let pods = env.api_in::<Pod>(&name);
-        let id = pods.logs("box", &LogParams::default()).await?;
-        ids.insert(name, id);
+        let id = until("it has read its volume", MINUTE, async || {
+            let said = pods.logs("box", &LogParams::default()).await?;
+            Ok(Some(said).filter(|said| !said.is_empty()))
+        });
+        ids.insert(name, id.await?);
     }
-    ensure!(ids.values().all(|id| !id.is_empty()));
     Ok(ids)
 }
 
@@ -476,7 +482,7 @@ async fn hundred_backups_begin(env: &Env, velero: &Velero) -> Result<()> {
 
 /// From a repository for each.
 async fn hundred_namespaces_come_back(env: &Env, velero: &Velero) -> Result<()> {
-    env.backup_completed("many", 4 * MINUTE).await?;
+    env.backup_completed("many", 8 * MINUTE).await?;
     let volumes = env.volumes_of("many").await?;
     ensure!(volumes.len() == HUNDRED, "{}", volumes.len());
     ensure!(
