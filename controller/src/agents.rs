@@ -2,15 +2,18 @@
 
 use std::time::Duration;
 
+use jackline_crds::names::NODE_AGENT_LABEL;
 use jackline_policy::backup::absence::{self, Agent};
 use k8s_openapi::{
     api::core::v1::{Node, Pod},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
-use kube::{Api, Client};
+use kube::{Api, Client, api::ListParams};
 use serde::{Deserialize, Serialize};
 
 use jackline_runtime::Store;
+
+use crate::context::Context;
 
 /// How long the API server may take to tell of a node.
 const ASK: Duration = Duration::from_secs(10);
@@ -85,6 +88,31 @@ impl AgentPod {
     }
 }
 
+/// Which pods are agents.
+pub fn selector() -> String {
+    let (label, agent) = NODE_AGENT_LABEL;
+    format!("{label}={agent}")
+}
+
+/// The agents as the API server has them now, for what is decided for good: a watch may be behind a DaemonSet that was just rolled out.
+///
+/// # Errors
+/// When the API server does not answer.
+pub async fn now(context: &Context) -> Result<Store<AgentPod>, kube::Error> {
+    let which = ListParams::default().labels(&selector());
+    Ok(Store::fixed(context.fetch_all(&which).await?))
+}
+
+/// The same, of one node.
+///
+/// # Errors
+/// When the API server does not answer.
+pub async fn now_on(context: &Context, node: &str) -> Result<Store<AgentPod>, kube::Error> {
+    let which = ListParams::default().labels(&selector());
+    let here = which.fields(&format!("spec.nodeName={node}"));
+    Ok(Store::fixed(context.fetch_all(&here).await?))
+}
+
 /// Whether an agent runs on the node.
 pub fn runs_on(agents: &Store<AgentPod>, node: &str) -> bool {
     agents
@@ -154,7 +182,10 @@ pub fn image(agents: &Store<AgentPod>) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+    use crate::context::unwatched;
 
     #[test]
     fn only_running_agents_count() {
@@ -172,10 +203,20 @@ mod tests {
         assert!(!runs_on(&agents, "n3"));
     }
 
+    #[tokio::test]
+    async fn agents_that_the_watch_does_not_know_yet_are_known_to_the_api_server() {
+        let agent = json!({"metadata": {"name": "a", "namespace": "velero"},
+            "spec": {"nodeName": "n1"}, "status": {"phase": "Running"}});
+        let agents = unwatched::list(&[agent, json!({"metadata": {"name": "b"}, "spec": 1})]);
+        let context = unwatched::context(&[("/api/v1/namespaces/velero/pods", agents)]);
+        assert!(!runs_on(&context.stores.agents, "n1"));
+        assert!(runs_on(&now(&context).await.unwrap(), "n1"));
+    }
+
     #[test]
     fn an_agent_whose_node_is_gone_still_runs_and_is_not_ready() {
         let agent = |node: &str, ready: &str| -> AgentPod {
-            serde_json::from_value(serde_json::json!({
+            serde_json::from_value(json!({
                 "metadata": {"name": node, "namespace": "velero"},
                 "spec": {"nodeName": node},
                 "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": ready}]},

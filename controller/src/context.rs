@@ -19,7 +19,11 @@ use kube::api::ListParams;
 use kube::core::{DeserializeGuard, NamespaceResourceScope};
 use serde::de::DeserializeOwned;
 
-use crate::{agents::AgentPod, args::Args, uri::encoded};
+use crate::{
+    agents::{self, AgentPod},
+    args::Args,
+    uri::encoded,
+};
 
 /// How soon somebody is seen to have gone for whom everything waits.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
@@ -57,7 +61,6 @@ impl Stores {
     /// Starts the watches.
     pub fn start(kit: &Kit, namespace: &str) -> Self {
         let spec = |name| WatchSpec::new(name).namespace(namespace);
-        let (label, agent) = jackline_crds::names::NODE_AGENT_LABEL;
         Self {
             backups: kit.watch_guarded(spec("backups")),
             restores: kit.watch_guarded(spec("restores")),
@@ -69,7 +72,7 @@ impl Stores {
             deletions: kit.watch_guarded(spec("deletebackuprequests")),
             downloads: kit.watch_guarded(spec("downloadrequests")),
             server_statuses: kit.watch_guarded(spec("serverstatusrequests")),
-            agents: kit.watch(spec("agents").labels(format!("{label}={agent}"))),
+            agents: kit.watch(spec("agents").labels(agents::selector())),
             veleros: kit.watch_some(spec("veleros"), |pod| foreign::role(pod).is_some()),
         }
     }
@@ -207,24 +210,19 @@ impl Context {
         Ok(found.and_then(|found| found.0.ok()))
     }
 
-    /// The objects in Jackline's namespace that have these labels (a selector), as [`Context::fetch`] gives them.
+    /// The objects in Jackline's namespace that `which` selects, as the API server has them now, but for those that cannot be read.
     ///
     /// # Errors
     /// When the API server does not answer.
-    pub async fn fetch_all<K>(&self, labels: &str) -> Result<Vec<K>, kube::Error>
+    pub async fn fetch_all<K>(&self, which: &ListParams) -> Result<Vec<K>, kube::Error>
     where
         K: kube::Resource<Scope = NamespaceResourceScope, DynamicType = ()>
             + Clone
             + Debug
             + DeserializeOwned,
     {
-        let params = ListParams::default().labels(labels);
-        let found = self.api::<DeserializeGuard<K>>().list(&params).await?;
-        Ok(found
-            .items
-            .into_iter()
-            .filter_map(|found| found.0.ok())
-            .collect())
+        let found = self.api::<DeserializeGuard<K>>().list(which).await?;
+        Ok(found.into_iter().filter_map(|found| found.0.ok()).collect())
     }
 }
 
@@ -240,7 +238,7 @@ pub mod unwatched {
 
     use super::*;
 
-    /// Its watches know nothing yet; whoever asks its API server for a path is given the object.
+    /// Its watches know nothing yet; whoever asks its API server for a path is given the object, or the list.
     pub fn context(objects: &[(&str, Value)]) -> Arc<Context> {
         let objects = objects.iter().cloned();
         let objects: BTreeMap<String, Value> =
@@ -270,6 +268,11 @@ pub mod unwatched {
     /// The path of an object of Velero's.
     pub fn path(plural: &str, name: &str) -> String {
         format!("/apis/velero.io/v1/namespaces/velero/{plural}/{name}")
+    }
+
+    /// A list as the API server gives it.
+    pub fn list(items: &[Value]) -> Value {
+        json!({"kind": "List", "apiVersion": "v1", "metadata": {}, "items": items})
     }
 
     /// A location that can be used.

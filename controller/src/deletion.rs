@@ -32,7 +32,7 @@ use jackline_storage::{
 use jiff::Timestamp;
 use kube::{
     Resource, ResourceExt,
-    api::{Patch, PatchParams},
+    api::{ListParams, Patch, PatchParams},
 };
 use prometheus::{IntCounterVec, Opts};
 use serde_json::json;
@@ -324,7 +324,10 @@ impl Deletion<'_> {
 
     /// As the API server has them: one that was asked for first comes first.
     async fn restores(&self, backup: &str) -> Result<Vec<Restore>, kube::Error> {
-        let mut restores = self.context.fetch_all::<Restore>("").await?;
+        let mut restores = self
+            .context
+            .fetch_all::<Restore>(&ListParams::default())
+            .await?;
         restores.retain(|restore| {
             restore.spec.backup_name.as_deref() == Some(backup)
                 && restore.metadata.deletion_timestamp.is_none()

@@ -35,7 +35,7 @@ use jiff::Timestamp;
 use k8s_openapi::{api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::Time};
 use kube::{
     Resource, ResourceExt,
-    api::{Patch, PatchParams},
+    api::{ListParams, Patch, PatchParams},
 };
 use parking_lot::Mutex;
 use prometheus::{GaugeVec, Opts};
@@ -415,7 +415,10 @@ async fn other_repositories(
         password::state(&context.clients.call, &context.namespace, &*store).await
     };
     // The watch may not have told of all yet.
-    for other in context.fetch_all::<BackupStorageLocation>("").await? {
+    for other in context
+        .fetch_all::<BackupStorageLocation>(&ListParams::default())
+        .await?
+    {
         if other.metadata.uid == location.metadata.uid {
             continue;
         }

@@ -17,7 +17,7 @@ use jackline_runtime::{Failure, LeaderToken};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use kube::ResourceExt;
-use kube::api::{Api, Patch, PatchParams};
+use kube::api::{Api, ListParams, Patch, PatchParams};
 use serde_json::json;
 
 use crate::args::Engine;
@@ -186,13 +186,18 @@ impl Seen {
 
     /// As the API server has it: what is deleted rests on this. A watch may still count a backup that its user has just deleted.
     async fn now(context: &Context, policy: &Policy) -> Result<Self, kube::Error> {
-        let of_policy = format!("{}={}", label::POLICY, label_value(&policy.id.name));
+        let all = ListParams::default();
+        let of_policy = all.clone().labels(&format!(
+            "{}={}",
+            label::POLICY,
+            label_value(&policy.id.name)
+        ));
         let mut backups = shared(context.fetch_all::<Backup>(&of_policy).await?);
         backups.retain(|backup| is_of(backup, policy));
         Ok(Self {
             backups,
-            deletions: shared(context.fetch_all("").await?),
-            restores: shared(context.fetch_all("").await?),
+            deletions: shared(context.fetch_all(&all).await?),
+            restores: shared(context.fetch_all(&all).await?),
         })
     }
 

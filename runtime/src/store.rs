@@ -265,7 +265,7 @@ impl<K> Store<K> {
 }
 
 impl<K: kube::Resource> Store<K> {
-    /// A store that holds these objects and is ready; for tests.
+    /// A store that holds these objects and is ready: what was listed once, or what a test knows.
     pub fn fixed(objects: impl IntoIterator<Item = K>) -> Self {
         let store = Self::default();
         for object in objects {

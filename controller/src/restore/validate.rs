@@ -16,7 +16,7 @@ use jackline_policy::{
 };
 use jackline_runtime::Failure;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
-use kube::ResourceExt;
+use kube::{ResourceExt, api::ListParams};
 
 use super::{
     adapt::{self, Adaptation},
@@ -58,7 +58,7 @@ pub async fn backup_name(
         Err(why) => return Ok(Err(why)),
     };
     // Not from the watch: its user may have seen the newest end a moment ago.
-    let of_schedule = format!("{}={schedule}", label::SCHEDULE_NAME);
+    let of_schedule = ListParams::default().labels(&format!("{}={schedule}", label::SCHEDULE_NAME));
     let backups = context.fetch_all::<Backup>(&of_schedule).await?;
     let newest = backups
         .into_iter()
