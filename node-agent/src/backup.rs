@@ -14,8 +14,12 @@ use jackline_crds::{
 use jackline_repository::{BackupRequest, BackupSummary, Repository, SnapshotId};
 use jackline_runtime::{Failure, Key, Next};
 use jiff::Timestamp;
-use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::Time};
+use k8s_openapi::{
+    api::core::v1::{ObjectReference, Pod},
+    apimachinery::pkg::apis::meta::v1::Time,
+};
 use kube::Api;
+use serde_json::json;
 use tokio::time::Instant;
 
 use crate::{
@@ -182,7 +186,8 @@ impl Backups {
             .get_or_insert_with(|| Time(Timestamp::now()));
         status.path = Some(found.path.display().to_string());
         status.message = None;
-        record.write(&status).await.map_err(Stop::Retry)?;
+        let begun = record.begin(&status, &json!({})).await;
+        begun.map_err(Stop::Retry)?;
 
         let namespace = spec.pod.namespace.as_deref().unwrap_or_default();
         let repository = context
@@ -444,7 +449,6 @@ async fn forget(repository: &Repository, ids: &[SnapshotId]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     #[test]
     fn tags_are_those_of_the_object_completed() {

@@ -334,7 +334,7 @@ impl Restores {
         status.node = Some(context.node.clone());
         status.message = None;
         let node = json!({"annotations": {(annotation::NODE): context.node}});
-        let begun = record.write_with(&status, &node).await;
+        let begun = record.begin(&status, &node).await;
         begun.map_err(Stop::Retry)?;
 
         let repository = context
