@@ -234,14 +234,6 @@ impl Backups {
             reference.namespace.as_deref().unwrap_or_default(),
             reference.name.as_deref().unwrap_or_default()
         );
-        let known = match self.context.pod(reference) {
-            PodHere::Yes(_) => true,
-            PodHere::No => false,
-            PodHere::Replaced => {
-                let why = format!("pod {name} was replaced by another pod of the same name");
-                return Err(Stop::Failed(why));
-            }
-        };
         // The watch may be behind, with what came as with what went; one that went before the start may have a successor.
         let namespace = reference.namespace.as_deref().unwrap_or_default();
         let api = Api::<Pod>::namespaced(self.context.client.0.clone(), namespace);
@@ -249,26 +241,15 @@ impl Backups {
             .get_opt(reference.name.as_deref().unwrap_or_default())
             .await;
         let found = found.map_err(|error| Stop::Retry(error.into()))?;
-        let here = found.filter(|pod| {
-            let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
-            node == Some(&self.context.node) && pod.metadata.uid == reference.uid
-        });
-        match here {
-            None => Err(Stop::Failed(format!(
-                "pod {name} is gone from node {}",
-                self.context.node
-            ))),
-            Some(pod) if pods::is_over(&pod) => Err(Stop::Failed(format!(
-                "pod {name} has ended; its volumes are not mounted any more"
-            ))),
-            Some(pod) if known => Ok(pod),
-            Some(_) => {
-                let failure = format!("pod {name} is not known to this agent yet");
-                let wait = Duration::from_secs(1);
-                let failure = Failure::waiting(wait, "PodUnknown", failure);
-                Err(Stop::Retry(failure))
-            }
+        let pod = meant(found, reference, &self.context.node)
+            .map_err(|why| Stop::Failed(format!("pod {name} {why}")))?;
+        if matches!(self.context.pod(reference), PodHere::Yes(_)) {
+            return Ok(pod);
         }
+        let failure = format!("pod {name} is not known to this agent yet");
+        let wait = Duration::from_secs(1);
+        let failure = Failure::waiting(wait, "PodUnknown", failure);
+        Err(Stop::Retry(failure))
     }
 
     /// Over when the pod goes or the backup is no longer wanted.
@@ -356,6 +337,22 @@ impl Backups {
             "{} was unmounted or replaced while it was read",
             found.path.display()
         )))
+    }
+}
+
+/// The pod that was meant, if it is on the node and has not ended; else why not.
+fn meant(found: Option<Pod>, reference: &ObjectReference, node: &str) -> Result<Pod, String> {
+    let gone = || format!("is gone from node {node}");
+    let pod = found.ok_or_else(gone)?;
+    let on = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
+    if pod.metadata.uid != reference.uid {
+        Err("was replaced by another pod of the same name".to_owned())
+    } else if on != Some(node) {
+        Err(gone())
+    } else if pods::is_over(&pod) {
+        Err("has ended; its volumes are not mounted any more".to_owned())
+    } else {
+        Ok(pod)
     }
 }
 
@@ -473,6 +470,32 @@ mod tests {
                 "volume=data"
             ]
         );
+    }
+
+    #[test]
+    fn which_pod_was_meant_is_what_the_api_server_says() {
+        let reference = ObjectReference {
+            uid: Some("new".to_owned()),
+            ..ObjectReference::default()
+        };
+        for (uid, node, phase, said) in [
+            ("new", "n", "Running", ""),
+            ("new", "n", "Succeeded", "has ended"),
+            ("new", "m", "Running", "is gone from node n"),
+            ("newer", "n", "Running", "was replaced"),
+            ("newer", "m", "Running", "was replaced"),
+        ] {
+            let pod: Pod = serde_json::from_value(json!({
+                "metadata": {"uid": uid}, "spec": {"nodeName": node, "containers": []}, "status": {"phase": phase},
+            }))
+            .unwrap();
+            let why = meant(Some(pod), &reference, "n").err().unwrap_or_default();
+            assert!(
+                why.starts_with(said) && why.is_empty() == said.is_empty(),
+                "{why}"
+            );
+        }
+        assert!(meant(None, &reference, "n").is_err());
     }
 
     #[test]
