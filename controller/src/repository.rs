@@ -42,8 +42,8 @@ pub const MAINTENANCE: GoDuration = GoDuration::from_hours(168);
 const RETRY: Duration = Duration::from_secs(30);
 /// How long whoever needs a repository waits for one that says no: it is tried again meanwhile.
 const REFUSED: Duration = Duration::from_secs(120);
-/// BackupRepositories that are made at once.
-static CREATES: Semaphore = Semaphore::const_new(8);
+/// BackupRepositories that are made, or asked for, at once.
+static REQUESTS: Semaphore = Semaphore::const_new(8);
 /// How long forget waits for an exclusive lock to go away.
 const LOCK_WAIT: Duration = Duration::from_secs(30);
 
@@ -104,40 +104,71 @@ pub async fn ensure(
     namespace: &str,
 ) -> Result<Arc<BackupRepository>, RepositoryError> {
     let store = &context.stores.repositories;
-    let name = ask(context, location, namespace).await?;
-    let key = Key::namespaced(&context.namespace, &name);
+    let mut name = ask(context, location, namespace).await?;
     let place = location.name_any();
     let ready = |repository: &BackupRepository| {
         repository.phase() == RepositoryPhase::Ready
             && repository.spec.backup_storage_location == place
     };
     let limit = context.args.resource_timeout.to_std();
-    let mut patience = Patience::new(limit, store.filter(ready).len(), Instant::now());
+    let patience = || Patience::new(limit, store.filter(ready).len(), Instant::now());
+    let mut waits = patience();
+    let mut was_there = false;
+    let mut asked = None;
     loop {
         let change = store.next_change();
-        let repository = store.get(&key);
-        let phase = repository.as_ref().map(|repository| repository.phase());
-        if let (Some(repository), Some(RepositoryPhase::Ready)) = (repository, phase) {
-            return Ok(repository);
+        let seen = store.get(&Key::namespaced(&context.namespace, &name));
+        let mut gone = was_there && seen.is_none();
+        was_there = seen.is_some();
+        match seen.as_ref().map(|seen| (seen.phase(), seen)) {
+            Some((RepositoryPhase::Ready, seen)) if asked != seen.resource_version() => {
+                asked = seen.resource_version();
+                match now(context, &name).await {
+                    Ok(Some(now)) if ready(&now) => return Ok(Arc::new(now)),
+                    // The watch tells of it soon.
+                    Ok(Some(_)) => {}
+                    Ok(None) => gone = true,
+                    Err(error) => {
+                        tracing::warn!(%error, name, "BackupRepository cannot be read");
+                        return Ok(seen.clone());
+                    }
+                }
+            }
+            Some((RepositoryPhase::NotReady, _)) => waits.refused(Instant::now()),
+            _ => {}
         }
-        if phase == Some(RepositoryPhase::NotReady) {
-            patience.refused(Instant::now());
+        if gone {
+            // Somebody wants it made anew.
+            name = create(context, location, namespace).await?;
+            waits = patience();
         }
-        let until = patience.until;
+        let until = waits.until;
         if tokio::time::timeout_at(until, change).await.is_err()
-            && !patience.goes_on(store.filter(ready).len(), Instant::now())
+            && !waits.goes_on(store.filter(ready).len(), Instant::now())
         {
             break;
         }
     }
-    let status = store
-        .get(&key)
-        .and_then(|repository| repository.status.clone());
-    let message = status.and_then(|status| status.message);
+    let last = now(context, &name).await;
+    let last = last.map_err(|source| RepositoryError::Api {
+        name: name.clone(),
+        source,
+    })?;
+    if let Some(last) = last.clone().filter(ready) {
+        return Ok(Arc::new(last));
+    }
+    let message = last.and_then(|last| last.status?.message);
     Err(RepositoryError::NotReady {
         name,
         message: message.unwrap_or_else(|| "it was not looked at yet".to_owned()),
     })
+}
+
+/// A repository as the API server has it now: the watch may be behind its removal.
+async fn now(context: &Context, name: &str) -> Result<Option<BackupRepository>, kube::Error> {
+    // Never closed, so never an error.
+    let _turn = REQUESTS.acquire().await;
+    context.fetch(name).await
 }
 
 /// How long somebody waits for a repository. Many may be asked for at once: as long as others get ready, its turn comes.
@@ -215,7 +246,7 @@ pub async fn create(
     namespace: &str,
 ) -> Result<String, RepositoryError> {
     // Never closed, so never an error.
-    let _turn = CREATES.acquire().await;
+    let _turn = REQUESTS.acquire().await;
     let location_name = location.name_any();
     let settings = location::settings(&context.clients.call, &context.namespace, location).await?;
     let identifier = restic_identifier(&settings, namespace).map_err(LocationError::from)?;
@@ -523,7 +554,11 @@ async fn write(
 mod tests {
     use std::collections::BTreeSet;
 
+    use jackline_runtime::Store;
+    use serde_json::json;
+
     use super::*;
+    use crate::context::unwatched;
 
     const LIMIT: Duration = Duration::from_secs(600);
 
@@ -552,6 +587,57 @@ mod tests {
         let mut hasty = Patience::new(Duration::from_secs(5), 0, began);
         hasty.refused(began);
         assert_eq!(hasty.until, after(5));
+    }
+
+    fn repository(name: &str, uid: &str, phase: &str) -> serde_json::Value {
+        json!({"metadata": {"name": name, "namespace": "velero", "uid": uid, "resourceVersion": uid},
+            "spec": {"volumeNamespace": "shop", "backupStorageLocation": "here", "repositoryType": "restic",
+                "resticIdentifier": uid, "maintenanceFrequency": "168h0m0s"},
+            "status": {"phase": phase, "message": "broken"}})
+    }
+
+    /// What is had for namespace `shop`, where the watch knows the object `seen` and the API server these.
+    async fn had(seen: serde_json::Value, there: &[(&str, serde_json::Value)]) -> String {
+        let mut context = unwatched::context(there);
+        let seen: BackupRepository = serde_json::from_value(seen).unwrap();
+        Arc::get_mut(&mut context).unwrap().stores.repositories = Store::fixed([seen]);
+        let location = serde_json::from_value(unwatched::location("here")).unwrap();
+        match ensure(&context, &location, "shop").await {
+            Ok(repository) => format!("{} {:?}", repository.name_any(), repository.uid()),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_repository_is_ready_when_the_api_server_says_so() {
+        let path = unwatched::path("backuprepositories", "r");
+        for (phase, expected) in [
+            ("Ready", "r Some(\"2\")"),
+            ("NotReady", "BackupRepository r is not ready: broken"),
+        ] {
+            let there = repository("r", "2", phase);
+            let had = had(repository("r", "1", "Ready"), &[(&path, there)]).await;
+            assert_eq!(had, expected);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_repository_whose_removal_the_watch_has_not_told_of_is_made_anew() {
+        let anew = "shop-here-restic";
+        let there = repository(anew, "2", "Ready");
+        let objects = [
+            (unwatched::path("backuprepositories", anew), there.clone()),
+            // To make one.
+            (
+                unwatched::path("backuprepositories", "")
+                    .trim_end_matches('/')
+                    .to_owned(),
+                there,
+            ),
+        ];
+        let objects = objects.each_ref().map(|(path, it)| (&**path, it.clone()));
+        let had = had(repository("r", "1", "Ready"), &objects).await;
+        assert_eq!(had, format!("{anew} Some(\"2\")"));
     }
 
     #[test]
