@@ -109,9 +109,9 @@ pub struct GovernedVolume {
 
 /// Answers which volumes a policy governs. The policy half of the process gives the answer, the backup asks.
 pub trait Governed: Send + Sync + std::fmt::Debug {
-    /// The volumes that a backup of the policy (`name`, or `namespace/name` of a BackupPolicy) to the location moves now. Waits until
-    /// the facts are complete. `None`: there is no such policy any more.
-    fn volumes(&self, policy: &str, location: &str) -> BoxFuture<'_, Option<Vec<GovernedVolume>>>;
+    /// The volumes that a backup of the policy (`name`, or `namespace/name` of a BackupPolicy) moves now. Waits until the facts are
+    /// complete. `None`: there is no such policy any more.
+    fn volumes(&self, policy: &str) -> BoxFuture<'_, Option<Vec<GovernedVolume>>>;
 }
 
 /// Shared by all controllers of the process.

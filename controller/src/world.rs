@@ -342,15 +342,14 @@ impl World {
 }
 
 impl Governed for Arc<World> {
-    fn volumes(&self, policy: &str, location: &str) -> BoxFuture<'_, Option<Vec<GovernedVolume>>> {
+    fn volumes(&self, policy: &str) -> BoxFuture<'_, Option<Vec<GovernedVolume>>> {
         let id = match policy.split_once('/') {
             Some((namespace, name)) => PolicyId::namespaced(namespace, name),
             None => PolicyId::cluster(policy),
         };
-        let location = location.to_owned();
         async move {
             self.ready().await;
-            self.read(|state| state.governed(&id, &location))
+            self.read(|state| state.governed(&id))
         }
         .boxed()
     }

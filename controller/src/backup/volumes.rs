@@ -87,9 +87,7 @@ pub(super) struct Plan {
 pub(super) async fn mode(context: &Context, backup: &Backup) -> Mode {
     let policy = backup.annotations().get(annotation::POLICY);
     if let (Some(policy), Some(governed)) = (policy, context.governed.get()) {
-        let location = backup.spec.storage_location.as_deref().unwrap_or_default();
-        let asked =
-            tokio::time::timeout(GOVERNED_PATIENCE, governed.volumes(policy, location)).await;
+        let asked = tokio::time::timeout(GOVERNED_PATIENCE, governed.volumes(policy)).await;
         if let Ok(Some(volumes)) = asked {
             let wanted = volumes.into_iter().map(|volume| Wanted {
                 namespace: volume.namespace,

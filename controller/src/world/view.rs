@@ -122,14 +122,11 @@ impl State {
         }
     }
 
-    /// The volumes that a backup of the policy to the location moves now; `None` when there is no such policy.
-    pub fn governed(&self, policy: &PolicyId, location: &str) -> Option<Vec<GovernedVolume>> {
+    /// The volumes that a backup of the policy moves now; `None` when there is no such policy. Where the backup goes does not matter: the
+    /// policy may have been given another location since it was made.
+    pub fn governed(&self, policy: &PolicyId) -> Option<Vec<GovernedVolume>> {
         let found = self.policies.get(policy)?;
-        let governs = |governors: &[Governor]| {
-            governors
-                .iter()
-                .any(|g| g.policy.id == *policy && *g.location == *location)
-        };
+        let governs = |governors: &[Governor]| governors.iter().any(|g| g.policy.id == *policy);
         let opt_in = !found.spec.template.opt_out();
         let mut volumes = Vec::new();
         for (claim, plan) in self
@@ -536,4 +533,41 @@ fn best(governors: Vec<Governor>) -> Option<Governor> {
     governors
         .into_iter()
         .max_by(|a, b| jackline_policy::govern::compare(&a.policy, &b.policy))
+}
+
+#[cfg(test)]
+mod tests {
+    use jackline_policy::spec::PolicyParts;
+
+    use super::super::state::ClaimPlan;
+    use super::*;
+
+    #[test]
+    fn a_backup_of_a_policy_that_was_given_another_location_since_moves_what_the_policy_governs() {
+        let id = PolicyId::cluster("all");
+        let policy = Arc::new(Policy {
+            uid: "u".to_owned(),
+            created: jiff::Timestamp::UNIX_EPOCH,
+            spec: PolicyParts::default().check(id.kind).unwrap(),
+            id: id.clone(),
+        });
+        let mut state = State::default();
+        state.set_policy(&id, Some(policy.clone()));
+        let plan = |location: &str| ClaimPlan {
+            governors: vec![Governor {
+                location: location.into(),
+                policy: policy.clone(),
+            }],
+            carrier: Some(("web-0".into(), "data".into())),
+        };
+        let claim = Key::namespaced("shop", "data");
+        for location in ["here", "there"] {
+            state.set_default_location(location);
+            state.plans.insert(claim.clone(), plan(location));
+            let governed = state.governed(&id).unwrap();
+            let pods: Vec<_> = governed.iter().map(|volume| &*volume.pod).collect();
+            assert_eq!(pods, ["web-0"]);
+        }
+        assert_eq!(state.governed(&PolicyId::cluster("other")), None);
+    }
 }
