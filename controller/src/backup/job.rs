@@ -41,6 +41,7 @@ use super::{
     volumes::{self, Plan, Volumes},
 };
 use crate::{
+    agents,
     collect::{self, CollectError, Collection, Known, collect, discover},
     context::Context,
     fence, location,
@@ -278,12 +279,13 @@ impl Job<'_> {
         let (context, log) = (self.context, self.log);
         let client = &context.clients.call;
         let spec = &self.backup.spec;
-        let (discovered, mode, policies) = tokio::join!(
+        let (discovered, mode, policies, agents) = tokio::join!(
             discover(client),
             volumes::mode(context, self.backup),
-            prepare::volume_policies(context, spec)
+            prepare::volume_policies(context, spec),
+            agents::now(context)
         );
-        let discovered = discovered?;
+        let (discovered, agents) = (discovered?, agents?);
         // A resumed backup reads them again, and they may have been changed since it was accepted.
         let policies = policies?.map_err(JobError::Fatal)?;
         for doubt in &policies.doubts {
@@ -326,7 +328,7 @@ impl Job<'_> {
                 let in_order = collect::in_order(&collection.catalogue, &spec.ordered_resources);
                 let in_order = in_order.into_iter().map(|(wanted, _)| wanted).collect();
                 let _ = plan.send(Plan::new(
-                    context,
+                    &agents,
                     facts,
                     &mode,
                     &policies,

@@ -34,8 +34,8 @@ use jackline_policy::backup::{
     volume_policy::VolumePolicies,
     volumes::{ClaimFacts, Level, Mode, Note, PodVolumes, Selected, Wanted, select},
 };
-use jackline_runtime::Failure;
-use kube::ResourceExt;
+use jackline_runtime::{Failure, Store};
+use kube::{ResourceExt, api::ListParams};
 use parking_lot::Mutex;
 use tokio::{
     sync::{Semaphore, mpsc, oneshot},
@@ -51,7 +51,7 @@ use super::{
     outcome::{self, Outcome},
 };
 use crate::{
-    agents,
+    agents::{self, AgentPod},
     collect::{Facts, PodFacts},
     context::Context,
     repository,
@@ -108,7 +108,7 @@ pub(super) async fn mode(context: &Context, backup: &Backup) -> Mode {
 impl Plan {
     /// Chooses volumes and their carriers.
     pub(super) fn new(
-        context: &Context,
+        agents: &Store<AgentPod>,
         facts: &Facts,
         mode: &Mode,
         policies: &VolumePolicies,
@@ -121,7 +121,7 @@ impl Plan {
             (volumes.namespace.clone(), volumes.name.clone())
         });
         let pods: Vec<&PodVolumes> = facts_of.iter().map(|pod| &pod.volumes).collect();
-        let agents: BTreeSet<String> = agents::nodes(&context.stores.agents);
+        let agents: BTreeSet<String> = agents::nodes(agents);
         let selection = select(
             &pods,
             mode,
