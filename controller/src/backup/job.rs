@@ -463,7 +463,8 @@ impl Job<'_> {
             newest(self.context, self.backup, self.token).await?;
             if whole && !listed {
                 // It sends that after the tarball; the objects that it is made of are here.
-                let volumes = volumes::of_backup(self.context, &stored.uid().unwrap_or_default());
+                let uid = stored.uid().unwrap_or_default();
+                let volumes = volumes::made_for(self.context, &uid).await?;
                 let list = files::pod_volume_backups(&volumes).map_err(spool)?;
                 put(BackupFile::PodVolumeBackups, list).await?;
             }

@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use jackline_crds::{
     GoDuration,
     names::{FIELD_MANAGER, annotation, label},
-    velero::{Backup, BackupPhase},
+    velero::{Backup, BackupPhase, PodVolumeBackup},
 };
 use jackline_policy::backup::hook::Hook;
 use jackline_runtime::{
@@ -27,6 +27,7 @@ use super::{
     holds::{Held, Holds},
     is_deleted,
     outcome::{self, Outcome},
+    volumes::{is_of, made_for},
 };
 use crate::{
     collect::PodFacts,
@@ -38,6 +39,8 @@ use crate::{
 const OWED: &str = "owed";
 /// How soon a pod that is still read, or marked, is looked at again.
 pub(super) const AGAIN: Duration = Duration::from_secs(2);
+/// How soon a pod is looked at again that is read though no watch tells of it.
+const BEHIND: Duration = Duration::from_secs(10);
 /// How often a command is tried that cannot be begun, or fails.
 const TRIES: u32 = 3;
 /// Pods that are paid at once.
@@ -90,6 +93,15 @@ impl Debt {
         backup.uid().as_ref() == Some(&self.uid)
             && backup.phase() == BackupPhase::InProgress
             && !is_deleted(backup)
+    }
+
+    /// Whether the pod is frozen for the sake of this volume, and it is not read to its end.
+    fn waits_for(&self, volume: &PodVolumeBackup, pod: &str) -> bool {
+        let through = volume.spec.pod.uid.as_deref();
+        let mut reading = self.reading.iter().map(String::as_str);
+        is_of(volume, &self.uid)
+            && (through == Some(pod) || reading.any(|reading| through == Some(reading)))
+            && !volume.phase().is_terminal()
     }
 }
 
@@ -307,8 +319,11 @@ impl Payer {
         let target = (namespace, key.name.as_str());
         let debt = debt(&pod);
         if let Some(debt) = &debt {
-            if is_read(context, debt, &uid) {
+            if seems_read(context, debt, &uid) {
                 return Ok(Next::After(AGAIN));
+            }
+            if is_read(context, debt, &uid).await? {
+                return Ok(Next::After(BEHIND));
             }
             token.check()?;
             let outcome = pay(context, target, debt).await;
@@ -325,19 +340,22 @@ impl Payer {
     }
 }
 
-/// Whether volumes for which the pod is frozen are still being read, for a backup that goes on.
-fn is_read(context: &Context, debt: &Debt, pod: &str) -> bool {
+/// Whether volumes for which the pod is frozen are still being read, for a backup that goes on, as far as the watches know.
+fn seems_read(context: &Context, debt: &Debt, pod: &str) -> bool {
     let backup = context.stores.backups.get(&context.key(&debt.backup));
     let goes_on = backup.is_some_and(|backup| debt.is_of(&backup));
     let volumes = &context.stores.pod_volume_backups;
-    let reads = volumes.find(|volume| {
-        let through = volume.spec.pod.uid.as_deref();
-        let mut reading = debt.reading.iter().map(String::as_str);
-        volume.labels().get(label::BACKUP_UID) == Some(&debt.uid)
-            && (through == Some(pod) || reading.any(|reading| through == Some(reading)))
-            && !volume.phase().is_terminal()
-    });
-    goes_on && reads.is_some()
+    goes_on && volumes.find(|volume| debt.waits_for(volume, pod)).is_some()
+}
+
+/// The same as the API server knows it: what an earlier leader made just before it went, the watches may not have told of.
+async fn is_read(context: &Context, debt: &Debt, pod: &str) -> Result<bool, kube::Error> {
+    let backup = context.fetch::<Backup>(&debt.backup).await?;
+    if !backup.is_some_and(|backup| debt.is_of(&backup)) {
+        return Ok(false);
+    }
+    let volumes = made_for(context, &debt.uid).await?;
+    Ok(volumes.iter().any(|volume| debt.waits_for(volume, pod)))
 }
 
 /// How long a command that is owed may take.
@@ -428,6 +446,7 @@ fn tell(context: &Context, pod: &Pod, debt: &Debt, outcome: &Outcome) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::context::unwatched;
 
     #[test]
     fn what_is_owed_survives_its_annotation() {
@@ -452,6 +471,38 @@ mod tests {
         pod.annotations_mut()
             .insert(annotation::POST_HOOKS.to_owned(), "{".to_owned());
         assert_eq!(debt(&pod), None);
+    }
+
+    #[tokio::test]
+    async fn a_pod_is_read_also_when_the_watches_of_a_new_leader_do_not_know_it_yet() {
+        let debt = Debt {
+            backup: "b".to_owned(),
+            uid: "u".to_owned(),
+            hooks: Vec::new(),
+            reading: vec!["other".to_owned()],
+        };
+        for (backup, volume, through, phase, read) in [
+            ("u", "u", "pod", "InProgress", true),
+            ("u", "u", "other", "New", true),
+            ("u", "u", "pod", "Completed", false),
+            ("u", "u", "third", "InProgress", false),
+            ("u", "v", "pod", "InProgress", false),
+            // The Backup was made anew.
+            ("v", "u", "pod", "InProgress", false),
+        ] {
+            let backup = json!({"metadata": {"name": "b", "uid": backup}, "spec": {}, "status": {"phase": "InProgress"}});
+            let volume = json!({"metadata": {"name": "b-1", "labels": {(label::BACKUP_UID): volume}},
+                "spec": {"node": "n", "pod": {"uid": through}, "volume": "data", "backupStorageLocation": "l", "repoIdentifier": "r"},
+                "status": {"phase": phase}});
+            let volumes = "/apis/velero.io/v1/namespaces/velero/podvolumebackups";
+            let context = unwatched::context(&[
+                (&unwatched::path("backups", "b"), backup),
+                (volumes, unwatched::list(&[volume])),
+            ]);
+            assert!(!seems_read(&context, &debt, "pod"));
+            let found = is_read(&context, &debt, "pod").await.unwrap();
+            assert_eq!(found, read, "{through} {phase}");
+        }
     }
 
     #[test]

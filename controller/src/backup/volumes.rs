@@ -288,7 +288,8 @@ pub(super) async fn run(
         }
     }
     let uid = job.backup.uid().unwrap_or_default();
-    let known = of_backup(job.context, &uid);
+    // What an earlier leader made just before it went, the watch may not have told of.
+    let known = made_for(job.context, &uid).await?;
     let gone = plan.resume(&known);
     let mut chosen = std::mem::take(&mut plan.chosen);
     let mut namespaces: BTreeSet<String> = chosen
@@ -379,12 +380,22 @@ pub(super) async fn run(
 
 /// The objects of a backup that the watch knows, by namespace, pod and volume.
 pub(super) fn of_backup(context: &Context, uid: &str) -> Vec<Arc<PodVolumeBackup>> {
-    let mut found = context.stores.pod_volume_backups.filter(|volume| {
-        volume
-            .labels()
-            .get(label::BACKUP_UID)
-            .is_some_and(|owner| owner == uid)
-    });
+    let volumes = &context.stores.pod_volume_backups;
+    in_order(volumes.filter(|volume| is_of(volume, uid)))
+}
+
+/// The same as the API server has them now. `uid` is that of a Backup that was read, not what somebody has written.
+pub(super) async fn made_for(
+    context: &Context,
+    uid: &str,
+) -> Result<Vec<Arc<PodVolumeBackup>>, kube::Error> {
+    let which = ListParams::default().labels(&format!("{}={uid}", label::BACKUP_UID));
+    let found = context.fetch_all::<PodVolumeBackup>(&which).await?;
+    let found = found.into_iter().filter(|volume| is_of(volume, uid));
+    Ok(in_order(found.map(Arc::new).collect()))
+}
+
+fn in_order(mut found: Vec<Arc<PodVolumeBackup>>) -> Vec<Arc<PodVolumeBackup>> {
     found.sort_by_cached_key(|volume| {
         let pod = &volume.spec.pod;
         (
@@ -406,6 +417,12 @@ fn foreign(context: &Context, uid: &str) -> HashMap<String, Vec<String>> {
     let read = context.stores.pod_volume_backups.filter(|volume| {
         let owner = volume.labels().get(label::BACKUP_UID);
         !volume.phase().is_terminal() && owner.is_some_and(|owner| going.contains(owner))
+/// Whether an object belongs to the backup of this UID.
+pub(super) fn is_of(volume: &PodVolumeBackup, uid: &str) -> bool {
+    let owner = volume.labels().get(label::BACKUP_UID);
+    owner.is_some_and(|owner| owner == uid)
+}
+
     });
     let mut found: HashMap<String, Vec<String>> = HashMap::new();
     for volume in read {
