@@ -11,7 +11,8 @@ const NAME_MAX: usize = 253;
 /// Lengths of the hash in the name; the first that is free or ours is taken.
 const DIGITS: [usize; 4] = [5, 10, 20, 40];
 
-/// Makes the object of a pod's volume, or finds the one that was made before. Gives its name.
+/// Makes the object of a pod's volume, or finds the one that was made before. Gives its name and UID: the watch may still know another of
+/// this name.
 ///
 /// # Errors
 /// When the API server refuses it, or others have taken all of its names.
@@ -21,7 +22,7 @@ pub async fn create<K>(
     owner: &str,
     (pod_uid, volume): (&str, &str),
     is_same: impl Fn(&K) -> bool,
-) -> Result<String, kube::Error>
+) -> Result<(String, String), kube::Error>
 where
     K: Resource + Clone + DeserializeOwned + Serialize + Debug,
 {
@@ -34,10 +35,11 @@ where
         let name = name(owner, pod_uid, volume, digits);
         object.meta_mut().name = Some(name.clone());
         match api.create(&params, object).await {
-            Ok(_) => return Ok(name),
+            Ok(made) => return Ok((name, uid(&made))),
             Err(kube::Error::Api(status)) if status.is_already_exists() => {
-                if is_same(&api.get(&name).await?) {
-                    return Ok(name);
+                let there = api.get(&name).await?;
+                if is_same(&there) {
+                    return Ok((name, uid(&there)));
                 }
                 last = Some(kube::Error::Api(status));
             }
@@ -45,6 +47,10 @@ where
         }
     }
     Err(last.unwrap_or(kube::Error::LinesCodecMaxLineLengthExceeded))
+}
+
+fn uid(object: &impl Resource) -> String {
+    object.meta().uid.clone().unwrap_or_default()
 }
 
 /// `<owner>-<hash>`: the same volume of the same pod has the same name whoever asks.

@@ -69,6 +69,8 @@ const GOVERNED_PATIENCE: Duration = Duration::from_secs(60);
 const LATE: &str = "timed out waiting for all PodVolumeBackups to complete";
 /// How often it is looked (in memory) whether the agent of an unfinished volume is still there.
 const AGENT_CHECK: Duration = Duration::from_secs(15);
+/// How often the API server is asked for a volume of which the watch does not tell.
+const UNSEEN: Duration = Duration::from_secs(120);
 
 /// A volume to move, and what is known of its claim.
 type Chosen = (Selected, Option<ClaimFacts>);
@@ -243,6 +245,33 @@ impl Volumes {
     }
 }
 
+/// A PodVolumeBackup. The watch may still know another of its name: that of an earlier backup of the same name and pods.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Identity {
+    name: String,
+    uid: String,
+}
+
+impl Identity {
+    fn of(volume: &PodVolumeBackup) -> Self {
+        Self {
+            name: volume.name_any(),
+            uid: volume.uid().unwrap_or_default(),
+        }
+    }
+
+    fn is(&self, volume: &PodVolumeBackup) -> bool {
+        volume.metadata.uid.as_deref() == Some(&self.uid)
+    }
+
+    /// As the watch knows it.
+    fn seen(&self, context: &Context) -> Option<Arc<PodVolumeBackup>> {
+        let volumes = &context.stores.pod_volume_backups;
+        let found = volumes.get(&context.key(&*self.name));
+        found.filter(|found| self.is(found))
+    }
+}
+
 type Ready = Shared<BoxFuture<'static, Result<Arc<BackupRepository>, Arc<str>>>>;
 
 /// Shared by the ways of all pods.
@@ -257,7 +286,7 @@ struct Work<'a> {
     deadline: Option<Instant>,
     late: AtomicBool,
     /// Objects of other backups that were being read when this began, by the UID of the claim: nobody may hold it for them yet.
-    foreign: HashMap<String, Vec<String>>,
+    foreign: HashMap<String, Vec<Identity>>,
     /// What became of hooks, by the UID of the pod.
     outcomes: Mutex<BTreeMap<String, Outcome>>,
     /// Pods through which a claim could not be read, by the claim's namespace and name.
@@ -378,6 +407,12 @@ pub(super) async fn run(
     })
 }
 
+/// Whether an object belongs to the backup of this UID.
+pub(super) fn is_of(volume: &PodVolumeBackup, uid: &str) -> bool {
+    let owner = volume.labels().get(label::BACKUP_UID);
+    owner.is_some_and(|owner| owner == uid)
+}
+
 /// The objects of a backup that the watch knows, by namespace, pod and volume.
 pub(super) fn of_backup(context: &Context, uid: &str) -> Vec<Arc<PodVolumeBackup>> {
     let volumes = &context.stores.pod_volume_backups;
@@ -409,7 +444,7 @@ fn in_order(mut found: Vec<Arc<PodVolumeBackup>>) -> Vec<Arc<PodVolumeBackup>> {
 }
 
 /// The objects of other backups that go on and have not read their claims to the end, by the UID of the claim.
-fn foreign(context: &Context, uid: &str) -> HashMap<String, Vec<String>> {
+fn foreign(context: &Context, uid: &str) -> HashMap<String, Vec<Identity>> {
     let going = context.stores.backups.filter(|backup| {
         backup.phase() == BackupPhase::InProgress && backup.uid().is_some_and(|it| it != uid)
     });
@@ -417,18 +452,12 @@ fn foreign(context: &Context, uid: &str) -> HashMap<String, Vec<String>> {
     let read = context.stores.pod_volume_backups.filter(|volume| {
         let owner = volume.labels().get(label::BACKUP_UID);
         !volume.phase().is_terminal() && owner.is_some_and(|owner| going.contains(owner))
-/// Whether an object belongs to the backup of this UID.
-pub(super) fn is_of(volume: &PodVolumeBackup, uid: &str) -> bool {
-    let owner = volume.labels().get(label::BACKUP_UID);
-    owner.is_some_and(|owner| owner == uid)
-}
-
     });
-    let mut found: HashMap<String, Vec<String>> = HashMap::new();
+    let mut found: HashMap<String, Vec<Identity>> = HashMap::new();
     for volume in read {
         if let Some(claim) = volume.labels().get(label::PVC_UID) {
-            let names = found.entry(claim.clone()).or_default();
-            names.push(volume.name_any());
+            let volumes = found.entry(claim.clone()).or_default();
+            volumes.push(Identity::of(&volume));
         }
     }
     found
@@ -470,18 +499,10 @@ impl Work<'_> {
     /// A claim for this backup alone, when what others had begun before a restart has been read.
     async fn claim(&self, uid: &str) -> Held {
         let held = self.job.holds.hold(uid).await;
-        for name in self.foreign.get(uid).into_iter().flatten() {
-            let key = self.job.context.key(&**name);
-            if self
-                .job
-                .context
-                .stores
-                .pod_volume_backups
-                .get(&key)
-                .is_some()
-            {
+        for volume in self.foreign.get(uid).into_iter().flatten() {
+            if volume.seen(self.job.context).is_some() {
                 // Its own backup says how it ended.
-                let _ = self.ended(name).await;
+                let _ = self.ended(volume).await;
             }
         }
         held
@@ -561,11 +582,11 @@ impl Work<'_> {
         let fields = fields(pod, selected);
         match self.moved(pod, selected, claim, hold).await {
             Ok(()) => {}
-            Err(Problem::NeverBegan { name, why }) => {
+            Err(Problem::NeverBegan { volume, why }) => {
                 return Some(Gone {
                     selected,
                     claim,
-                    name,
+                    volume,
                     why,
                 });
             }
@@ -585,7 +606,7 @@ impl Work<'_> {
             let Gone {
                 selected,
                 claim,
-                name,
+                volume: unread,
                 why,
             } = gone;
             let fields = fields(pod, selected);
@@ -608,7 +629,7 @@ impl Work<'_> {
                     let message =
                         format!("{why}; claim {claim_name} is read through pod {through} instead");
                     self.log.warning(&message, &fields);
-                    successor::forget(self.job, &name).await;
+                    successor::forget(self.job, &unread).await;
                     let chosen = (volume, claim.cloned());
                     self.instead(&next, &others, chosen).await;
                 }
@@ -663,8 +684,8 @@ impl Work<'_> {
             },
             _ => None,
         };
-        let name = match known {
-            Some(known) => known.name_any(),
+        let volume = match known {
+            Some(known) => Identity::of(known),
             None => {
                 let ready = self.repositories.get(&pod.volumes.namespace).cloned();
                 let ready = ready.ok_or_else(|| Problem::NotBegun("no repository".to_owned()))?;
@@ -684,37 +705,38 @@ impl Work<'_> {
             }
         };
         tokio::select! {
-            result = self.ended(&name) => result.map(|remark| {
+            result = self.ended(&volume) => result.map(|remark| {
                 if let Some(remark) = remark {
                     self.log.warning(&remark, &fields(pod, selected));
                 }
             }).map_err(|why| {
-                let volume = self.job.context.stores.pod_volume_backups.get(&self.job.context.key(&*name));
-                let status = volume.and_then(|volume| volume.status.clone());
+                let seen = volume.seen(self.job.context);
+                let status = seen.and_then(|seen| seen.status.clone());
                 let began = status.is_none_or(|status| status.start_timestamp.is_some());
                 match began {
                     true => Problem::Failed(why),
-                    false => Problem::NeverBegan { name, why },
+                    false => Problem::NeverBegan { volume: volume.clone(), why },
                 }
             }),
             () = at(self.deadline) => {
-                self.stop(&name, LATE).await;
+                self.stop(&volume, LATE).await;
                 Err(Problem::Late)
             }
         }
     }
 
     /// Waits until the agent has ended a volume. Gives what is to be known of one that is complete.
-    async fn ended(&self, name: &str) -> Result<Option<String>, String> {
+    async fn ended(&self, wanted: &Identity) -> Result<Option<String>, String> {
         let context = self.job.context;
-        let key = context.key(name);
         let store = &context.stores.pod_volume_backups;
+        let deleted = || format!("PodVolumeBackup {} was deleted", wanted.name);
         let mut seen = false;
+        let mut asked = Instant::now();
         let mut absence = Absence::default();
         let mut stall = Stall::default();
         let limit = context.args.volume_progress_timeout.to_std();
         loop {
-            let end = store.wait_for(|store| match store.get(&key) {
+            let end = store.wait_for(|_| match wanted.seen(context) {
                 Some(volume) => {
                     seen = true;
                     volume.phase().is_terminal().then_some(Some(volume))
@@ -733,21 +755,25 @@ impl Work<'_> {
                     }
                     return Err(message.unwrap_or_else(|| format!("phase {}", volume.phase())));
                 }
-                Ok(None) => return Err(format!("PodVolumeBackup {name} was deleted")),
+                Ok(None) => return Err(deleted()),
                 Err(_) => {}
             }
-            let volume = store.get(&key);
-            if let Some(volume) = &volume {
-                let status = volume.status.as_ref();
-                let progress = status.and_then(|status| status.progress.as_ref());
-                if let Some(why) = stall.look(volume.phase(), progress, limit) {
-                    self.stop(name, &why).await;
-                    return Err(why);
+            let Some(volume) = wanted.seen(context) else {
+                if asked.elapsed() >= UNSEEN {
+                    asked = Instant::now();
+                    if self.is_gone(wanted).await {
+                        return Err(deleted());
+                    }
                 }
+                continue;
+            };
+            let status = volume.status.as_ref();
+            let progress = status.and_then(|status| status.progress.as_ref());
+            if let Some(why) = stall.look(volume.phase(), progress, limit) {
+                self.stop(wanted, &why).await;
+                return Err(why);
             }
-            let node = volume
-                .map(|volume| volume.spec.node.clone())
-                .unwrap_or_default();
+            let node = volume.spec.node.clone();
             let agent = agents::of_node(&context.stores.agents, &node);
             let Some(away) = absence.look(agent) else {
                 continue;
@@ -760,38 +786,59 @@ impl Work<'_> {
                 absent: context.args.resource_timeout.to_std(),
                 unready: limit,
             };
-            if let Some(why) = absence::give_up(&node, agent, state, away, patience) {
-                create::give_up(self.job, name, &why).await;
-                self.is_over(name).await;
+            let give_up = |agent| absence::give_up(&node, agent, state, away, patience);
+            if give_up(agent).is_none() {
+                continue;
+            }
+            // One that is there may be what the watch has not told of.
+            let agent = match agents::now_on(context, &node).await {
+                Ok(agents) => agents::of_node(&agents, &node),
+                Err(error) => {
+                    tracing::warn!(%error, node, "node agents cannot be listed");
+                    continue;
+                }
+            };
+            if let Some(why) = give_up(agent) {
+                create::give_up(self.job, wanted, &why).await;
+                self.is_over(wanted).await;
                 return Err(why);
             }
         }
     }
 
+    /// Whether a volume has gone of which no watch has told.
+    async fn is_gone(&self, wanted: &Identity) -> bool {
+        let _permit = self.requests.acquire().await;
+        match self
+            .job
+            .context
+            .fetch::<PodVolumeBackup>(&wanted.name)
+            .await
+        {
+            Ok(found) => !found.is_some_and(|found| wanted.is(&found)),
+            Err(_) => false,
+        }
+    }
+
     /// Asks the agent to stop. One that hangs is not waited for, nor one that cannot know: definitions of Velero up to 1.16 have no
     /// `cancel`.
-    async fn stop(&self, name: &str, why: &str) {
-        create::cancel(self.job, name, why).await;
-        if !self.is_over(name).await {
-            create::give_up(self.job, name, why).await;
-            self.is_over(name).await;
+    async fn stop(&self, volume: &Identity, why: &str) {
+        create::cancel(self.job, volume, why).await;
+        if !self.is_over(volume).await {
+            create::give_up(self.job, volume, why).await;
+            self.is_over(volume).await;
         }
     }
 
     /// Waits a moment for a volume to end, as the watch sees it.
-    async fn is_over(&self, name: &str) -> bool {
-        let key = self.job.context.key(name);
-        let over = self
-            .job
-            .context
-            .stores
-            .pod_volume_backups
-            .wait_for(|store| {
-                let volume = store.get(&key);
-                volume
-                    .is_none_or(|volume| volume.phase().is_terminal())
-                    .then_some(())
-            });
+    async fn is_over(&self, volume: &Identity) -> bool {
+        let key = self.job.context.key(&*volume.name);
+        let volumes = &self.job.context.stores.pod_volume_backups;
+        let has_ended = |now: Arc<PodVolumeBackup>| volume.is(&now) && now.phase().is_terminal();
+        let over = volumes.wait_for(|volumes| {
+            let now = volumes.get(&key);
+            now.is_none_or(has_ended).then_some(())
+        });
         tokio::time::timeout(AGENT_CHECK, over).await.is_ok()
     }
 }
@@ -814,7 +861,7 @@ struct Gone<'a> {
     selected: &'a Selected,
     claim: Option<&'a ClaimFacts>,
     /// Its PodVolumeBackup.
-    name: String,
+    volume: Identity,
     why: String,
 }
 
@@ -825,7 +872,115 @@ enum Problem {
     /// The agent failed.
     Failed(String),
     /// The agent did not even begin: the pod may have gone.
-    NeverBegan { name: String, why: String },
+    NeverBegan { volume: Identity, why: String },
     /// Time is over.
     Late,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::context::unwatched;
+    use jackline_runtime::LeaderToken;
+    use serde_json::{Value, json};
+
+    const VOLUMES: &str = "podvolumebackups";
+
+    fn volume(uid: &str, backup: &str, phase: &str) -> Value {
+        json!({"metadata": {"name": "b-1", "namespace": "velero", "uid": uid, "labels": {(label::BACKUP_UID): backup}},
+            "spec": {"node": "n", "pod": {"uid": "p"}, "volume": "data", "backupStorageLocation": "here", "repoIdentifier": ""},
+            "status": {"phase": phase, "message": phase}})
+    }
+
+    fn agent(name: &str) -> Value {
+        json!({"metadata": {"name": name, "namespace": "velero"}, "spec": {"nodeName": "n"},
+            "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}})
+    }
+
+    /// What becomes of the volume with UID `new` where the watch knows the object `seen`, and the API server these; nothing within hours is
+    /// `None`.
+    async fn ended(
+        seen: &Value,
+        there: &[(&str, Value)],
+    ) -> Option<Result<Option<String>, String>> {
+        let mut context = unwatched::context(there);
+        let seen: PodVolumeBackup = serde_json::from_value(seen.clone()).unwrap();
+        let stores = &mut Arc::get_mut(&mut context).unwrap().stores;
+        stores.pod_volume_backups = Store::fixed([seen]);
+        let location = serde_json::from_value(unwatched::location("here")).unwrap();
+        let log = BackupLog::new("velero/b".to_owned(), &std::env::temp_dir()).unwrap();
+        let (token, _held) = LeaderToken::for_tests();
+        let backup = Backup::new("b", Default::default());
+        let (collecting, holds) = (Semaphore::new(1), Default::default());
+        let job = Job {
+            context: &context,
+            token: &token,
+            backup: &backup,
+            location: &location,
+            log: &log,
+            collecting: &collecting,
+            holds: &holds,
+            touched: &Mutex::default(),
+        };
+        let work = Work {
+            job: &job,
+            log: &log,
+            uid: "u".to_owned(),
+            known: Vec::new(),
+            repositories: HashMap::new(),
+            requests: Semaphore::new(1),
+            deadline: None,
+            late: AtomicBool::new(false),
+            foreign: HashMap::new(),
+            outcomes: Mutex::default(),
+            tried: Mutex::default(),
+        };
+        let wanted = Identity {
+            name: "b-1".to_owned(),
+            uid: "new".to_owned(),
+        };
+        let hours = Duration::from_secs(3 * 3600);
+        tokio::time::timeout(hours, work.ended(&wanted)).await.ok()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_became_of_an_earlier_backup_of_the_same_name_is_not_taken_for_this_one() {
+        let path = unwatched::path(VOLUMES, "b-1");
+        let (old, new) = (volume("old", "v", "Completed"), volume("new", "u", "New"));
+        assert_eq!(ended(&old, &[(&path, new)]).await, None);
+        let gone = Some(Err("PodVolumeBackup b-1 was deleted".to_owned()));
+        assert_eq!(ended(&old, &[]).await, gone);
+        let done = volume("new", "u", "Completed");
+        let remark = Some(Ok(Some("Completed".to_owned())));
+        assert_eq!(ended(&done, &[]).await, remark);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_agent_that_the_watch_does_not_know_is_looked_for_before_its_volume_is_given_up() {
+        let new = volume("new", "u", "New");
+        let pods = "/api/v1/namespaces/velero/pods";
+        let ready = json!({"metadata": {"name": "n"}, "status": {"conditions": [{"type": "Ready", "status": "True"}]}});
+        let node = ("/api/v1/nodes/n", ready);
+        let found = (pods, unwatched::list(&[agent("a")]));
+        assert_eq!(ended(&new, &[node.clone(), found]).await, None);
+        let nobody = (pods, unwatched::list(&[]));
+        let why = "no node agent has been running on node n for 10 minutes";
+        let given_up = Some(Err(why.to_owned()));
+        assert_eq!(ended(&new, &[node, nobody]).await, given_up);
+    }
+
+    #[tokio::test]
+    async fn a_resumed_backup_finds_volumes_that_the_watch_does_not_know() {
+        let volumes = [
+            volume("1", "u", "New"),
+            volume("2", "v", "New"),
+            json!({"metadata": {"name": "x"}, "spec": 1}),
+        ];
+        let path = unwatched::path(VOLUMES, "");
+        let path = path.trim_end_matches('/');
+        let context = unwatched::context(&[(path, unwatched::list(&volumes))]);
+        let found = made_for(&context, "u").await.unwrap();
+        let found: Vec<_> = found.iter().filter_map(|volume| volume.uid()).collect();
+        assert_eq!(found, ["1"]);
+    }
 }

@@ -304,7 +304,7 @@ impl Run<'_> {
         };
         let place = (spec.pod.uid.as_deref().unwrap_or_default(), &*spec.volume);
         let owner = self.restore.name_any();
-        let name = named::create(&api, &mut object, &owner, place, is_same).await?;
+        let (name, _) = named::create(&api, &mut object, &owner, place, is_same).await?;
         self.state.lock().begun.insert(name);
         Ok(())
     }

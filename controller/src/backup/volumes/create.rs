@@ -21,10 +21,13 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-use super::super::{job::Job, newest, now};
+use super::{
+    super::{job::Job, newest, now},
+    Identity,
+};
 use crate::{collect::PodFacts, named};
 
-/// Makes the object, or finds the one that was made before. Gives its name.
+/// Makes the object, or finds the one that was made before.
 pub(super) async fn create(
     job: &Job<'_>,
     backup_uid: &str,
@@ -32,7 +35,7 @@ pub(super) async fn create(
     pod: &PodFacts,
     selected: &Selected,
     claim: Option<&ClaimFacts>,
-) -> Result<String, kube::Error> {
+) -> Result<Identity, kube::Error> {
     let api = job.context.api::<PodVolumeBackup>();
     let mut object = object(job.backup, backup_uid, repository, pod, selected, claim);
     let spec = object.spec.clone();
@@ -42,7 +45,9 @@ pub(super) async fn create(
             && there.spec.volume == spec.volume
     };
     let volume = (&*pod.volumes.uid, &*selected.volume);
-    named::create(&api, &mut object, &job.backup.name_any(), volume, is_same).await
+    let owner = job.backup.name_any();
+    let (name, uid) = named::create(&api, &mut object, &owner, volume, is_same).await?;
+    Ok(Identity { name, uid })
 }
 
 fn object(
@@ -118,42 +123,46 @@ fn object(
 }
 
 /// Asks the agent to stop, and says why. What it has done so far stays.
-pub(super) async fn cancel(job: &Job<'_>, name: &str, why: &str) {
+pub(super) async fn cancel(job: &Job<'_>, volume: &Identity, why: &str) {
     let patch = json!({"spec": {"cancel": true}, "status": {"message": why}});
-    change(job, name, patch).await;
+    change(job, volume, patch).await;
 }
 
 /// Ends a volume whose agent is gone, so that an agent that comes back leaves it alone.
-pub(super) async fn give_up(job: &Job<'_>, name: &str, why: &str) {
+pub(super) async fn give_up(job: &Job<'_>, volume: &Identity, why: &str) {
     let status = json!({
         "phase": PodVolumePhase::Failed,
         "message": why,
         "completionTimestamp": Time(now()),
     });
-    change(job, name, json!({"status": status})).await;
+    change(job, volume, json!({"status": status})).await;
 }
 
-async fn change(job: &Job<'_>, name: &str, patch: Value) {
-    if let Err(error) = patch_open(job, name, patch).await {
-        tracing::warn!(%error, name, "PodVolumeBackup cannot be changed");
+async fn change(job: &Job<'_>, volume: &Identity, patch: Value) {
+    if let Err(error) = patch_open(job, volume, patch).await {
+        tracing::warn!(%error, name = volume.name, "PodVolumeBackup cannot be changed");
     }
 }
 
 /// Patches a volume that has not ended, as the leader of its backup. The agent writes too, so it may take several looks.
-async fn patch_open(job: &Job<'_>, name: &str, mut patch: Value) -> Result<(), Failure> {
+async fn patch_open(job: &Job<'_>, volume: &Identity, mut patch: Value) -> Result<(), Failure> {
     let api = job.context.api::<PodVolumeBackup>();
     let params = PatchParams {
         field_manager: Some(FIELD_MANAGER.to_owned()),
         ..PatchParams::default()
     };
     loop {
-        let now = api.get_opt(name).await?;
-        let Some(now) = now.filter(|now| !now.phase().is_terminal()) else {
+        let now = api.get_opt(&volume.name).await?;
+        let open = |now: &PodVolumeBackup| volume.is(now) && !now.phase().is_terminal();
+        let Some(now) = now.filter(open) else {
             return Ok(());
         };
         newest(job.context, job.backup, job.token).await?;
         patch["metadata"] = json!({"uid": now.uid(), "resourceVersion": now.resource_version()});
-        match api.patch(name, &params, &Patch::Merge(&patch)).await {
+        match api
+            .patch(&volume.name, &params, &Patch::Merge(&patch))
+            .await
+        {
             Err(kube::Error::Api(status)) if status.is_conflict() => {}
             result => return Ok(result.map(drop)?),
         }

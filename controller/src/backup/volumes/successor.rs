@@ -16,7 +16,10 @@ use kube::{
 
 use tokio::sync::Semaphore;
 
-use super::super::{job::Job, newest};
+use super::{
+    super::{job::Job, newest},
+    Identity,
+};
 use crate::{agents, collect::PodFacts, context::Context, remove::remove};
 
 /// How long the pod that takes another's place may need until it is made. One that is there may need much longer until it runs, as its
@@ -207,17 +210,18 @@ fn choose(
 }
 
 /// Takes away the object of a volume that was never begun: nothing is in the bucket for it.
-pub(super) async fn forget(job: &Job<'_>, name: &str) {
+pub(super) async fn forget(job: &Job<'_>, volume: &Identity) {
     let api = job.context.api::<PodVolumeBackup>();
     let forget = async {
         newest(job.context, job.backup, job.token).await?;
-        match api.get_opt(name).await? {
-            Some(volume) => remove(&api, &volume, job.token).await,
+        let now = api.get_opt(&volume.name).await?;
+        match now.filter(|now| volume.is(now)) {
+            Some(now) => remove(&api, &now, job.token).await,
             None => Ok(()),
         }
     };
     if let Err(error) = forget.await {
-        tracing::warn!(%error, name, "PodVolumeBackup is left behind");
+        tracing::warn!(%error, name = volume.name, "PodVolumeBackup is left behind");
     }
 }
 
