@@ -470,9 +470,21 @@ async fn connect(
     let namespace = &repository.spec.volume_namespace;
     let settings = location::settings(&context.clients.call, &context.namespace, location).await?;
     let identifier = restic_identifier(&settings, namespace).map_err(LocationError::from)?;
+    open_or_make(context, repository, location, token).await?;
+    // Not before it is there: by this an agent that does not find it tells a location that was changed from a bucket that was emptied.
     if repository.spec.restic_identifier.as_deref() != Some(&identifier) {
         set_identifier(context, repository, &identifier).await?;
     }
+    Ok(())
+}
+
+async fn open_or_make(
+    context: &Context,
+    repository: &BackupRepository,
+    location: &BackupStorageLocation,
+    token: &LeaderToken,
+) -> Result<(), RepositoryError> {
+    let namespace = &repository.spec.volume_namespace;
     match open(context, location, namespace).await {
         Ok(_) => Ok(()),
         Err(RepositoryError::Repository(jackline_repository::Error::NotFound { .. }))

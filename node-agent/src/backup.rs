@@ -189,11 +189,7 @@ impl Backups {
         let begun = record.begin(&status, &json!({})).await;
         begun.map_err(Stop::Retry)?;
 
-        let namespace = spec.pod.namespace.as_deref().unwrap_or_default();
-        let repository = context
-            .repositories
-            .get(&spec.backup_storage_location, namespace, true)
-            .await?;
+        let repository = self.repository(object).await?;
         let snapshots = repository.snapshots().await.map_err(Stop::repository)?;
         let leftovers = parent::leftovers(object, &snapshots);
         let parent = match leftovers.last() {
@@ -224,6 +220,24 @@ impl Backups {
             snapshot_id: short_id(&repository, &snapshot).await,
             summary,
         })
+    }
+
+    /// The repository to write to. Where the location was changed since the volume was asked for, it may be about to be made.
+    async fn repository(&self, object: &PodVolumeBackup) -> Result<Repository, Stop> {
+        let (repositories, spec) = (&self.context.repositories, &object.spec);
+        let (location, identifier) = (&spec.backup_storage_location, &spec.repo_identifier);
+        let namespace = spec.pod.namespace.as_deref().unwrap_or_default();
+        match repositories.get(location, namespace, true).await {
+            Err(error) if error.is_not_found() => {
+                let moved = repositories.has_moved(location, namespace, identifier);
+                match moved.await {
+                    Ok(true) => Err(Stop::Retry(Failure::transient("RepositoryMoved", error))),
+                    Ok(false) => Err(error.into()),
+                    Err(error) => Err(Stop::Retry(error.into())),
+                }
+            }
+            opened => Ok(opened?),
+        }
     }
 
     /// The pod, which must be here, be the one that was meant, and not have ended.

@@ -15,7 +15,7 @@ use jackline_runtime::{
     Class, Failure,
     secrets::{ReadError, read_secret_key},
 };
-use jackline_storage::{LocationConfig, ObjectStore, Scoped, open_location};
+use jackline_storage::{LocationConfig, ObjectStore, Scoped, open_location, restic_identifier};
 use kube::{Api, Client, ResourceExt};
 use parking_lot::Mutex;
 use tokio::sync::OnceCell;
@@ -81,6 +81,12 @@ pub enum OpenError {
 }
 
 impl OpenError {
+    /// Whether there is no repository in the location.
+    pub fn is_not_found(&self) -> bool {
+        use jackline_repository::Error::NotFound;
+        matches!(self, Self::Repository { source, .. } if matches!(source, NotFound { .. }))
+    }
+
     /// Class and reason for a pass.
     pub fn classify(&self) -> (Class, &'static str) {
         let transient = |retry| {
@@ -208,6 +214,18 @@ impl Repositories {
         Ok(repository.clone())
     }
 
+    /// Whether the location was changed since the repository was at `identifier`: the controller makes it where the location is now.
+    pub async fn has_moved(
+        &self,
+        location: &str,
+        volume_namespace: &str,
+        identifier: &str,
+    ) -> Result<bool, kube::Error> {
+        let api = Api::<BackupStorageLocation>::namespaced(self.client.clone(), &self.namespace);
+        let object = api.get_opt(location).await?;
+        Ok(object.is_some_and(|object| is_elsewhere(&object, volume_namespace, identifier)))
+    }
+
     async fn config(&self, object: &BackupStorageLocation) -> Result<LocationConfig, OpenError> {
         let spec = &object.spec;
         let credentials_file = match &spec.credential {
@@ -225,12 +243,9 @@ impl Repositories {
             (None, None) => None,
         };
         Ok(LocationConfig {
-            provider: spec.provider.clone(),
-            bucket: storage.bucket.clone(),
-            prefix: storage.prefix.clone().unwrap_or_default(),
-            config: spec.config.clone(),
             ca_cert,
             credentials_file,
+            ..place(object)
         })
     }
 
@@ -251,6 +266,23 @@ impl Repositories {
             OpenError::NotText(format!("Secret {}/{name} key {key:?}", self.namespace))
         })
     }
+}
+
+/// Where a location is, without its Secrets.
+fn place(location: &BackupStorageLocation) -> LocationConfig {
+    let spec = &location.spec;
+    let storage = &spec.object_storage;
+    LocationConfig {
+        provider: spec.provider.clone(),
+        bucket: storage.bucket.clone(),
+        prefix: storage.prefix.clone().unwrap_or_default(),
+        config: spec.config.clone(),
+        ..LocationConfig::default()
+    }
+}
+
+fn is_elsewhere(location: &BackupStorageLocation, namespace: &str, identifier: &str) -> bool {
+    restic_identifier(&place(location), namespace).is_ok_and(|now| now != identifier)
 }
 
 /// The cell for a key; entries of changed secrets are few and harmless.
@@ -275,6 +307,18 @@ fn fingerprint(config: &LocationConfig, password: &str) -> Fingerprint {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_repository_has_moved_when_its_location_is_another_place() {
+        let location = |bucket: &str| -> BackupStorageLocation {
+            serde_json::from_value(serde_json::json!({"metadata": {"name": "here"},
+                "spec": {"provider": "aws", "objectStorage": {"bucket": bucket}, "config": {"region": "r"}}}))
+            .unwrap()
+        };
+        let was = restic_identifier(&place(&location("old")), "shop").unwrap();
+        assert!(!is_elsewhere(&location("old"), "shop", &was));
+        assert!(is_elsewhere(&location("new"), "shop", &was));
+    }
 
     #[test]
     fn a_changed_secret_is_another_repository_and_does_not_show() {
