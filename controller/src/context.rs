@@ -254,15 +254,18 @@ pub mod unwatched {
         let call = Client::new(tower::service_fn(answer), "velero");
         let silent = |_: Request<Body>| pending::<Result<Response<Body>, Infallible>>();
         let silent = Client::new(tower::service_fn(silent), "velero");
+        // Watches list by it too.
         let clients = Clients {
-            call,
+            call: silent.clone(),
             watch: silent.clone(),
             lease: silent,
         };
         let kit = Kit::assemble("jackline-controller", clients, CancellationToken::new()).unwrap();
         let args = Args::try_parse_from(["jackline-controller", "--namespace=velero"]).unwrap();
         let stores = Stores::start(&kit, "velero");
-        Context::new(&kit, args, "this-cluster".to_owned(), stores)
+        let mut context = Context::new(&kit, args, "this-cluster".to_owned(), stores);
+        Arc::get_mut(&mut context).unwrap().clients.call = call;
+        context
     }
 
     /// The path of an object of Velero's.
