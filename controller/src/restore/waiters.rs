@@ -5,7 +5,7 @@
 //!
 //! And the pod itself: its waiter runs again after a restart of its node, when the restore and all that it made may long be gone.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use futures::{FutureExt, future::BoxFuture};
 use jackline_crds::{
@@ -13,10 +13,16 @@ use jackline_crds::{
     velero::{PodVolumePhase, PodVolumeRestore},
 };
 use jackline_runtime::{Failure, Key, Kit, LeaderToken, Lease, Next, Queue, RunOptions, Store};
-use kube::{Api, ResourceExt, api::Patch};
+use kube::{
+    Api, ResourceExt,
+    api::{ListParams, Patch},
+};
 
 use super::{params, pods::RestoredPod, volumes};
 use crate::context::Context;
+
+/// How soon the watch is looked at again when it did not have a pod that waits.
+const LOOK_AGAIN: Duration = Duration::from_secs(30);
 
 /// Starts the controller.
 pub fn register(context: &Arc<Context>, kit: &Kit, lease: &Lease, pods: &Store<RestoredPod>) {
@@ -126,6 +132,13 @@ async fn tell_agents(
     if volume.phase() != PodVolumePhase::Completed || told || !all_left(&volume, pods) {
         return Ok(Next::Done);
     }
+    // The watch may be behind what was just made, and what is told here is never taken back.
+    let namespace = volume.spec.pod.namespace.as_deref().unwrap_or_default();
+    let api: Api<RestoredPod> = Api::namespaced(context.clients.call.clone(), namespace);
+    let restored = ListParams::default().labels(label::RESTORE_NAME);
+    if !all_left(&volume, &Store::fixed(api.list(&restored).await?)) {
+        return Ok(Next::After(LOOK_AGAIN));
+    }
     token.check()?;
     let patch = serde_json::json!({"metadata": {
         "uid": volume.metadata.uid,
@@ -161,7 +174,8 @@ fn all_left(volume: &PodVolumeRestore, pods: &Store<RestoredPod>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
+    use crate::context::unwatched;
+    use serde_json::{Value, json};
 
     fn pod(name: &str, claim: &str, left: bool) -> RestoredPod {
         let state = if left {
@@ -190,14 +204,41 @@ mod tests {
         assert!(!is_to_be_told(&self::pod("a", "c", false)));
     }
 
+    fn volume() -> Value {
+        json!({
+            "metadata": {"name": "x", "namespace": "velero", "labels": {"velero.io/restore-uid": "r"},
+                "annotations": {"velero.io/pvc-name": "c"}},
+            "spec": {"pod": {"namespace": "n", "name": "a", "uid": "a"}, "volume": "v", "backupStorageLocation": "d",
+                "repoIdentifier": "", "snapshotID": "s", "sourceNamespace": "n"},
+            "status": {"phase": "Completed"}
+        })
+    }
+
+    #[tokio::test]
+    async fn agents_are_told_nothing_while_a_pod_waits_that_the_watch_lacks() {
+        let (token, _held) = LeaderToken::for_tests();
+        for (left, expected) in [(false, Next::After(LOOK_AGAIN)), (true, Next::Done)] {
+            let pods = [pod("a", "c", true), pod("b", "c", left)];
+            let pods = pods.map(|pod| serde_json::to_value(pod).unwrap());
+            let at = unwatched::path("podvolumerestores", "x");
+            let objects = [
+                ("/api/v1/namespaces/n/pods", unwatched::list(&pods)),
+                (&at, volume()),
+            ];
+            let mut context = unwatched::context(&objects);
+            let known: PodVolumeRestore = serde_json::from_value(volume()).unwrap();
+            let stores = &mut Arc::get_mut(&mut context).unwrap().stores;
+            stores.pod_volume_restores = Store::fixed([known]);
+            let pods = Store::fixed([pod("a", "c", true)]);
+            let key = context.key("x");
+            let next = tell_agents(&context, &pods, &key, &token).await.unwrap();
+            assert_eq!(next, expected, "{left}");
+        }
+    }
+
     #[test]
     fn the_last_waiter_counts() {
-        let volume: PodVolumeRestore = serde_json::from_value(json!({
-            "metadata": {"name": "x", "labels": {"velero.io/restore-uid": "r"}, "annotations": {"velero.io/pvc-name": "c"}},
-            "spec": {"pod": {"namespace": "n", "name": "a", "uid": "a"}, "volume": "v", "backupStorageLocation": "d",
-                "repoIdentifier": "", "snapshotID": "s", "sourceNamespace": "n"}
-        }))
-        .unwrap();
+        let volume = serde_json::from_value(volume()).unwrap();
         let check = |pods: Vec<RestoredPod>| all_left(&volume, &Store::fixed(pods));
         assert!(check(vec![
             pod("a", "c", true),
