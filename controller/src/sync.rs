@@ -484,7 +484,7 @@ async fn volumes(
 }
 
 /// Whether the garbage collector is about to remove a PodVolumeBackup: its owner was a Backup of the same name.
-fn is_of_old(volume: &ObjectMeta, backup: &Backup) -> bool {
+pub fn is_of_old(volume: &ObjectMeta, backup: &Backup) -> bool {
     let owners = volume.owner_references.iter().flatten();
     let mut backups = owners.filter(|owner| owner.kind == "Backup");
     let name = backup.name_any();

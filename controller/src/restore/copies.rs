@@ -1,7 +1,9 @@
 //! Which copies of volumes a backup has.
 
+use std::sync::Arc;
+
 use jackline_crds::{
-    names::{annotation, label},
+    names::{annotation, label, label_value},
     velero::{Backup, PodVolumeBackup, PodVolumePhase, UploaderType},
 };
 use jackline_policy::{
@@ -10,7 +12,7 @@ use jackline_policy::{
 };
 use jackline_runtime::Failure;
 use jackline_storage::ObjectStore;
-use kube::ResourceExt;
+use kube::{ResourceExt, api::ListParams};
 
 use crate::{context::Context, elsewhere, location::chain, sync};
 
@@ -37,13 +39,18 @@ pub struct Copies {
 /// deleted by hand): a claim whose copy is overlooked would come back empty.
 ///
 /// # Errors
-/// When the bucket cannot be read, or its list is damaged and the cluster has none.
+/// When the API server does not answer, the bucket cannot be read, or its list is damaged and the cluster has none.
 pub async fn of_backup(
     context: &Context,
     backup: &Backup,
     store: &dyn ObjectStore,
 ) -> Result<Copies, Failure> {
-    let in_cluster = sync::pod_volumes(context, backup);
+    // Not from the watch: it may have a volume unfinished that the bucket has whole.
+    let label = label_value(&backup.name_any());
+    let of_backup = ListParams::default().labels(&format!("{}={label}", label::BACKUP_NAME));
+    let mut in_cluster: Vec<PodVolumeBackup> = context.fetch_all(&of_backup).await?;
+    in_cluster.retain(|volume| !sync::is_of_old(&volume.metadata, backup));
+    let in_cluster: Vec<Arc<PodVolumeBackup>> = in_cluster.into_iter().map(Arc::new).collect();
     let mut copies = Copies::default();
     let stored = match sync::stored_pod_volumes(store, &backup.name_any()).await {
         Ok(stored) => {
@@ -62,7 +69,7 @@ pub async fn of_backup(
         copies.add(volume);
     }
     for volume in in_cluster {
-        copies.add((*volume).clone());
+        copies.add(Arc::unwrap_or_clone(volume));
     }
     match elsewhere::in_bucket(store, &backup.name_any()).await {
         Ok(found) => copies.elsewhere = found.unwrap_or_default(),
@@ -130,7 +137,16 @@ impl Copies {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
+    use crate::context::unwatched::{self, path};
+    use flate2::{Compression, write::GzEncoder};
+    use jackline_runtime::Store;
+    use jackline_storage::{
+        layout::{BackupFile, backup_object},
+        memory::MemoryStore,
+    };
     use serde_json::json;
 
     fn volume(status: serde_json::Value, uploader: &str) -> PodVolumeBackup {
@@ -172,5 +188,49 @@ mod tests {
                 && reasons[1].contains("disk on fire")
                 && reasons[2].contains("kopia")
         );
+    }
+
+    #[tokio::test]
+    async fn what_the_watch_has_unfinished_is_as_the_api_server_and_the_bucket_have_it() {
+        let named = |name: &str, pod: &str, phase: &str, owner: &str| {
+            let status = json!({"phase": phase, "snapshotID": phase});
+            let mut volume = volume(status, "restic");
+            volume.metadata.name = Some(name.to_owned());
+            volume.metadata.namespace = Some("velero".to_owned());
+            volume.metadata.labels =
+                Some([("velero.io/backup-name".to_owned(), "b".to_owned())].into());
+            volume.spec.pod.name = Some(pod.to_owned());
+            let owner = json!([{"apiVersion": "velero.io/v1", "kind": "Backup", "name": "b", "uid": owner}]);
+            volume.metadata.owner_references = serde_json::from_value(owner).unwrap();
+            volume
+        };
+        let value = |volume: PodVolumeBackup| serde_json::to_value(volume).unwrap();
+        let here = [
+            value(named("b-1", "db-0", "Completed", "new")),
+            // The garbage collector has not come yet.
+            value(named("b-2", "db-1", "InProgress", "old")),
+            json!({"metadata": {"name": "b-3"}, "spec": 7}),
+        ];
+        let list = path("podvolumebackups", "");
+        let objects = [(list.trim_end_matches('/'), unwatched::list(&here))];
+        let mut context = unwatched::context(&objects);
+        let stores = &mut Arc::get_mut(&mut context).unwrap().stores;
+        stores.pod_volume_backups = Store::fixed([named("b-1", "db-0", "InProgress", "new")]);
+        let store = MemoryStore::new();
+        let key = backup_object("b", BackupFile::PodVolumeBackups);
+        let stored = json!([value(named("b-2", "db-1", "Completed", "new"))]);
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+        encoder.write_all(stored.to_string().as_bytes()).unwrap();
+        store
+            .put(&key, encoder.finish().unwrap().into())
+            .await
+            .unwrap();
+        let mut backup = Backup::new("b", Default::default());
+        backup.metadata.uid = Some("new".to_owned());
+        let copies = of_backup(&context, &backup, &store).await.unwrap();
+        assert_eq!(copies.refused, []);
+        let mut pods: Vec<_> = copies.good.iter().map(|copy| copy.pod.as_str()).collect();
+        pods.sort_unstable();
+        assert_eq!(pods, ["db-0", "db-1"]);
     }
 }
