@@ -406,6 +406,11 @@ impl Controller<'_> {
         fence::check(&newest, self.token)?;
         let mut status = newest.status.clone().unwrap_or_default();
         let (phase, note) = match ending {
+            // The watch was behind: it had none, or one of its name that is gone.
+            Ending::Deleted if newest.metadata.deletion_timestamp.is_none() => {
+                let why = "the watch of restores had it as deleted";
+                return Err(Failure::waiting(run::LOOK_AGAIN, "RestoresBehind", why));
+            }
             Ending::Deleted => return self.clean_up(&newest).await,
             Ending::Failed(why) => {
                 status.failure_reason = Some(why.clone());
@@ -598,6 +603,7 @@ fn schedule(valid: &Valid) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::context::unwatched::{context, path};
 
     #[test]
     fn a_spec_is_completed_as_by_velero_and_only_once() {
@@ -624,5 +630,23 @@ mod tests {
         restore.spec = serde_json::from_value(spec).unwrap();
         assert_eq!(restore.spec.schedule_name.as_deref(), Some("s"));
         assert_eq!(completed(&restore, Some("b".to_owned())), Map::new());
+    }
+
+    #[tokio::test]
+    async fn a_restore_that_only_the_watch_has_as_deleted_keeps_its_finalizer() {
+        let object = |metadata: Value| json!({"metadata": metadata, "spec": {"backupName": "b"}});
+        let metadata = json!({"name": "r", "namespace": "velero", "uid": "new", "finalizers": [finalizer::RESTORE]});
+        let at = path("restores", "r");
+        let context = context(&[(&at, object(metadata.clone()))]);
+        let (token, _held) = LeaderToken::for_tests();
+        let controller = Controller {
+            context: &context,
+            pods: &Store::fixed([]),
+            families: &Families::register(&context).unwrap(),
+            token: &token,
+        };
+        let restore = serde_json::from_value(object(metadata)).unwrap();
+        let ended = controller.end(&restore, "", Ending::Deleted).await;
+        assert_eq!(ended.unwrap_err().reason, "RestoresBehind");
     }
 }

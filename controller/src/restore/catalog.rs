@@ -119,6 +119,15 @@ pub struct Catalog {
 }
 
 impl Catalog {
+    /// Of a backup without objects.
+    #[cfg(test)]
+    pub fn empty() -> Self {
+        Self {
+            file: Arc::new(tempfile::tempfile().unwrap()),
+            resources: BTreeMap::new(),
+        }
+    }
+
     /// Fetches the tarball of a backup.
     ///
     /// # Errors

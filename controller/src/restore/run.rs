@@ -63,6 +63,10 @@ const DEFINED: Duration = Duration::from_secs(30);
 const NOTES: usize = 5;
 /// Longest note, in bytes: all annotations together have room for 256 KiB. Without it a run that takes over makes more again.
 const NOTE: usize = 128 << 10;
+/// How far a watch may be behind what was just made.
+pub(super) const CATCH_UP: Duration = Duration::from_secs(60);
+/// How soon a restore is taken up again that its watch was too far behind for.
+pub(super) const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// The status shows progress at most this often.
 const SHOW: Duration = Duration::from_secs(1);
 
@@ -143,6 +147,8 @@ pub(super) struct State {
     pub filling: BTreeMap<(String, String), holds::Held>,
     /// Claims that it has left to others, and why: namespace and name in the backup.
     pub left: BTreeMap<(String, String), String>,
+    /// Other restores that the watch does not know yet, by UID.
+    pub met: BTreeMap<String, Arc<Restore>>,
     /// Pods that this restore made: namespace and name in the backup → UID.
     pub pods: BTreeMap<(String, String), String>,
     /// Names of the PodVolumeRestores that this run made or found.
@@ -182,6 +188,8 @@ pub(super) struct Run<'a> {
     pub made_before: Through,
     /// Objects that another of their kind and name goes before, and its namespace in the backup.
     pub rivals: Rivals,
+    /// The image of the agents, once it was asked for.
+    pub agents_image: OnceCell<Option<String>>,
     /// Since when no more data comes.
     pub data_over: OnceLock<Instant>,
     backup_label: String,
@@ -201,6 +209,7 @@ pub(super) async fn execute(
     served: Served,
     report: Arc<Report>,
 ) -> Result<Ending, Failure> {
+    know(context, restore).await?;
     let store = location::open(&context.clients.call, &context.namespace, &valid.location)
         .await
         .map_err(|error| Failure::transient("LocationClosed", error))?;
@@ -260,6 +269,7 @@ pub(super) async fn execute(
         hooks: HookCount::default(),
         made_before,
         rivals: Rivals::default(),
+        agents_image: OnceCell::new(),
         data_over: OnceLock::new(),
         backup_label: label_value(&backup),
         restore_label: label_value(&restore.name_any()),
@@ -300,6 +310,24 @@ pub(super) async fn execute(
         hooks: run.hooks.status(),
     };
     Ok(Ending::Done(Box::new(finished)))
+}
+
+/// Waits until the watch has this restore: one that it lacks counts as deleted, and so would one whose namesake was a moment ago.
+async fn know(context: &Context, restore: &Restore) -> Result<(), Failure> {
+    let key = Key::of(restore);
+    let known = context.stores.restores.wait_for(|restores| {
+        let known = restores.get(&key);
+        known.filter(|known| known.metadata.uid == restore.metadata.uid)
+    });
+    let known = tokio::time::timeout(CATCH_UP, known).await;
+    let behind = |_| {
+        Failure::waiting(
+            LOOK_AGAIN,
+            "RestoresBehind",
+            "the watch of restores lacks it",
+        )
+    };
+    known.map(drop).map_err(behind)
 }
 
 impl Run<'_> {
@@ -674,6 +702,87 @@ fn definition(found: &Value) -> Definition {
     }
 }
 
+/// A run for tests.
+#[cfg(test)]
+pub(super) mod idle {
+    use jackline_policy::restore::{
+        conflict::ExistingPolicy,
+        scope::{Filters, Scope},
+    };
+
+    use super::*;
+    use crate::{context::unwatched, restore::adapt::Adaptation};
+
+    /// What it borrows.
+    pub struct Idle {
+        pub context: Arc<Context>,
+        pub token: LeaderToken,
+        pub pods: Store<RestoredPod>,
+        pub restore: Restore,
+        pub valid: Valid,
+    }
+
+    impl Idle {
+        /// Of a restore `r` with the UID `r`, which the watch has; of everything else the API server alone knows.
+        pub fn new(objects: &[(&str, Value)]) -> Self {
+            let restore = json!({"metadata": {"name": "r", "namespace": "velero", "uid": "r"},
+                "spec": {"backupName": "b"}, "status": {"phase": "InProgress"}});
+            let restore: Restore = serde_json::from_value(restore).unwrap();
+            let mut context = unwatched::context(objects);
+            let known = Arc::get_mut(&mut context).unwrap();
+            known.stores.restores = Store::fixed([restore.clone()]);
+            let valid = Valid {
+                backup: serde_json::from_value(unwatched::completed("b", 1)).unwrap(),
+                location: serde_json::from_value(unwatched::location("here")).unwrap(),
+                scope: Scope::new(Filters::default()).unwrap(),
+                existing: ExistingPolicy::default(),
+                hooks: Vec::new(),
+                adaptation: Adaptation::default(),
+                volume_timeout: None,
+            };
+            let (token, held) = LeaderToken::for_tests();
+            std::mem::forget(held);
+            Self {
+                context,
+                token,
+                pods: Store::fixed([]),
+                restore,
+                valid,
+            }
+        }
+
+        pub fn run(&self) -> Run<'_> {
+            Run {
+                context: &self.context,
+                token: &self.token,
+                restored_pods: &self.pods,
+                restore: &self.restore,
+                uid: self.restore.uid().unwrap_or_default(),
+                started: Timestamp::now(),
+                valid: &self.valid,
+                catalog: Catalog::empty(),
+                served: RwLock::default(),
+                report: Arc::new(Report::new("velero/r".to_owned())),
+                plan: RwLock::default(),
+                sizes: BTreeMap::new(),
+                copied: BTreeMap::new(),
+                pulled: BTreeSet::new(),
+                priorities: BTreeSet::new(),
+                total: AtomicI32::default(),
+                namespaces: Mutex::default(),
+                state: Mutex::default(),
+                hooks: HookCount::default(),
+                made_before: Through::default(),
+                rivals: Rivals::default(),
+                agents_image: OnceCell::new(),
+                data_over: OnceLock::new(),
+                backup_label: "b".to_owned(),
+                restore_label: "r".to_owned(),
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -736,5 +845,15 @@ mod tests {
         ] {
             assert_eq!(of(served, established), expected, "{served} {established}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_restore_does_not_begin_before_the_watch_has_it() {
+        let idle = idle::Idle::new(&[]);
+        assert!(know(&idle.context, &idle.restore).await.is_ok());
+        let mut again = idle.restore.clone();
+        again.metadata.uid = Some("made again".to_owned());
+        let behind = know(&idle.context, &again).await.unwrap_err();
+        assert_eq!(behind.reason, "RestoresBehind");
     }
 }
