@@ -9,7 +9,7 @@ use jackline_crds::{
     },
 };
 use jackline_policy::restore::volume::Restoration;
-use jackline_runtime::{Class, Failure};
+use jackline_runtime::{Class, Failure, Store};
 use k8s_openapi::{
     api::core::v1::{ObjectReference, PersistentVolumeClaim},
     apimachinery::pkg::apis::meta::v1::OwnerReference,
@@ -92,6 +92,7 @@ impl Run<'_> {
         let taken = |(restoration, _): &(&Restoration, Carrier)| self.take(restoration);
         let carried: Vec<_> = carried.into_iter().filter(taken).collect();
         let pods = self.pods_of(self.target(source)).await?;
+        self.meet(&pods).await?;
         for (restoration, carrier) in carried {
             self.token.check()?;
             match self.start(restoration, carrier, &repository, &pods).await {
@@ -152,10 +153,9 @@ impl Run<'_> {
                 return Ok(());
             }
             // Its pod was replaced while this process was away.
-            self.context
-                .api::<PodVolumeRestore>()
-                .delete(&known.name_any(), &DeleteParams::default())
-                .await?;
+            if !remove(&self.context.api(), known).await? {
+                return Ok(());
+            }
         }
         self.make_volume_restore(restoration, carrier, repository)
             .await
@@ -168,7 +168,7 @@ impl Run<'_> {
         restoration: &Restoration,
         volume: &PodVolumeRestore,
     ) -> Result<bool, Failure> {
-        let Some(heir) = self.heir(restoration) else {
+        let Some(heir) = self.heir(restoration, volume).await? else {
             return Ok(false);
         };
         let source = &restoration.copy.namespace;
@@ -212,18 +212,35 @@ impl Run<'_> {
         })
     }
 
-    /// A pod of this restore that still waits for the claim.
-    fn heir(&self, restoration: &Restoration) -> Option<Carrier> {
-        let made = |waiter| self.made_pod(restoration, waiter);
-        let waits = |carrier: &Carrier| {
-            let is = |pod: &RestoredPod| {
-                pod.metadata.uid.as_deref() == Some(&carrier.uid)
-                    && pod.metadata.deletion_timestamp.is_none()
-                    && !pod.has_left()
-            };
-            self.restored_pods.find(is).is_some()
+    /// A pod of this restore that still waits for the claim, but for the one that was to carry its data.
+    async fn heir(
+        &self,
+        restoration: &Restoration,
+        volume: &PodVolumeRestore,
+    ) -> Result<Option<Carrier>, Failure> {
+        let waiters = restoration.waiters.iter();
+        let made = waiters.filter_map(|waiter| self.made_pod(restoration, waiter));
+        let mut others: Vec<Carrier> = made
+            .filter(|carrier| Some(&carrier.uid) != volume.spec.pod.uid.as_ref())
+            .collect();
+        if others.is_empty() {
+            return Ok(None);
+        }
+        let waiting = |pods: &Store<RestoredPod>| {
+            others.iter().position(|carrier| {
+                let is = |pod: &RestoredPod| {
+                    pod.metadata.uid.as_deref() == Some(&carrier.uid) && pod.may_wait()
+                };
+                pods.find(is).is_some()
+            })
         };
-        restoration.waiters.iter().filter_map(made).find(waits)
+        let mut heir = waiting(self.restored_pods);
+        if heir.is_none() {
+            // The watch may be behind what was just made.
+            let pods = self.pods_of(self.target(&restoration.namespace)).await?;
+            heir = waiting(&Store::fixed(pods));
+        }
+        Ok(heir.map(|heir| others.swap_remove(heir)))
     }
 
     async fn make_volume_restore(
@@ -307,5 +324,104 @@ impl Run<'_> {
         let (name, _) = named::create(&api, &mut object, &owner, place, is_same).await?;
         self.state.lock().begun.insert(name);
         Ok(())
+    }
+}
+
+/// Removes a volume restore whose pod is gone. `false`: it has ended, which the watch may not have seen; what it filled is in use.
+async fn remove(
+    api: &Api<PodVolumeRestore>,
+    volume: &PodVolumeRestore,
+) -> Result<bool, kube::Error> {
+    let name = volume.name_any();
+    loop {
+        let now = api.get_opt(&name).await?;
+        let Some(now) = now.filter(|now| now.uid() == volume.uid()) else {
+            return Ok(true);
+        };
+        if now.phase().is_terminal() {
+            return Ok(false);
+        }
+        let params = DeleteParams::default().preconditions(Preconditions {
+            uid: now.uid(),
+            resource_version: now.resource_version(),
+        });
+        match api.delete(&name, &params).await {
+            Ok(_) => return Ok(true),
+            Err(kube::Error::Api(status)) if status.is_not_found() => return Ok(true),
+            // The agent writes too.
+            Err(kube::Error::Api(status)) if status.is_conflict() => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jackline_policy::restore::volume::Copy;
+    use serde_json::json;
+
+    use super::*;
+    use crate::{context::unwatched, restore::run::idle::Idle};
+
+    fn volume(uid: &str, phase: &str) -> serde_json::Value {
+        json!({"metadata": {"name": "v", "namespace": "velero", "uid": uid, "resourceVersion": "7"},
+            "spec": {"pod": {"namespace": "n", "name": "a", "uid": "a"}, "volume": "data", "backupStorageLocation": "d",
+                "repoIdentifier": "", "snapshotID": "s", "sourceNamespace": "n"},
+            "status": {"phase": phase}})
+    }
+
+    #[tokio::test]
+    async fn a_volume_that_has_ended_meanwhile_is_not_begun_again() {
+        let known = serde_json::from_value(volume("1", "InProgress")).unwrap();
+        let at = unwatched::path("podvolumerestores", "v");
+        for (now, expected) in [
+            (Some(volume("1", "InProgress")), true),
+            (Some(volume("1", "Completed")), false),
+            (Some(volume("1", "Failed")), false),
+            (Some(volume("2", "Completed")), true),
+            (None, true),
+        ] {
+            let objects: Vec<_> = now.iter().map(|now| (&*at, now.clone())).collect();
+            let context = unwatched::context(&objects);
+            let removed = remove(&context.api(), &known).await.unwrap();
+            assert_eq!(removed, expected, "{now:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_heir_of_a_volume_may_be_a_pod_that_the_watch_lacks() {
+        let pod = |name: &str| json!({"metadata": {"name": name, "namespace": "n", "uid": name}});
+        let pods = unwatched::list(&["b", "c"].map(pod));
+        let idle = Idle::new(&[("/api/v1/namespaces/n/pods", pods)]);
+        let run = idle.run();
+        let place = |pod: &str| (pod.to_owned(), "data".to_owned());
+        let restoration = Restoration {
+            namespace: "n".to_owned(),
+            claim: Some("data".to_owned()),
+            carrier: place("a"),
+            waiters: ["a", "b", "c"].map(place).to_vec(),
+            copy: Copy {
+                namespace: "n".to_owned(),
+                pod: "a".to_owned(),
+                claim: None,
+                claim_uid: None,
+                volume: "data".to_owned(),
+                snapshot: "s".to_owned(),
+                finished: String::new(),
+            },
+        };
+        let volume = serde_json::from_value(volume("1", "InProgress")).unwrap();
+        let heir = async || {
+            let heir = run.heir(&restoration, &volume).await.unwrap();
+            heir.map(|heir| heir.pod)
+        };
+        let made = |pod: &str| {
+            let place = ("n".to_owned(), pod.to_owned());
+            run.state.lock().pods.insert(place, pod.to_owned());
+        };
+        made("a");
+        assert_eq!(heir().await, None);
+        made("c");
+        assert_eq!(heir().await.as_deref(), Some("c"));
     }
 }

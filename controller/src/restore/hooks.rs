@@ -188,7 +188,12 @@ impl Run<'_> {
         let place = Place::Namespace(namespace);
         let key = Key::namespaced(namespace, name);
         let seen = self.restored_pods.wait_for(|_| self.live(&key, uid));
-        let Ok(pod) = tokio::time::timeout(SEEN, seen).await else {
+        let pod = match tokio::time::timeout(SEEN, seen).await {
+            Ok(pod) => Some(pod),
+            // The watch may be further behind.
+            Err(_) => self.pod_of(namespace, name, uid).await?,
+        };
+        let Some(pod) = pod else {
             let stored = self.catalog.find("pods", Some(&source), name);
             let command = "post.hook.restore.velero.io/command";
             let own = stored.is_some_and(|pod| json::annotation(&pod, command).is_some());
@@ -270,7 +275,8 @@ impl Run<'_> {
             return false;
         }
         let volumes = self.begun();
-        let lacks = |volume: &str| over::loss(pod, volume, &volumes).is_some();
+        let volumes = || volumes.iter().map(AsRef::as_ref);
+        let lacks = |volume: &str| over::loss(pod, volume, volumes()).is_some();
         pod.is_waiting() || pod.awaited().any(lacks)
     }
 
@@ -302,20 +308,34 @@ impl Run<'_> {
         // Of this pod alone.
         let count = HookCount::default();
         let mut noted = false;
+        // When the API server was asked for it: the watch does not have it.
+        let mut asked: Option<Instant> = None;
         let over = loop {
             let news = self.restored_pods.next_change();
             self.token.check()?;
             if groups.is_empty() {
                 break None;
             }
-            let Some(now) = self.live(&key, &uid).filter(|_| !self.is_deleted()) else {
+            if self.is_deleted() {
                 break Some(Over::Gone);
-            };
-            if let Some(phase @ ("Succeeded" | "Failed")) = now.status.phase.as_deref() {
+            }
+            let mut now = self.live(&key, &uid);
+            if now.is_none() && asked.is_none_or(|asked| asked.elapsed() >= SEEN) {
+                asked = Some(Instant::now());
+                now = self.pod_of(&namespace, &name, &uid).await?;
+                if now.is_none() {
+                    break Some(Over::Gone);
+                }
+            }
+            let phase = now.as_ref().and_then(|now| now.status.phase.as_deref());
+            if let Some(phase @ ("Succeeded" | "Failed")) = phase {
                 break Some(Over::Ended(phase.to_owned()));
             }
-            let up = groups.iter().position(|(container, hooks)| {
-                now.is_up(container, hooks.iter().any(|hook| hook.ready))
+            let up = now.as_ref().and_then(|now| {
+                let mut groups = groups.iter();
+                groups.position(|(container, hooks)| {
+                    now.is_up(container, hooks.iter().any(|hook| hook.ready))
+                })
             });
             if let Some(at) = up {
                 if !noted {
@@ -338,7 +358,7 @@ impl Run<'_> {
                 }
                 continue;
             }
-            if self.waits_in_vain(&now) {
+            if now.is_some_and(|now| self.waits_in_vain(&now)) {
                 break Some(Over::NoData);
             }
             if is_late() {
@@ -450,6 +470,7 @@ fn pairs(map: &Value) -> Labels {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::restore::run::idle::Idle;
 
     #[test]
     fn what_was_noted_on_a_pod_is_read_again() {
@@ -511,5 +532,23 @@ mod tests {
                 .unwrap_err()
                 .contains("spec.hooks.resources[1].labelSelector")
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn hooks_of_a_pod_that_the_watch_lacks_wait_for_it() {
+        let pod = serde_json::json!({
+            "metadata": {"name": "a", "namespace": "n", "uid": "u",
+                "annotations": {"post.hook.restore.velero.io/command": "/x"}},
+            "spec": {"containers": [{"name": "c"}]},
+            "status": {"phase": "Succeeded"}});
+        let idle = Idle::new(&[("/api/v1/namespaces/n/pods/a", pod)]);
+        for (uid, said) in [("u", "the pod entered phase Succeeded"), ("v", "")] {
+            let run = idle.run();
+            let made = (("n".to_owned(), "a".to_owned()), uid.to_owned());
+            run.hooks_of(made).await.unwrap();
+            let errors = run.report.results()["errors"].to_string();
+            assert_eq!(run.report.counts().1, i32::from(!said.is_empty()), "{uid}");
+            assert!(errors.contains(said), "{errors}");
+        }
     }
 }

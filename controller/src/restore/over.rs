@@ -1,7 +1,5 @@
 //! The end of a restore for the pods that still wait: those whose data will not come are told, and their waiters end with the reason.
 
-use std::sync::Arc;
-
 use jackline_crds::{
     names::{annotation, label, label_value},
     velero::{PodVolumePhase, PodVolumeRestore, Restore},
@@ -30,14 +28,17 @@ pub async fn tell(
 ) -> Result<(), Failure> {
     let uid = restore.uid().unwrap_or_default();
     let (name, client) = (restore.name_any(), &context.clients.call);
-    let of = |volume: &PodVolumeRestore| volume.labels().get(label::RESTORE_UID) == Some(&uid);
-    for volume in context.stores.pod_volume_restores.filter(of) {
-        if !volume.phase().is_terminal() {
-            token.check()?;
-            volumes::give_up(context, &volume, why).await?;
-        }
+    // Not from the watch: what pods are told here ends them.
+    let mut volumes = volumes::volumes_of(context, &uid).await?;
+    let open = |volume: &&PodVolumeRestore| !volume.phase().is_terminal();
+    let open: Vec<&PodVolumeRestore> = volumes.iter().filter(open).collect();
+    for volume in &open {
+        token.check()?;
+        volumes::give_up(context, volume, why).await?;
     }
-    let volumes = context.stores.pod_volume_restores.filter(of);
+    if !open.is_empty() {
+        volumes = volumes::volumes_of(context, &uid).await?;
+    }
     let selector = format!("{}={}", label::RESTORE_NAME, label_value(&name));
     let pods = Api::<RestoredPod>::all(client.clone())
         .list(&ListParams::default().labels(&selector))
@@ -89,7 +90,11 @@ pub async fn tell(
 }
 
 /// Why a volume that the pod waits for has no data; `None` where it has.
-pub fn loss(pod: &RestoredPod, volume: &str, volumes: &[Arc<PodVolumeRestore>]) -> Option<String> {
+pub fn loss<'v>(
+    pod: &RestoredPod,
+    volume: &str,
+    volumes: impl IntoIterator<Item = &'v PodVolumeRestore>,
+) -> Option<String> {
     let claim = pod.claim_of(volume);
     let is_of = |restored: &PodVolumeRestore| {
         let of = &restored.spec.pod;
@@ -98,7 +103,8 @@ pub fn loss(pod: &RestoredPod, volume: &str, volumes: &[Arc<PodVolumeRestore>]) 
         of.namespace == pod.metadata.namespace
             && (shared || (of.uid == pod.metadata.uid && restored.spec.volume == volume))
     };
-    let mut found = volumes.iter().filter(|restored| is_of(restored)).peekable();
+    let found = volumes.into_iter().filter(|restored| is_of(restored));
+    let mut found = found.peekable();
     if found.peek().is_none() {
         return Some("it was not begun".to_owned());
     }
@@ -139,13 +145,13 @@ mod tests {
                 "status": status
             }))
             .unwrap();
-            Arc::new(restored)
+            restored
         };
         let awaited: Vec<&str> = pod.awaited().collect();
         assert_eq!(awaited, ["v", "e"]);
         let done = || json!({"phase": "Completed"});
         let failed = || json!({"phase": "Failed", "message": "disk on fire"});
-        let lacks = |volume: &str, restored: &[Arc<PodVolumeRestore>]| loss(&pod, volume, restored);
+        let lacks = |volume: &str, restored: &[PodVolumeRestore]| loss(&pod, volume, restored);
         // Another pod may have carried a claim, but never what is a pod's own.
         assert_eq!(lacks("v", &[restored("b", "w", Some("c"), done())]), None);
         assert_eq!(lacks("e", &[restored("a", "e", None, done())]), None);

@@ -316,6 +316,11 @@ impl RestoredPod {
         told || over || self.has_data()
     }
 
+    /// Whether data can still come to the pod.
+    pub fn may_wait(&self) -> bool {
+        self.metadata.deletion_timestamp.is_none() && !self.has_left()
+    }
+
     /// Whether its waiter has seen all data of the pod and let it go, also where it runs again since, after a restart of the node.
     pub fn has_data(&self) -> bool {
         let ended = self

@@ -18,6 +18,7 @@ use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use kube::{Api, ResourceExt, api::ListParams};
 
 use super::{
+    cluster::patiently,
     pods::{RestoredPod, Use},
     report::Place,
     run::{Part, Run},
@@ -82,6 +83,7 @@ impl Run<'_> {
             let target = self.target(namespace);
             let claims = self.unbegun_claims(namespace);
             let pods = self.pods_that_stay(target, &claims).await?;
+            self.meet(&pods).await?;
             for claim in &claims {
                 if let Some(user) = self.user(&pods, target, claim) {
                     self.leave_claim(namespace, claim);
@@ -157,6 +159,26 @@ impl Run<'_> {
         user(pods, claim, &self.uid, |other| {
             self.standing(other, target, claim)
         })
+    }
+
+    /// Asks for the restores that the pods wait for, as far as the watch does not know them: it may be behind.
+    pub(super) async fn meet(&self, pods: &[RestoredPod]) -> Result<(), Failure> {
+        let waiting = pods.iter().filter(|pod| !pod.has_left());
+        let others: BTreeMap<&str, &String> = waiting
+            .filter_map(|pod| Some((pod.waits_for()?, pod.labels().get(label::RESTORE_NAME)?)))
+            .collect();
+        for (uid, name) in others {
+            let known = self.other(uid);
+            if uid == self.uid || known.is_some_and(|known| known.phase() != RestorePhase::New) {
+                continue;
+            }
+            let found = self.context.fetch::<Restore>(name).await?;
+            if let Some(found) = found.filter(|found| found.uid().as_deref() == Some(uid)) {
+                let mut state = self.state.lock();
+                state.met.insert(uid.to_owned(), Arc::new(found));
+            }
+        }
+        Ok(())
     }
 
     fn standing(&self, other: &str, target: &str, claim: &str) -> Standing {
@@ -257,21 +279,26 @@ impl Run<'_> {
         Arc::make_mut(&mut self.plan.write()).leave_claim(namespace, claim);
     }
 
+    /// A restore as the watch has it, or as it was met while the watch was behind.
+    fn other(&self, uid: &str) -> Option<Arc<Restore>> {
+        let is = |other: &Restore| other.uid().as_deref() == Some(uid);
+        let known = self.context.stores.restores.find(is);
+        match known {
+            Some(known) if known.phase() != RestorePhase::New => Some(known),
+            known => self.state.lock().met.get(uid).cloned().or(known),
+        }
+    }
+
     /// Another restore, while it is under way.
     fn running(&self, uid: &str) -> Option<Arc<Restore>> {
-        let restores = &self.context.stores.restores;
-        let is = |other: &Restore| {
-            other.phase() == RestorePhase::InProgress && other.uid().as_deref() == Some(uid)
-        };
-        restores.find(is).filter(|_| uid != self.uid)
+        let runs = |other: &Arc<Restore>| other.phase() == RestorePhase::InProgress;
+        self.other(uid).filter(runs).filter(|_| uid != self.uid)
     }
 
     /// Whether another restore has been under way since this one began: what others did before is not what this one was to do.
     fn was_met(&self, uid: &str) -> bool {
-        let restores = &self.context.stores.restores;
-        let is =
-            |other: &Restore| other.uid().as_deref() == Some(uid) && meets(other, self.started);
-        restores.find(is).is_some()
+        self.other(uid)
+            .is_some_and(|other| meets(&other, self.started))
     }
 
     /// Whether other restores are under way.
@@ -280,7 +307,8 @@ impl Run<'_> {
         let is = |other: &Restore| {
             other.phase() == RestorePhase::InProgress && other.uid().as_ref() != Some(&self.uid)
         };
-        restores.find(is).is_some()
+        let met: Vec<String> = self.state.lock().met.keys().cloned().collect();
+        restores.find(is).is_some() || met.iter().any(|uid| self.running(uid).is_some())
     }
 
     /// Whether another restore fills the claim of this one, or is going to, as far as the watches have seen.
@@ -467,6 +495,19 @@ impl Run<'_> {
         Ok(())
     }
 
+    /// A pod as the API server has it.
+    pub(super) async fn pod_of(
+        &self,
+        namespace: &str,
+        name: &str,
+        uid: &str,
+    ) -> Result<Option<Arc<RestoredPod>>, kube::Error> {
+        let pods: Api<RestoredPod> = Api::namespaced(self.context.clients.call.clone(), namespace);
+        let found = patiently(|| pods.get_opt(name)).await?;
+        let found = found.filter(|found| found.metadata.uid.as_deref() == Some(uid));
+        Ok(found.map(Arc::new))
+    }
+
     pub(super) async fn pods_of(&self, namespace: &str) -> Result<Vec<RestoredPod>, kube::Error> {
         let pods: Api<RestoredPod> = Api::namespaced(self.context.clients.call.clone(), namespace);
         Ok(pods.list(&ListParams::default()).await?.items)
@@ -511,6 +552,7 @@ fn is_older(one: &Restore, other: &Restore) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{context::unwatched::path, restore::run::idle::Idle};
     use serde_json::json;
 
     #[test]
@@ -601,5 +643,35 @@ mod tests {
         let (a, b, c) = (restore("10", "b"), restore("10", "c"), restore("11", "a"));
         assert!(is_older(&a, &b) && is_older(&b, &c) && is_older(&a, &c));
         assert!(!is_older(&b, &a) && !is_older(&c, &b) && !is_older(&a, &a));
+    }
+
+    #[tokio::test]
+    async fn a_restore_that_the_watch_does_not_know_yet_is_met() {
+        let restore = |phase: &str| json!({"metadata": {"name": "other", "uid": "o"}, "spec": {}, "status": {"phase": phase}});
+        let pod: RestoredPod = serde_json::from_value(json!({
+            "metadata": {"name": "a", "namespace": "n", "labels": {"velero.io/restore-name": "other"}},
+            "spec": {"initContainers": [{"name": "restore-wait", "args": ["o"]}],
+                "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]},
+        }))
+        .unwrap();
+        let pods = [pod];
+        for (phase, expected) in [
+            ("InProgress", Standing::Intends),
+            ("Completed", Standing::Over),
+        ] {
+            let at = path("restores", "other");
+            let idle = Idle::new(&[(&at, restore(phase))]);
+            let run = idle.run();
+            assert_eq!(run.standing("o", "n", "c"), Standing::Over);
+            run.meet(&pods).await.unwrap();
+            assert_eq!(run.standing("o", "n", "c"), expected);
+            let free = expected == Standing::Intends;
+            assert_eq!(run.user(&pods, "n", "c").is_none(), free, "{phase}");
+            assert_eq!(run.has_company(), free, "{phase}");
+        }
+        let idle = Idle::new(&[]);
+        let run = idle.run();
+        run.meet(&pods).await.unwrap();
+        assert_eq!(run.standing("o", "n", "c"), Standing::Over);
     }
 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use jackline_crds::{
-    names::{FIELD_MANAGER, RESTORE_WAIT},
+    names::{FIELD_MANAGER, RESTORE_WAIT, label},
     velero::{PodVolumePhase, PodVolumeRestore, PodVolumeRestoreStatus},
 };
 use jackline_policy::{backup::absence, restore::volume::Restoration};
@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 use super::{
     pods::RestoredPod,
     report::{Done, Place},
-    run::{Held, Part, Run},
+    run::{CATCH_UP, Held, Part, Run},
     say,
 };
 use crate::{
@@ -35,8 +35,6 @@ use crate::{
 pub const CLAIM: &str = jackline_crds::names::annotation::PVC_NAME;
 /// How often time limits are looked at; changes are seen at once.
 const TICK: Duration = Duration::from_secs(5);
-/// How far the watch may be behind what was just made.
-const CATCH_UP: Duration = Duration::from_secs(60);
 
 /// Since when volumes have been held up, by the names of their PodVolumeRestores.
 #[derive(Debug, Default)]
@@ -47,6 +45,8 @@ struct Delays {
     stalls: BTreeMap<String, Stall>,
     /// The pod is on a node, and its waiter does not run.
     unstarted: Since,
+    /// Pods that the watch was behind with, and when the API server was asked for them.
+    asked: BTreeMap<String, (Instant, Arc<RestoredPod>)>,
 }
 
 /// Since when something stands, by name.
@@ -98,7 +98,7 @@ impl Run<'_> {
     pub async fn volumes(&self, part: Part<'_>) -> Result<bool, Failure> {
         let deadline = self.deadline();
         let (mut waiting, mut others) = (Vec::<&Restoration>::new(), Vec::<&Restoration>::new());
-        let begun = self.begun_or_known().await;
+        let begun = self.begun_or_known().await?;
         let plan = self.plan();
         let planned = plan.restorations.iter();
         let mut lost: BTreeSet<(String, String)> = self.state.lock().blocked.clone();
@@ -237,15 +237,21 @@ impl Run<'_> {
     }
 
     /// What was begun, once the watch has caught up with what was just made.
-    async fn begun_or_known(&self) -> Vec<Arc<PodVolumeRestore>> {
-        let made = self.state.lock().begun.clone();
-        let all = self.context.stores.pod_volume_restores.wait_for(|store| {
-            let seen = |name: &String| store.get(&self.context.key(name)).is_some();
-            made.iter().all(seen).then_some(())
-        });
-        // One that was deleted at once never comes.
-        let _ = tokio::time::timeout(CATCH_UP, all).await;
-        self.begun()
+    async fn begun_or_known(&self) -> Result<Vec<Arc<PodVolumeRestore>>, Failure> {
+        let mut made = self.state.lock().begun.clone();
+        loop {
+            let all = self.context.stores.pod_volume_restores.wait_for(|store| {
+                let seen = |name: &String| store.get(&self.context.key(name)).is_some();
+                made.iter().all(seen).then_some(())
+            });
+            if tokio::time::timeout(CATCH_UP, all).await.is_ok() {
+                return Ok(self.begun());
+            }
+            self.token.check()?;
+            // One that was deleted at once never comes.
+            let there = volumes_of(self.context, &self.uid).await?;
+            made.retain(|name| there.iter().any(|volume| volume.name_any() == *name));
+        }
     }
 
     pub(super) fn has_waiters(&self, restoration: &Restoration) -> bool {
@@ -288,7 +294,7 @@ impl Run<'_> {
             .and_then(|status| status.message.clone());
         let phase = volume.phase();
         if phase != PodVolumePhase::Completed
-            && self.is_orphaned(restoration, &volume).await?
+            && self.is_orphaned(restoration, &volume, delays).await?
             && self.hand_over(restoration, &volume).await?
         {
             return Ok(Progress::Going);
@@ -317,7 +323,7 @@ impl Run<'_> {
         let stall = delays.stalls.entry(volume.name_any()).or_default();
         let obstacle = match stall.look(volume.phase(), progress, limit) {
             Some(why) => Some(why),
-            None => self.obstacle(&volume, delays).await,
+            None => self.obstacle(&volume, delays).await?,
         };
         match obstacle {
             Some(_) if self.is_back(restoration) => Ok(Progress::Back),
@@ -349,6 +355,7 @@ impl Run<'_> {
         &self,
         restoration: &Restoration,
         volume: &PodVolumeRestore,
+        delays: &mut Delays,
     ) -> Result<bool, Failure> {
         let of = &volume.spec.pod;
         let is = |pod: &RestoredPod| {
@@ -358,15 +365,31 @@ impl Run<'_> {
             return Ok(false);
         }
         // The watch may be behind what was just made, or what an agent saw.
-        let (Some(namespace), Some(name)) = (&of.namespace, &of.name) else {
-            return Ok(false);
+        let found = self.carrying_now(volume, delays).await?;
+        Ok(!found.is_some_and(|pod| pod.may_wait() || self.has_data(&pod, restoration)))
+    }
+
+    /// The pod that is to carry the data as the API server has it. While it waits or has its data, it is asked for only now and then.
+    async fn carrying_now(
+        &self,
+        volume: &PodVolumeRestore,
+        delays: &mut Delays,
+    ) -> Result<Option<Arc<RestoredPod>>, Failure> {
+        let asked = delays.asked.get(&volume.name_any());
+        if let Some((_, pod)) = asked.filter(|(at, _)| at.elapsed() < TICK) {
+            return Ok(Some(pod.clone()));
+        }
+        let of = &volume.spec.pod;
+        let (Some(namespace), Some(name), Some(uid)) = (&of.namespace, &of.name, &of.uid) else {
+            return Ok(None);
         };
-        let pods: Api<RestoredPod> = Api::namespaced(self.context.clients.call.clone(), namespace);
-        let found = pods.get_opt(name).await?;
-        Ok(!found.is_some_and(|pod| {
-            let waits = pod.metadata.deletion_timestamp.is_none() && !pod.has_left();
-            pod.metadata.uid == of.uid && (waits || self.has_data(&pod, restoration))
-        }))
+        let found = self.pod_of(namespace, name, uid).await?;
+        let well = |pod: &&Arc<RestoredPod>| pod.may_wait() || pod.has_data();
+        if let Some(pod) = found.as_ref().filter(well) {
+            let now = (Instant::now(), pod.clone());
+            delays.asked.insert(volume.name_any(), now);
+        }
+        Ok(found)
     }
 
     /// Whether the data of a volume has been seen by a pod of this restore, whatever became of that.
@@ -387,8 +410,11 @@ impl Run<'_> {
     }
 
     /// What keeps a volume from ever being filled.
-    async fn obstacle(&self, volume: &PodVolumeRestore, delays: &mut Delays) -> Option<String> {
-        let name = volume.name_any();
+    async fn obstacle(
+        &self,
+        volume: &PodVolumeRestore,
+        delays: &mut Delays,
+    ) -> Result<Option<String>, Failure> {
         let pod = self
             .restored_pods
             .find(|pod| pod.metadata.uid == volume.spec.pod.uid);
@@ -399,30 +425,62 @@ impl Run<'_> {
             .map_or(Duration::ZERO, |time| {
                 jiff::Timestamp::now().duration_since(time.0).unsigned_abs()
             });
-        let Some(pod) = pod else {
+        let back = pod.as_ref().is_some_and(|pod| pod.has_data());
+        let hinders = match pod {
+            Some(pod) => self.hindrance(volume, &pod, age, delays).await?.is_some(),
             // The watch of pods may be behind what was just made.
-            return (age > Duration::from_secs(30)).then(|| "its pod is gone".to_owned());
+            None => age > Duration::from_secs(30),
         };
+        if !hinders {
+            return Ok(None);
+        }
+        // Or further behind than that.
+        match self.carrying_now(volume, delays).await? {
+            // It has gone on, which the watch is about to see.
+            Some(pod) if pod.has_data() && !back => Ok(None),
+            Some(pod) => self.hindrance(volume, &pod, age, delays).await,
+            None => Ok(Some("its pod is gone".to_owned())),
+        }
+    }
+
+    /// What keeps a volume from ever being filled whose pod is there.
+    async fn hindrance(
+        &self,
+        volume: &PodVolumeRestore,
+        pod: &RestoredPod,
+        age: Duration,
+        delays: &mut Delays,
+    ) -> Result<Option<String>, Failure> {
         let Some(node) = pod.spec.node_name.as_deref() else {
             let patience = self.context.args.resource_timeout.to_std();
-            return (age > patience).then(|| {
+            return Ok((age > patience).then(|| {
                 let why = pod.unscheduled().unwrap_or("no reason given");
                 format!("its pod was not scheduled in time: {why}")
-            });
+            }));
         };
         let agent = agents::of_node(&self.context.stores.agents, node);
-        let Some(away) = delays.agentless.entry(name).or_default().look(agent) else {
-            return self.unstarted(volume, &pod, node, delays).await;
+        let absence = delays.agentless.entry(volume.name_any()).or_default();
+        let Some(away) = absence.look(agent) else {
+            return Ok(self.unstarted(volume, pod, node, delays).await);
         };
         if !absence::is_late(agent, away) {
-            return None;
+            return Ok(None);
         }
         let state = agents::node_state(&self.context.clients.call, node).await;
         let patience = absence::Patience {
             absent: absence::NODE_PATIENCE,
             unready: self.context.args.volume_progress_timeout.to_std(),
         };
-        absence::give_up(node, agent, state, away, patience)
+        let why = absence::give_up(node, agent, state, away, patience);
+        // The watch may be behind: an agent that does otherwise by now is given the same time.
+        if why.is_some() {
+            let now = agents::now_on(self.context, node).await?;
+            if agents::of_node(&now, node) != agent {
+                *absence = Absence::default();
+                return Ok(None);
+            }
+        }
+        Ok(why)
     }
 
     /// A waiter that does not come up.
@@ -615,6 +673,18 @@ impl Run<'_> {
     }
 }
 
+/// The PodVolumeRestores of a restore as the API server has them.
+///
+/// # Errors
+/// When it does not answer.
+pub async fn volumes_of(
+    context: &Context,
+    restore: &str,
+) -> Result<Vec<PodVolumeRestore>, kube::Error> {
+    let of = ListParams::default().labels(&format!("{}={restore}", label::RESTORE_UID));
+    context.fetch_all(&of).await
+}
+
 /// Ends a volume restore that nobody will carry out, or that takes too long. `false`: it has ended by itself, or is gone. The agent
 /// writes too, so it may take several looks.
 ///
@@ -652,7 +722,10 @@ pub async fn give_up(
 
 #[cfg(test)]
 mod tests {
+    use jackline_runtime::Store;
+
     use super::*;
+    use crate::{context::unwatched, restore::run::idle::Idle};
 
     #[tokio::test(start_paused = true)]
     async fn a_waiter_that_does_not_start_is_timed_until_it_runs() {
@@ -688,6 +761,67 @@ mod tests {
             let stood = delays.unstarted_for(&volume, &pod);
             assert_eq!(stood, second * expected, "{phase} {state}");
             tokio::time::advance(second).await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_volume_is_given_up_for_what_the_api_server_says() {
+        let pod = |spec: Value| json!({"metadata": {"name": "a", "namespace": "n", "uid": "a"}, "spec": spec});
+        let known = |spec: Value| vec![serde_json::from_value::<RestoredPod>(pod(spec)).unwrap()];
+        let (unscheduled, scheduled) = (json!({}), json!({"nodeName": "n1"}));
+        let volume: PodVolumeRestore = serde_json::from_value(json!({
+            "metadata": {"name": "v", "creationTimestamp": "2026-01-01T00:00:00Z"},
+            "spec": {"pod": {"namespace": "n", "name": "a", "uid": "a"}, "volume": "v", "backupStorageLocation": "d",
+                "repoIdentifier": "", "snapshotID": "s", "sourceNamespace": "n"}
+        }))
+        .unwrap();
+        let agent = json!({"metadata": {"name": "agent", "namespace": "velero"}, "spec": {"nodeName": "n1"},
+            "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}});
+        let node = "node gone: node n1 is no longer in the cluster";
+        let gone = "its pod is gone";
+        let late = "its pod was not scheduled in time: no reason given";
+        for (known, now, agents, expected) in [
+            (vec![], Some(&scheduled), vec![agent.clone()], None),
+            (vec![], None, vec![], Some(gone)),
+            (
+                known(unscheduled.clone()),
+                Some(&scheduled),
+                vec![agent.clone()],
+                None,
+            ),
+            (
+                known(unscheduled.clone()),
+                Some(&unscheduled),
+                vec![],
+                Some(late),
+            ),
+            (known(unscheduled.clone()), None, vec![], Some(gone)),
+            (
+                known(scheduled.clone()),
+                Some(&scheduled),
+                vec![],
+                Some(node),
+            ),
+            (
+                known(scheduled.clone()),
+                Some(&scheduled),
+                vec![agent],
+                None,
+            ),
+        ] {
+            let agents = unwatched::list(&agents);
+            let mut objects = vec![("/api/v1/namespaces/velero/pods", agents)];
+            let now = now.map(|spec| pod(spec.clone()));
+            objects.extend(now.map(|now| ("/api/v1/namespaces/n/pods/a", now)));
+            let mut idle = Idle::new(&objects);
+            idle.pods = Store::fixed(known);
+            let (run, mut delays) = (idle.run(), Delays::default());
+            let mut last = None;
+            for _ in 0..2 {
+                last = run.obstacle(&volume, &mut delays).await.unwrap();
+                tokio::time::advance(absence::NODE_PATIENCE).await;
+            }
+            assert_eq!(last.as_deref(), expected);
         }
     }
 }
