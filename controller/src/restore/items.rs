@@ -276,7 +276,10 @@ impl Run<'_> {
             .to_owned();
         let made_before = self.was_made_before(kind, item);
         let prepared = self.prepare_object(kind, resource, item, object).await?;
-        let wanted = match self.finish_object(kind, item, &prepared, &original_uid) {
+        let wanted = match self
+            .finish_object(kind, item, &prepared, &original_uid)
+            .await?
+        {
             Ok(wanted) => wanted,
             Err(why) => {
                 self.report.error(
@@ -454,13 +457,13 @@ impl Run<'_> {
     }
 
     /// Adds what only a newly made object gets.
-    fn finish_object(
+    async fn finish_object(
         &self,
         kind: &str,
         item: &Item,
         prepared: &Prepared,
         original_uid: &str,
-    ) -> Result<Value, String> {
+    ) -> Result<Result<Value, String>, Failure> {
         let mut wanted = prepared.object.clone();
         meta::put_labels(&mut wanted, self.labels());
         let namespace = item.namespace.as_deref().unwrap_or_default();
@@ -473,11 +476,10 @@ impl Run<'_> {
         if kind == "pods" {
             let volumes = self.plan().waits(namespace, &item.name);
             if !volumes.is_empty() {
-                let image = self.context.args.agent_image.clone();
-                let image = image.or_else(|| agents::image(&self.context.stores.agents));
-                let image = image.ok_or_else(|| {
-                    "no image for its waiter is known: set --agent-image or run the DaemonSet node-agent".to_owned()
-                })?;
+                let Some(image) = self.waiter_image().await? else {
+                    let why = "no image for its waiter is known: set --agent-image or run the DaemonSet node-agent";
+                    return Ok(Err(why.to_owned()));
+                };
                 let waiter = wait::Waiter {
                     image: &image,
                     command: RESTORE_WAIT_PROGRAM,
@@ -491,7 +493,20 @@ impl Run<'_> {
             }
             self.add_init_hooks(self.target(namespace), &mut wanted);
         }
-        Ok(wanted)
+        Ok(Ok(wanted))
+    }
+
+    async fn waiter_image(&self) -> Result<Option<String>, Failure> {
+        let named = self.context.args.agent_image.clone();
+        if let Some(image) = named.or_else(|| agents::image(&self.context.stores.agents)) {
+            return Ok(Some(image));
+        }
+        // The watch may be behind. Many pods may need one: it is asked for once.
+        let asked = self.agents_image.get_or_try_init(|| async {
+            let agents = agents::now(self.context).await?;
+            Ok::<_, Failure>(agents::image(&agents))
+        });
+        Ok(asked.await?.clone())
     }
 
     async fn binding(&self, item: &Item, object: &Value) -> Result<claim::Binding, Failure> {
@@ -747,7 +762,10 @@ fn is_younger(object: &Value, restore: jiff::Timestamp) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+    use crate::{context::unwatched, restore::run::idle::Idle};
 
     #[test]
     fn what_a_restore_made_is_not_older_than_its_restore() {
@@ -760,6 +778,17 @@ mod tests {
         ] {
             let object = serde_json::json!({"metadata": {"creationTimestamp": created}});
             assert_eq!(is_younger(&object, restore), expected, "{created}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_image_of_agents_that_the_watch_lacks_is_asked_for() {
+        let agent = json!({"metadata": {"name": "agent", "namespace": "velero"}, "spec": {"containers": [{"image": "i:1"}]}});
+        for (agents, image) in [(vec![], None), (vec![agent], Some("i:1"))] {
+            let agents = unwatched::list(&agents);
+            let idle = Idle::new(&[("/api/v1/namespaces/velero/pods", agents)]);
+            let run = idle.run();
+            assert_eq!(run.waiter_image().await.unwrap().as_deref(), image);
         }
     }
 }
