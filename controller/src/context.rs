@@ -240,6 +240,11 @@ pub mod unwatched {
 
     /// Its watches know nothing yet; whoever asks its API server for a path is given the object, or the list.
     pub fn context(objects: &[(&str, Value)]) -> Arc<Context> {
+        with_kit(objects).0
+    }
+
+    /// The same, with its kit.
+    pub fn with_kit(objects: &[(&str, Value)]) -> (Arc<Context>, Kit) {
         let objects = objects.iter().cloned();
         let objects: BTreeMap<String, Value> =
             objects.map(|(path, it)| (path.to_owned(), it)).collect();
@@ -265,12 +270,17 @@ pub mod unwatched {
         let stores = Stores::start(&kit, "velero");
         let mut context = Context::new(&kit, args, "this-cluster".to_owned(), stores);
         Arc::get_mut(&mut context).unwrap().clients.call = call;
-        context
+        (context, kit)
     }
 
-    /// The path of an object of Velero's.
+    /// The path of all objects of a kind of Velero's.
+    pub fn all(plural: &str) -> String {
+        format!("/apis/velero.io/v1/namespaces/velero/{plural}")
+    }
+
+    /// The path of one.
     pub fn path(plural: &str, name: &str) -> String {
-        format!("/apis/velero.io/v1/namespaces/velero/{plural}/{name}")
+        format!("{}/{name}", all(plural))
     }
 
     /// A list as the API server gives it.

@@ -640,12 +640,7 @@ mod tests {
         let objects = [
             (unwatched::path("backuprepositories", anew), there.clone()),
             // To make one.
-            (
-                unwatched::path("backuprepositories", "")
-                    .trim_end_matches('/')
-                    .to_owned(),
-                there,
-            ),
+            (unwatched::all("backuprepositories"), there),
         ];
         let objects = objects.each_ref().map(|(path, it)| (&**path, it.clone()));
         let had = had(repository("r", "1", "Ready"), &objects).await;

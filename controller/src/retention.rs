@@ -392,7 +392,67 @@ fn upkeep_patch(repository: &BackupRepository, upkeep: &Upkeep) -> Option<serde_
 
 #[cfg(test)]
 mod tests {
+    use jackline_policy::PolicyId;
+    use jackline_policy::spec::{PolicyParts, Template};
+
     use super::*;
+    use crate::context::unwatched::{all, completed, list, with_kit};
+
+    fn policy(id: PolicyId) -> Policy {
+        let parts = PolicyParts {
+            template: Template::new("t", json!({})).unwrap(),
+            ..PolicyParts::default()
+        };
+        Policy {
+            uid: "u".into(),
+            created: Timestamp::UNIX_EPOCH,
+            spec: parts.check(id.kind).unwrap(),
+            id,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_backup_that_somebody_has_just_asked_to_delete_counts_no_more() {
+        let of = |name: &str, policy: &str| {
+            let mut backup = completed(name, 1);
+            backup["metadata"]["annotations"] = json!({(annotation::POLICY): policy});
+            backup
+        };
+        let backups = [of("a", "all"), of("b", "all"), of("c", "another")];
+        let lists = [
+            ("backups", backups.to_vec()),
+            (
+                "deletebackuprequests",
+                vec![json!({"metadata": {"name": "r"}, "spec": {"backupName": "b"}})],
+            ),
+            (
+                "restores",
+                vec![json!({"metadata": {"name": "r"}, "spec": {"backupName": "a"}})],
+            ),
+        ];
+        let lists = lists.map(|(plural, items)| (all(plural), list(&items)));
+        let objects: Vec<_> = lists
+            .iter()
+            .map(|(at, list)| (&**at, list.clone()))
+            .collect();
+        let (context, kit) = with_kit(&objects);
+        let world = World::start(&context, &kit);
+        let policy = policy(PolicyId::cluster("all"));
+        let seen = Seen::now(&context, &policy).await.unwrap();
+        let facts = seen.facts(&context, &world);
+        let found: Vec<_> = facts
+            .iter()
+            .map(|facts| (&*facts.name, facts.outcome, facts.in_use))
+            .collect();
+        assert_eq!(
+            found,
+            [
+                ("a", Outcome::Usable, true),
+                ("b", Outcome::Deleting, false)
+            ]
+        );
+        assert!(Seen::by_watches(&context, &policy).backups.is_empty());
+    }
 
     #[test]
     fn a_repository_is_written_only_where_it_differs() {

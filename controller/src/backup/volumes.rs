@@ -976,9 +976,8 @@ mod tests {
             volume("2", "v", "New"),
             json!({"metadata": {"name": "x"}, "spec": 1}),
         ];
-        let path = unwatched::path(VOLUMES, "");
-        let path = path.trim_end_matches('/');
-        let context = unwatched::context(&[(path, unwatched::list(&volumes))]);
+        let path = unwatched::all(VOLUMES);
+        let context = unwatched::context(&[(&path, unwatched::list(&volumes))]);
         let found = made_for(&context, "u").await.unwrap();
         let found: Vec<_> = found.iter().filter_map(|volume| volume.uid()).collect();
         assert_eq!(found, ["1"]);

@@ -140,7 +140,7 @@ mod tests {
     use std::io::Write;
 
     use super::*;
-    use crate::context::unwatched::{self, path};
+    use crate::context::unwatched;
     use flate2::{Compression, write::GzEncoder};
     use jackline_runtime::Store;
     use jackline_storage::{
@@ -211,8 +211,8 @@ mod tests {
             value(named("b-2", "db-1", "InProgress", "old")),
             json!({"metadata": {"name": "b-3"}, "spec": 7}),
         ];
-        let list = path("podvolumebackups", "");
-        let objects = [(list.trim_end_matches('/'), unwatched::list(&here))];
+        let all = unwatched::all("podvolumebackups");
+        let objects = [(&*all, unwatched::list(&here))];
         let mut context = unwatched::context(&objects);
         let stores = &mut Arc::get_mut(&mut context).unwrap().stores;
         stores.pod_volume_backups = Store::fixed([named("b-1", "db-0", "InProgress", "new")]);

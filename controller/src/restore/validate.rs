@@ -249,19 +249,19 @@ pub fn parse(field: &str, selector: &LabelSelector) -> Result<Selector, String> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::context::unwatched::{completed, context, location, path};
+    use crate::context::unwatched::{all, completed, context, list, location, path};
     use serde_json::json;
 
     #[tokio::test]
     async fn a_backup_that_ended_a_moment_ago_can_be_restored() {
         let (old, new) = (completed("old", 1), completed("new", 2));
-        let all = json!({"metadata": {}, "items": [new.clone(), {"spec": 7}, old]});
-        let (list, at) = (path("backups", ""), path("backupstoragelocations", "here"));
-        let (list, by_name) = (list.trim_end_matches('/'), path("backups", "new"));
+        let backups = list(&[new.clone(), json!({"spec": 7}), old]);
+        let (of_schedule, by_name) = (all("backups"), path("backups", "new"));
+        let at = path("backupstoragelocations", "here");
         let maps = "/api/v1/namespaces/velero/configmaps";
-        let none = json!({"metadata": {}, "items": []});
+        let none = list(&[]);
         let objects = [
-            (list, all),
+            (&*of_schedule, backups),
             (&by_name, new),
             (&at, location("here")),
             (maps, none.clone()),
