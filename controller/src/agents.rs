@@ -182,7 +182,7 @@ pub fn image(agents: &Store<AgentPod>) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
     use crate::context::unwatched;
@@ -205,12 +205,25 @@ mod tests {
 
     #[tokio::test]
     async fn agents_that_the_watch_does_not_know_yet_are_known_to_the_api_server() {
-        let agent = json!({"metadata": {"name": "a", "namespace": "velero"},
-            "spec": {"nodeName": "n1"}, "status": {"phase": "Running"}});
-        let agents = unwatched::list(&[agent, json!({"metadata": {"name": "b"}, "spec": 1})]);
+        let labels = json!({"name": "node-agent"});
+        let pod = |name: &str, labels: &Value| {
+            json!({"metadata": {"name": name, "namespace": "velero", "labels": labels},
+            "spec": {"nodeName": name}, "status": {"phase": "Running"}})
+        };
+        let odd = json!({"metadata": {"name": "b", "labels": labels}, "spec": 1});
+        let agents = [
+            pod("n1", &labels),
+            pod("n2", &labels),
+            pod("n3", &json!({})),
+            odd,
+        ];
+        let agents = unwatched::list(&agents);
         let context = unwatched::context(&[("/api/v1/namespaces/velero/pods", agents)]);
         assert!(!runs_on(&context.stores.agents, "n1"));
-        assert!(runs_on(&now(&context).await.unwrap(), "n1"));
+        let nodes = nodes(&now(&context).await.unwrap());
+        assert!(nodes.iter().eq(["n1", "n2"]), "{nodes:?}");
+        let nodes = self::nodes(&now_on(&context, "n2").await.unwrap());
+        assert!(nodes.iter().eq(["n2"]), "{nodes:?}");
     }
 
     #[test]

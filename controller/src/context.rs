@@ -22,7 +22,7 @@ use serde::de::DeserializeOwned;
 use crate::{
     agents::{self, AgentPod},
     args::Args,
-    uri::encoded,
+    uri,
 };
 
 /// How soon somebody is seen to have gone for whom everything waits.
@@ -199,14 +199,11 @@ impl Context {
             + Debug
             + DeserializeOwned,
     {
-        if name.is_empty() {
-            return Ok(None);
-        }
         // Names in a spec are not checked by the API server.
-        let found = self
-            .api::<DeserializeGuard<K>>()
-            .get_opt(&encoded(name))
-            .await?;
+        let Some(name) = uri::name(name) else {
+            return Ok(None);
+        };
+        let found = self.api::<DeserializeGuard<K>>().get_opt(&name).await?;
         Ok(found.and_then(|found| found.0.ok()))
     }
 
@@ -221,8 +218,21 @@ impl Context {
             + Debug
             + DeserializeOwned,
     {
-        let found = self.api::<DeserializeGuard<K>>().list(which).await?;
-        Ok(found.into_iter().filter_map(|found| found.0.ok()).collect())
+        let api = self.api::<DeserializeGuard<K>>();
+        let mut which = which.clone().limit(self.args.client_page_size);
+        let mut all = Vec::new();
+        loop {
+            let page = api.list(&which).await?;
+            let found = page.items.into_iter().filter_map(|found| found.0.ok());
+            all.extend(found.map(|mut found| {
+                found.meta_mut().managed_fields = None;
+                found
+            }));
+            match page.metadata.continue_.filter(|token| !token.is_empty()) {
+                Some(token) => which = which.continue_token(&token),
+                None => return Ok(all),
+            }
+        }
     }
 }
 
@@ -232,13 +242,14 @@ pub mod unwatched {
     use std::{collections::BTreeMap, convert::Infallible, future::pending};
 
     use clap::Parser;
-    use http::{Request, Response};
+    use http::{Method, Request, Response, request::Parts};
     use kube::{Client, client::Body};
+    use parking_lot::Mutex;
     use serde_json::{Value, json};
 
     use super::*;
 
-    /// Its watches know nothing yet; whoever asks its API server for a path is given the object, or the list.
+    /// Its watches know nothing yet; whoever asks its API server for a path is given the object, or what is selected of the list.
     pub fn context(objects: &[(&str, Value)]) -> Arc<Context> {
         with_kit(objects).0
     }
@@ -248,13 +259,16 @@ pub mod unwatched {
         let objects = objects.iter().cloned();
         let objects: BTreeMap<String, Value> =
             objects.map(|(path, it)| (path.to_owned(), it)).collect();
+        let objects = Arc::new(Mutex::new(objects));
         let answer = move |request: Request<Body>| {
-            let absent = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 404,
-                "message": "not found", "reason": "NotFound", "metadata": {}});
-            let found = objects.get(request.uri().path());
-            let status = if found.is_some() { 200 } else { 404 };
-            let body = Body::from(found.unwrap_or(&absent).to_string().into_bytes());
-            async move { Ok::<_, Infallible>(Response::builder().status(status).body(body).unwrap()) }
+            let objects = objects.clone();
+            async move {
+                let (head, body) = request.into_parts();
+                let body = body.collect_bytes().await.unwrap();
+                let (code, answer) = answer(&mut objects.lock(), &head, &body);
+                let body = Body::from(answer.to_string().into_bytes());
+                Ok::<_, Infallible>(Response::builder().status(code).body(body).unwrap())
+            }
         };
         let call = Client::new(tower::service_fn(answer), "velero");
         let silent = |_: Request<Body>| pending::<Result<Response<Body>, Infallible>>();
@@ -271,6 +285,58 @@ pub mod unwatched {
         let mut context = Context::new(&kit, args, "this-cluster".to_owned(), stores);
         Arc::get_mut(&mut context).unwrap().clients.call = call;
         (context, kit)
+    }
+
+    fn answer(objects: &mut BTreeMap<String, Value>, head: &Parts, body: &[u8]) -> (u16, Value) {
+        let path = head.uri.path();
+        let refuse = |code: u16, reason: &str| {
+            let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code,
+                "message": reason, "reason": reason, "metadata": {}});
+            (code, status)
+        };
+        if path.ends_with("/..") || path.ends_with("/.") || path.contains("%25") {
+            return refuse(400, "BadRequest");
+        }
+        let Some(mut found) = objects.get(path).cloned() else {
+            return refuse(404, "NotFound");
+        };
+        if head.method == Method::DELETE {
+            let options: Value = serde_json::from_slice(body).unwrap();
+            let wanted = &options["preconditions"];
+            let is = |key: &str| wanted[key].is_null() || wanted[key] == found["metadata"][key];
+            if !is("uid") || !is("resourceVersion") {
+                return refuse(409, "Conflict");
+            }
+            objects.remove(path);
+        }
+        if let Some(items) = found["items"].as_array_mut() {
+            let query = head.uri.query().unwrap_or_default();
+            items.retain(|item| is_selected(item, query));
+        }
+        (200, found)
+    }
+
+    /// Whether the selectors of a query mean an object.
+    fn is_selected(item: &Value, query: &str) -> bool {
+        let labels = &item["metadata"]["labels"];
+        url::form_urlencoded::parse(query.as_bytes()).all(|(key, selector)| {
+            let mut terms = selector.split(',').filter(|term| !term.is_empty());
+            match &*key {
+                "labelSelector" => terms.all(|term| match term.split_once('=') {
+                    Some((label, value)) => labels[label] == value,
+                    None => match term.strip_prefix('!') {
+                        Some(label) => labels[label].is_null(),
+                        None => !labels[term].is_null(),
+                    },
+                }),
+                "fieldSelector" => terms.all(|term| {
+                    let (field, value) = term.split_once('=').unwrap();
+                    let pointer = format!("/{}", field.replace('.', "/"));
+                    item.pointer(&pointer).is_some_and(|found| found == value)
+                }),
+                _ => true,
+            }
+        })
     }
 
     /// The path of all objects of a kind of Velero's.

@@ -37,9 +37,7 @@ use kube::{
 use prometheus::{IntCounterVec, Opts};
 use serde_json::json;
 
-use crate::{
-    context::Context, elsewhere, fence, location, maintenance, remove::remove, sync, uri::encoded,
-};
+use crate::{context::Context, elsewhere, fence, location, maintenance, remove::remove, sync, uri};
 
 pub use request::{asked, is_requested, request};
 use snapshots::{Consequence, Snapshots, Tags};
@@ -164,7 +162,11 @@ impl Deletion<'_> {
                 .await;
         }
         let backups = self.context.api::<Backup>();
-        let Some(backup) = backups.get_opt(&encoded(name)).await? else {
+        let backup = match uri::name(name) {
+            Some(name) => backups.get_opt(&name).await?,
+            None => None,
+        };
+        let Some(backup) = backup else {
             if request.phase() == DeletePhase::InProgress {
                 // Everything but the request itself was done before a crash.
                 self.remove_requests(name).await?;

@@ -11,10 +11,7 @@ mod presence;
 use std::{
     collections::HashMap,
     hash::{DefaultHasher, Hash, Hasher},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
     time::Duration,
 };
 
@@ -70,8 +67,8 @@ struct Seen {
     notes: Mutex<HashMap<String, (u64, Instant)>>,
     /// Where the password was tried, for which spec and with which result.
     tries: Mutex<HashMap<String, (u64, Instant, Fit)>>,
-    /// How often something was forgotten.
-    changes: AtomicU64,
+    /// How often something was forgotten, by location.
+    changes: Mutex<HashMap<String, u64>>,
 }
 
 impl Seen {
@@ -93,7 +90,7 @@ impl Seen {
 
     /// What is known of the location counts no more, nor what a look that is under way finds.
     fn forget(&self, name: &str) {
-        self.changes.fetch_add(1, Ordering::SeqCst);
+        *self.changes.lock().entry(name.to_owned()).or_default() += 1;
         self.clear(name);
     }
 
@@ -103,11 +100,15 @@ impl Seen {
         self.tries.lock().remove(name);
     }
 
+    fn changes(&self, name: &str) -> u64 {
+        self.changes.lock().get(name).copied().unwrap_or_default()
+    }
+
     /// Notes that a location was looked at, unless something was forgotten since there were so many `changes`.
     fn looked(&self, name: &str, spec: u64, changes: u64) {
         let now = (spec, Instant::now());
         self.looks.lock().insert(name.to_owned(), now);
-        if self.changes.load(Ordering::SeqCst) != changes {
+        if self.changes(name) != changes {
             self.clear(name);
         }
     }
@@ -224,7 +225,7 @@ async fn pass(
     {
         return Ok(Next::After(left));
     }
-    let changes = seen.changes.load(Ordering::SeqCst);
+    let changes = seen.changes(&key.name);
     let verdict = match tokio::time::timeout(LOOK, look(context, seen, &location, token)).await {
         Ok(verdict) => verdict?,
         Err(_) => Err(format!(
@@ -525,7 +526,7 @@ mod tests {
     fn a_look_that_began_before_a_secret_changed_does_not_count() {
         let seen = Seen::default();
         let every = Some(RETRY);
-        let before = seen.changes.load(Ordering::SeqCst);
+        let before = seen.changes("l");
         seen.looked("l", 7, before);
         assert!(seen.wait("l", 7, every).is_some());
         seen.forget("l");

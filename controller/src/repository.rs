@@ -129,7 +129,7 @@ pub async fn ensure(
                     Ok(Some(_)) => {}
                     Ok(None) => gone = true,
                     Err(error) => {
-                        tracing::warn!(%error, name, "BackupRepository cannot be read");
+                        tracing::debug!(%error, name, "BackupRepository cannot be read");
                         return Ok(seen.clone());
                     }
                 }

@@ -10,9 +10,9 @@ use jackline_crds::names::{FIELD_MANAGER, annotation, label, label_value};
 use jackline_crds::velero::{
     Backup, BackupPhase, BackupRepository, DeleteBackupRequest, PodVolumeBackup, Restore,
 };
-use jackline_policy::Policy;
 use jackline_policy::retention::{BackupFacts, Existence, Outcome, Plan, farewell, plan};
 use jackline_policy::spec::{Mode, Retention};
+use jackline_policy::{Policy, PolicyKind};
 use jackline_runtime::{Failure, LeaderToken};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -125,14 +125,19 @@ pub async fn take_along(
     policy: &Policy,
     token: &LeaderToken,
 ) -> Result<bool, Failure> {
-    let seen = Seen::now(context, policy).await?;
     let exist = world.read(|state| state.lineages());
     let floor = policy.spec.retention.as_ref();
-    let farewell = farewell(
-        floor.map_or(Retention::MINIMUM_GOOD, |retention| retention.minimum_good),
-        &seen.facts(context, world),
-        |volume| exist.contains(volume),
-    );
+    let farewell_by = |seen: &Seen| {
+        let floor = floor.map_or(Retention::MINIMUM_GOOD, |retention| retention.minimum_good);
+        let facts = seen.facts(context, world);
+        farewell(floor, &facts, |volume| exist.contains(volume))
+    };
+    let watched = farewell_by(&Seen::by_watches(context, policy));
+    if watched.delete.is_empty() && !watched.later.is_empty() {
+        return Ok(false);
+    }
+    let seen = Seen::now(context, policy).await?;
+    let farewell = farewell_by(&seen);
     request(context, &seen.backups, &farewell.delete, token).await?;
     Ok(farewell.later.is_empty())
 }
@@ -186,18 +191,28 @@ impl Seen {
 
     /// As the API server has it: what is deleted rests on this. A watch may still count a backup that its user has just deleted.
     async fn now(context: &Context, policy: &Policy) -> Result<Self, kube::Error> {
-        let all = ListParams::default();
-        let of_policy = all.clone().labels(&format!(
-            "{}={}",
-            label::POLICY,
-            label_value(&policy.id.name)
-        ));
+        // Policies of one name may be in every namespace.
+        let namespace = match policy.id.kind {
+            PolicyKind::BackupPolicy => {
+                format!("{}={}", label::POLICY_NAMESPACE, policy.id.namespace)
+            }
+            PolicyKind::ClusterBackupPolicy => format!("!{}", label::POLICY_NAMESPACE),
+        };
+        let name = label_value(&policy.id.name);
+        let of_policy =
+            ListParams::default().labels(&format!("{}={name},{namespace}", label::POLICY));
         let mut backups = shared(context.fetch_all::<Backup>(&of_policy).await?);
         backups.retain(|backup| is_of(backup, policy));
+        let (mut deletions, mut restores) = (Vec::new(), Vec::new());
+        if !backups.is_empty() {
+            let all = ListParams::default();
+            deletions = shared(context.fetch_all(&all).await?);
+            restores = shared(context.fetch_all(&all).await?);
+        }
         Ok(Self {
             backups,
-            deletions: shared(context.fetch_all(&all).await?),
-            restores: shared(context.fetch_all(&all).await?),
+            deletions,
+            restores,
         })
     }
 
@@ -416,9 +431,20 @@ mod tests {
         let of = |name: &str, policy: &str| {
             let mut backup = completed(name, 1);
             backup["metadata"]["annotations"] = json!({(annotation::POLICY): policy});
+            let (namespace, policy) = policy.split_once('/').unwrap_or(("", policy));
+            let labels = &mut backup["metadata"]["labels"];
+            labels[label::POLICY] = json!(policy);
+            if !namespace.is_empty() {
+                labels[label::POLICY_NAMESPACE] = json!(namespace);
+            }
             backup
         };
-        let backups = [of("a", "all"), of("b", "all"), of("c", "another")];
+        let backups = [
+            of("a", "all"),
+            of("b", "all"),
+            of("c", "another"),
+            of("d", "team/all"),
+        ];
         let lists = [
             ("backups", backups.to_vec()),
             (
@@ -452,6 +478,10 @@ mod tests {
             ]
         );
         assert!(Seen::by_watches(&context, &policy).backups.is_empty());
+        let policy = self::policy(PolicyId::namespaced("team", "all"));
+        let seen = Seen::now(&context, &policy).await.unwrap();
+        assert_eq!(seen.backups.len(), 1);
+        assert_eq!(seen.backups[0].name_any(), "d");
     }
 
     #[test]

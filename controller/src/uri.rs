@@ -14,6 +14,12 @@ pub fn encoded(name: &str) -> String {
     text
 }
 
+/// The same of a name that anybody may have written; `None` for what names nothing: the API server refuses it as a path, or drops a slash.
+pub fn name(name: &str) -> Option<String> {
+    let none = matches!(name, "" | "." | "..") || name.contains(['/', '%']);
+    (!none).then(|| encoded(name))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -25,5 +31,9 @@ mod tests {
             encoded("victim?x#y/z%2f ä"),
             "victim%3Fx%23y%2Fz%252f%20%C3%A4"
         );
+        assert_eq!(name("a?b").as_deref(), Some("a%3Fb"));
+        for nothing in ["", ".", "..", "b/", "../b", "50%"] {
+            assert_eq!(name(nothing), None, "{nothing}");
+        }
     }
 }

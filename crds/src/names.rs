@@ -167,7 +167,7 @@ pub mod finalizer {
 }
 
 /// Longest value of a label.
-const LABEL_MAX: usize = 63;
+pub const LABEL_MAX: usize = 63;
 
 /// A label value that stands for a name: the name itself, or when it is too long its first 57 characters and the first 6 hex digits
 /// of its SHA-256.

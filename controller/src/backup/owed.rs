@@ -22,6 +22,7 @@ use kube::{
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use tokio::sync::Semaphore;
 
 use super::{
     holds::{Held, Holds},
@@ -41,6 +42,8 @@ const OWED: &str = "owed";
 pub(super) const AGAIN: Duration = Duration::from_secs(2);
 /// How soon a pod is looked at again that is read though no watch tells of it.
 const BEHIND: Duration = Duration::from_secs(10);
+/// Backups whose volumes are listed at once.
+static LISTS: Semaphore = Semaphore::const_new(2);
 /// How often a command is tried that cannot be begun, or fails.
 const TRIES: u32 = 3;
 /// Pods that are paid at once.
@@ -351,6 +354,8 @@ fn seems_read(context: &Context, debt: &Debt, pod: &str) -> bool {
 /// The same as the API server knows it: what an earlier leader made just before it went, the watches may not have told of.
 async fn is_read(context: &Context, debt: &Debt, pod: &str) -> Result<bool, kube::Error> {
     let backup = context.fetch::<Backup>(&debt.backup).await?;
+    // Lists of thousands of volumes, for many pods at a time. Never closed, so never an error.
+    let _turn = LISTS.acquire().await;
     if !backup.is_some_and(|backup| debt.is_of(&backup)) {
         return Ok(false);
     }

@@ -1,6 +1,6 @@
 //! The beginning: defaults, validation, the first status.
 
-use std::time::Duration;
+use std::{borrow::Borrow, time::Duration};
 
 use jackline_crds::{
     GoDuration,
@@ -18,7 +18,7 @@ use jackline_runtime::{Failure, LeaderToken};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, Time};
 use kube::{
     ResourceExt,
-    api::{Patch, PatchParams},
+    api::{ListParams, Patch, PatchParams},
 };
 use serde_json::{Value, json};
 
@@ -60,21 +60,20 @@ fn location_name(context: &Context, spec: &BackupSpec) -> String {
     if let Some(name) = &spec.storage_location {
         return name.clone();
     }
-    let marked = context
-        .stores
-        .locations
-        .filter(|location| location.spec.default);
-    // Several may be marked while the location controller puts that right: the newest counts.
-    let newest = marked.iter().max_by_key(|location| {
-        (
-            location.creation_timestamp().map(|time| time.0),
-            location.name_any(),
-        )
-    });
-    newest.map_or_else(
+    default_of(context.stores.locations.list()).map_or_else(
         || context.args.default_backup_storage_location.clone(),
         |location| location.name_any(),
     )
+}
+
+/// The location that is marked as default. Several may be while the location controller puts that right: the newest counts.
+fn default_of<L: Borrow<BackupStorageLocation>>(all: Vec<L>) -> Option<L> {
+    let marked = all.into_iter().filter(|it| it.borrow().spec.default);
+    marked.max_by_key(|location| {
+        let location = location.borrow();
+        let created = location.creation_timestamp().map(|time| time.0);
+        (created, location.name_any())
+    })
 }
 
 /// Validates a new backup and writes its first status.
@@ -84,8 +83,16 @@ pub(super) async fn begin(
     backup: &Backup,
 ) -> Result<Begun, Failure> {
     let mut spec = backup.spec.clone();
-    let name = location_name(context, &spec);
-    let location: Option<BackupStorageLocation> = context.fetch(&name).await?;
+    let mut name = location_name(context, &spec);
+    let mut location: Option<BackupStorageLocation> = context.fetch(&name).await?;
+    if location.is_none() && spec.storage_location.is_none() {
+        // The default may be one that the watch has not told of.
+        let all: Vec<BackupStorageLocation> = context.fetch_all(&ListParams::default()).await?;
+        if let Some(default) = default_of(all) {
+            name = default.name_any();
+            location = Some(default);
+        }
+    }
     let age = backup
         .creation_timestamp()
         .map_or(0, |time| now().as_second() - time.0.as_second());
@@ -357,9 +364,17 @@ mod tests {
         let (token, _held) = LeaderToken::for_tests();
         let begun = begin(&context(&objects), &token, &backup).await.unwrap();
         assert!(matches!(begun, Begun::Refused(_)));
-        objects.push((&at, unwatched::location("here")));
+        let mut here = unwatched::location("here");
+        here["spec"]["default"] = json!(true);
+        let all = unwatched::all("backupstoragelocations");
+        let listed = unwatched::list(std::slice::from_ref(&here));
+        objects.extend([(&*at, here), (&*all, listed)]);
         let begun = begin(&context(&objects), &token, &backup).await.unwrap();
         assert!(matches!(begun, Begun::Started(..)));
+        // The default that no watch has told of.
+        backup.spec.storage_location = None;
+        let begun = begin(&context(&objects), &token, &backup).await.unwrap();
+        assert!(matches!(begun, Begun::Started(_, location) if location.name_any() == "here"));
     }
 
     #[test]

@@ -272,6 +272,18 @@ impl Identity {
     }
 }
 
+/// What an agent has made of a volume: what is to be known of one that is complete, or why it is not.
+fn end_of(volume: &PodVolumeBackup) -> Result<Option<String>, String> {
+    let message = volume
+        .status
+        .as_ref()
+        .and_then(|status| status.message.clone());
+    match volume.phase() {
+        PodVolumePhase::Completed => Ok(message.filter(|message| message != VOLUME_EMPTY)),
+        phase => Err(message.unwrap_or_else(|| format!("phase {phase}"))),
+    }
+}
+
 type Ready = Shared<BoxFuture<'static, Result<Arc<BackupRepository>, Arc<str>>>>;
 
 /// Shared by the ways of all pods.
@@ -745,28 +757,26 @@ impl Work<'_> {
                 None => seen.then_some(None),
             });
             match tokio::time::timeout(AGENT_CHECK.min(limit / 2), end).await {
-                Ok(Some(volume)) => {
-                    let message = volume
-                        .status
-                        .as_ref()
-                        .and_then(|status| status.message.clone());
-                    if volume.phase() == PodVolumePhase::Completed {
-                        return Ok(message.filter(|message| message != VOLUME_EMPTY));
-                    }
-                    return Err(message.unwrap_or_else(|| format!("phase {}", volume.phase())));
-                }
+                Ok(Some(volume)) => return end_of(&volume),
                 Ok(None) => return Err(deleted()),
                 Err(_) => {}
             }
-            let Some(volume) = wanted.seen(context) else {
-                if asked.elapsed() >= UNSEEN {
+            let volume = match wanted.seen(context) {
+                Some(volume) => volume,
+                None if asked.elapsed() < UNSEEN => continue,
+                None => {
                     asked = Instant::now();
-                    if self.is_gone(wanted).await {
-                        return Err(deleted());
+                    let _permit = self.requests.acquire().await;
+                    match context.fetch::<PodVolumeBackup>(&wanted.name).await {
+                        Ok(Some(now)) if wanted.is(&now) => Arc::new(now),
+                        Ok(_) => return Err(deleted()),
+                        Err(_) => continue,
                     }
                 }
-                continue;
             };
+            if volume.phase().is_terminal() {
+                return end_of(&volume);
+            }
             let status = volume.status.as_ref();
             let progress = status.and_then(|status| status.progress.as_ref());
             if let Some(why) = stall.look(volume.phase(), progress, limit) {
@@ -794,7 +804,7 @@ impl Work<'_> {
             let agent = match agents::now_on(context, &node).await {
                 Ok(agents) => agents::of_node(&agents, &node),
                 Err(error) => {
-                    tracing::warn!(%error, node, "node agents cannot be listed");
+                    tracing::debug!(%error, node, "node agents cannot be listed");
                     continue;
                 }
             };
@@ -803,20 +813,6 @@ impl Work<'_> {
                 self.is_over(wanted).await;
                 return Err(why);
             }
-        }
-    }
-
-    /// Whether a volume has gone of which no watch has told.
-    async fn is_gone(&self, wanted: &Identity) -> bool {
-        let _permit = self.requests.acquire().await;
-        match self
-            .job
-            .context
-            .fetch::<PodVolumeBackup>(&wanted.name)
-            .await
-        {
-            Ok(found) => !found.is_some_and(|found| wanted.is(&found)),
-            Err(_) => false,
         }
     }
 
@@ -893,7 +889,7 @@ mod tests {
     }
 
     fn agent(name: &str) -> Value {
-        json!({"metadata": {"name": name, "namespace": "velero"}, "spec": {"nodeName": "n"},
+        json!({"metadata": {"name": name, "namespace": "velero", "labels": {"name": "node-agent"}}, "spec": {"nodeName": "n"},
             "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}})
     }
 
@@ -948,6 +944,9 @@ mod tests {
         let path = unwatched::path(VOLUMES, "b-1");
         let (old, new) = (volume("old", "v", "Completed"), volume("new", "u", "New"));
         assert_eq!(ended(&old, &[(&path, new)]).await, None);
+        let ended_since = volume("new", "u", "Failed");
+        let failed = Some(Err("Failed".to_owned()));
+        assert_eq!(ended(&old, &[(&path, ended_since)]).await, failed);
         let gone = Some(Err("PodVolumeBackup b-1 was deleted".to_owned()));
         assert_eq!(ended(&old, &[]).await, gone);
         let done = volume("new", "u", "Completed");

@@ -9,7 +9,7 @@ use jackline_crds::{
     },
 };
 use jackline_policy::restore::volume::Restoration;
-use jackline_runtime::{Class, Failure, Store};
+use jackline_runtime::{Class, Failure, LeaderToken, Store};
 use k8s_openapi::{
     api::core::v1::{ObjectReference, PersistentVolumeClaim},
     apimachinery::pkg::apis::meta::v1::OwnerReference,
@@ -153,7 +153,7 @@ impl Run<'_> {
                 return Ok(());
             }
             // Its pod was replaced while this process was away.
-            if !remove(&self.context.api(), known).await? {
+            if !remove(&self.context.api(), known, self.token).await? {
                 return Ok(());
             }
         }
@@ -167,8 +167,9 @@ impl Run<'_> {
         &self,
         restoration: &Restoration,
         volume: &PodVolumeRestore,
+        may_list: bool,
     ) -> Result<bool, Failure> {
-        let Some(heir) = self.heir(restoration, volume).await? else {
+        let Some(heir) = self.heir(restoration, volume, may_list).await? else {
             return Ok(false);
         };
         let source = &restoration.copy.namespace;
@@ -217,6 +218,7 @@ impl Run<'_> {
         &self,
         restoration: &Restoration,
         volume: &PodVolumeRestore,
+        may_list: bool,
     ) -> Result<Option<Carrier>, Failure> {
         let waiters = restoration.waiters.iter();
         let made = waiters.filter_map(|waiter| self.made_pod(restoration, waiter));
@@ -235,7 +237,7 @@ impl Run<'_> {
             })
         };
         let mut heir = waiting(self.restored_pods);
-        if heir.is_none() {
+        if heir.is_none() && may_list {
             // The watch may be behind what was just made.
             let pods = self.pods_of(self.target(&restoration.namespace)).await?;
             heir = waiting(&Store::fixed(pods));
@@ -331,7 +333,8 @@ impl Run<'_> {
 async fn remove(
     api: &Api<PodVolumeRestore>,
     volume: &PodVolumeRestore,
-) -> Result<bool, kube::Error> {
+    token: &LeaderToken,
+) -> Result<bool, Failure> {
     let name = volume.name_any();
     loop {
         let now = api.get_opt(&name).await?;
@@ -345,12 +348,13 @@ async fn remove(
             uid: now.uid(),
             resource_version: now.resource_version(),
         });
+        token.check()?;
         match api.delete(&name, &params).await {
             Ok(_) => return Ok(true),
             Err(kube::Error::Api(status)) if status.is_not_found() => return Ok(true),
             // The agent writes too.
             Err(kube::Error::Api(status)) if status.is_conflict() => {}
-            Err(error) => return Err(error),
+            Err(error) => return Err(error.into()),
         }
     }
 }
@@ -374,6 +378,7 @@ mod tests {
     async fn a_volume_that_has_ended_meanwhile_is_not_begun_again() {
         let known = serde_json::from_value(volume("1", "InProgress")).unwrap();
         let at = unwatched::path("podvolumerestores", "v");
+        let (token, _held) = LeaderToken::for_tests();
         for (now, expected) in [
             (Some(volume("1", "InProgress")), true),
             (Some(volume("1", "Completed")), false),
@@ -383,8 +388,15 @@ mod tests {
         ] {
             let objects: Vec<_> = now.iter().map(|now| (&*at, now.clone())).collect();
             let context = unwatched::context(&objects);
-            let removed = remove(&context.api(), &known).await.unwrap();
+            let removed = remove(&context.api(), &known, &token).await.unwrap();
             assert_eq!(removed, expected, "{now:?}");
+            let left: Option<PodVolumeRestore> = context.fetch("v").await.unwrap();
+            let left = left.and_then(|left| left.uid());
+            let stays = now.filter(|now| *now != volume("1", "InProgress"));
+            assert_eq!(
+                left,
+                stays.map(|now| now["metadata"]["uid"].as_str().unwrap().to_owned())
+            );
         }
     }
 
@@ -412,7 +424,7 @@ mod tests {
         };
         let volume = serde_json::from_value(volume("1", "InProgress")).unwrap();
         let heir = async || {
-            let heir = run.heir(&restoration, &volume).await.unwrap();
+            let heir = run.heir(&restoration, &volume, true).await.unwrap();
             heir.map(|heir| heir.pod)
         };
         let made = |pod: &str| {

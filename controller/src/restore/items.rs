@@ -783,7 +783,9 @@ mod tests {
 
     #[tokio::test]
     async fn the_image_of_agents_that_the_watch_lacks_is_asked_for() {
-        let agent = json!({"metadata": {"name": "agent", "namespace": "velero"}, "spec": {"containers": [{"image": "i:1"}]}});
+        let metadata =
+            json!({"name": "agent", "namespace": "velero", "labels": {"name": "node-agent"}});
+        let agent = json!({"metadata": metadata, "spec": {"containers": [{"image": "i:1"}]}});
         for (agents, image) in [(vec![], None), (vec![agent], Some("i:1"))] {
             let agents = unwatched::list(&agents);
             let idle = Idle::new(&[("/api/v1/namespaces/velero/pods", agents)]);

@@ -8,7 +8,7 @@ use std::{
 };
 
 use jackline_crds::{
-    names::label,
+    names::{LABEL_MAX, label},
     velero::{PodVolumePhase, PodVolumeRestore, Restore, RestorePhase},
 };
 use jackline_policy::restore::volume::Restoration;
@@ -172,8 +172,14 @@ impl Run<'_> {
             if uid == self.uid || known.is_some_and(|known| known.phase() != RestorePhase::New) {
                 continue;
             }
-            let found = self.context.fetch::<Restore>(name).await?;
-            if let Some(found) = found.filter(|found| found.uid().as_deref() == Some(uid)) {
+            let is = |found: &Restore| found.uid().as_deref() == Some(uid);
+            let mut found = self.context.fetch::<Restore>(name).await?.filter(is);
+            if found.is_none() && name.len() == LABEL_MAX {
+                // It may stand for a longer name.
+                let all = self.context.fetch_all(&ListParams::default()).await?;
+                found = all.into_iter().find(is);
+            }
+            if let Some(found) = found {
                 let mut state = self.state.lock();
                 state.met.insert(uid.to_owned(), Arc::new(found));
             }
@@ -510,7 +516,8 @@ impl Run<'_> {
 
     pub(super) async fn pods_of(&self, namespace: &str) -> Result<Vec<RestoredPod>, kube::Error> {
         let pods: Api<RestoredPod> = Api::namespaced(self.context.clients.call.clone(), namespace);
-        Ok(pods.list(&ListParams::default()).await?.items)
+        let all = ListParams::default();
+        Ok(patiently(|| pods.list(&all)).await?.items)
     }
 }
 

@@ -58,17 +58,28 @@ pub async fn backup_name(
         Err(why) => return Ok(Err(why)),
     };
     // Not from the watch: its user may have seen the newest end a moment ago.
+    let none = || Ok(Err("No completed backups found for schedule".to_owned()));
+    // What is no label value is no schedule either, and the API server takes no such condition.
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if schedule.is_empty() || !schedule.chars().all(plain) {
+        return none();
+    }
     let of_schedule = ListParams::default().labels(&format!("{}={schedule}", label::SCHEDULE_NAME));
     let backups = context.fetch_all::<Backup>(&of_schedule).await?;
-    let newest = backups
-        .into_iter()
+    let of_schedule = backups.into_iter().filter(|backup| {
+        // A comma would make two conditions of one.
+        backup.labels().get(label::SCHEDULE_NAME) == Some(&schedule)
+    });
+    let newest = of_schedule
         .filter(|backup| backup.phase() == BackupPhase::Completed)
         .max_by_key(|backup| {
             let started = backup.status.as_ref()?.start_timestamp.as_ref();
             started.map(|time| time.0)
         });
-    let newest = newest.map(|backup| backup.name_any());
-    Ok(newest.ok_or_else(|| "No completed backups found for schedule".to_owned()))
+    match newest {
+        Some(backup) => Ok(Ok(backup.name_any())),
+        None => none(),
+    }
 }
 
 /// What a restore names.
@@ -281,7 +292,13 @@ mod tests {
             assert_eq!(valid.backup.name_any(), "new");
             assert_eq!(valid.location.name_any(), "here");
         }
-        for bad in ["b?x", "../backups/new", "other"] {
+        for bad in ["a b", "nightly,x", "x/y", "-", "other"] {
+            let restore = json!({"metadata": {"name": "r"}, "spec": {"scheduleName": bad}});
+            let restore = serde_json::from_value(restore).unwrap();
+            let none = backup_name(&context, &restore).await.unwrap();
+            assert!(none.unwrap_err().starts_with("No completed"), "{bad}");
+        }
+        for bad in ["b?x", "../backups/new", "new/", "50%", "..", "other"] {
             let restore = json!({"metadata": {"name": "r"}, "spec": {"backupName": bad}});
             let restore = serde_json::from_value(restore).unwrap();
             let refused = validate(&context, &Served::default(), &restore)

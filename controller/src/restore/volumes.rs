@@ -20,6 +20,7 @@ use kube::{Api, ResourceExt, api::ListParams};
 use serde_json::{Value, json};
 
 use super::{
+    cluster::patiently,
     pods::RestoredPod,
     report::{Done, Place},
     run::{CATCH_UP, Held, Part, Run},
@@ -46,7 +47,9 @@ struct Delays {
     /// The pod is on a node, and its waiter does not run.
     unstarted: Since,
     /// Pods that the watch was behind with, and when the API server was asked for them.
-    asked: BTreeMap<String, (Instant, Arc<RestoredPod>)>,
+    asked: BTreeMap<String, (Instant, Option<Arc<RestoredPod>>)>,
+    /// When another pod was last looked for that could carry the data.
+    heirs: BTreeMap<String, Instant>,
 }
 
 /// Since when something stands, by name.
@@ -67,6 +70,17 @@ impl Delays {
     fn unstarted_for(&mut self, volume: &PodVolumeRestore, pod: &RestoredPod) -> Duration {
         let runs = volume.phase() == PodVolumePhase::InProgress || pod.is_waiting();
         stood(&mut self.unstarted, volume.name_any(), !runs)
+    }
+
+    /// Whether it is time again to ask the API server for another pod that could carry the data.
+    fn may_list(&mut self, volume: &PodVolumeRestore) -> bool {
+        let name = volume.name_any();
+        let last = self.heirs.get(&name);
+        let is_due = last.is_none_or(|last| last.elapsed() >= TICK);
+        if is_due {
+            self.heirs.insert(name, Instant::now());
+        }
+        is_due
     }
 }
 
@@ -295,7 +309,13 @@ impl Run<'_> {
         let phase = volume.phase();
         if phase != PodVolumePhase::Completed
             && self.is_orphaned(restoration, &volume, delays).await?
-            && self.hand_over(restoration, &volume).await?
+            && self
+                .hand_over(
+                    restoration,
+                    &volume,
+                    phase.is_terminal() || delays.may_list(&volume),
+                )
+                .await?
         {
             return Ok(Progress::Going);
         }
@@ -369,7 +389,7 @@ impl Run<'_> {
         Ok(!found.is_some_and(|pod| pod.may_wait() || self.has_data(&pod, restoration)))
     }
 
-    /// The pod that is to carry the data as the API server has it. While it waits or has its data, it is asked for only now and then.
+    /// The pod that is to carry the data as the API server has it, asked for only now and then.
     async fn carrying_now(
         &self,
         volume: &PodVolumeRestore,
@@ -377,18 +397,15 @@ impl Run<'_> {
     ) -> Result<Option<Arc<RestoredPod>>, Failure> {
         let asked = delays.asked.get(&volume.name_any());
         if let Some((_, pod)) = asked.filter(|(at, _)| at.elapsed() < TICK) {
-            return Ok(Some(pod.clone()));
+            return Ok(pod.clone());
         }
         let of = &volume.spec.pod;
         let (Some(namespace), Some(name), Some(uid)) = (&of.namespace, &of.name, &of.uid) else {
             return Ok(None);
         };
         let found = self.pod_of(namespace, name, uid).await?;
-        let well = |pod: &&Arc<RestoredPod>| pod.may_wait() || pod.has_data();
-        if let Some(pod) = found.as_ref().filter(well) {
-            let now = (Instant::now(), pod.clone());
-            delays.asked.insert(volume.name_any(), now);
-        }
+        let now = (Instant::now(), found.clone());
+        delays.asked.insert(volume.name_any(), now);
         Ok(found)
     }
 
@@ -472,15 +489,21 @@ impl Run<'_> {
             unready: self.context.args.volume_progress_timeout.to_std(),
         };
         let why = absence::give_up(node, agent, state, away, patience);
-        // The watch may be behind: an agent that does otherwise by now is given the same time.
+        // The watch may be behind.
         if why.is_some() {
-            let now = agents::now_on(self.context, node).await?;
-            if agents::of_node(&now, node) != agent {
+            let agent = match agents::now_on(self.context, node).await {
+                Ok(agents) => agents::of_node(&agents, node),
+                Err(error) => {
+                    tracing::debug!(%error, node, "node agents cannot be listed");
+                    return Ok(None);
+                }
+            };
+            if agent == absence::Agent::Ready {
                 *absence = Absence::default();
-                return Ok(None);
             }
+            return Ok(absence::give_up(node, agent, state, away, patience));
         }
-        Ok(why)
+        Ok(None)
     }
 
     /// A waiter that does not come up.
@@ -682,7 +705,7 @@ pub async fn volumes_of(
     restore: &str,
 ) -> Result<Vec<PodVolumeRestore>, kube::Error> {
     let of = ListParams::default().labels(&format!("{}={restore}", label::RESTORE_UID));
-    context.fetch_all(&of).await
+    patiently(|| context.fetch_all(&of)).await
 }
 
 /// Ends a volume restore that nobody will carry out, or that takes too long. `false`: it has ended by itself, or is gone. The agent
@@ -775,7 +798,9 @@ mod tests {
                 "repoIdentifier": "", "snapshotID": "s", "sourceNamespace": "n"}
         }))
         .unwrap();
-        let agent = json!({"metadata": {"name": "agent", "namespace": "velero"}, "spec": {"nodeName": "n1"},
+        let metadata =
+            json!({"name": "agent", "namespace": "velero", "labels": {"name": "node-agent"}});
+        let agent = json!({"metadata": metadata, "spec": {"nodeName": "n1"},
             "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}});
         let node = "node gone: node n1 is no longer in the cluster";
         let gone = "its pod is gone";

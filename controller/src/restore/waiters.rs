@@ -135,7 +135,12 @@ async fn tell_agents(
     // The watch may be behind what was just made, and what is told here is never taken back.
     let namespace = volume.spec.pod.namespace.as_deref().unwrap_or_default();
     let api: Api<RestoredPod> = Api::namespaced(context.clients.call.clone(), namespace);
-    let restored = ListParams::default().labels(label::RESTORE_NAME);
+    let restore = volume.labels().get(label::RESTORE_NAME);
+    let restored = match restore {
+        Some(restore) => format!("{}={restore}", label::RESTORE_NAME),
+        None => label::RESTORE_NAME.to_owned(),
+    };
+    let restored = ListParams::default().labels(&restored);
     if !all_left(&volume, &Store::fixed(api.list(&restored).await?)) {
         return Ok(Next::After(LOOK_AGAIN));
     }
@@ -184,7 +189,7 @@ mod tests {
             json!({"running": {}})
         };
         serde_json::from_value(json!({
-            "metadata": {"name": name, "namespace": "n", "uid": name},
+            "metadata": {"name": name, "namespace": "n", "uid": name, "labels": {"velero.io/restore-name": "again"}},
             "spec": {"initContainers": [{"name": "restore-wait", "args": ["r"]}],
                 "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": claim}}]},
             "status": {"initContainerStatuses": [{"name": "restore-wait", "state": state}]}
@@ -206,7 +211,7 @@ mod tests {
 
     fn volume() -> Value {
         json!({
-            "metadata": {"name": "x", "namespace": "velero", "labels": {"velero.io/restore-uid": "r"},
+            "metadata": {"name": "x", "namespace": "velero", "labels": {"velero.io/restore-uid": "r", "velero.io/restore-name": "again"},
                 "annotations": {"velero.io/pvc-name": "c"}},
             "spec": {"pod": {"namespace": "n", "name": "a", "uid": "a"}, "volume": "v", "backupStorageLocation": "d",
                 "repoIdentifier": "", "snapshotID": "s", "sourceNamespace": "n"},

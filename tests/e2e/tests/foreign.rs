@@ -85,6 +85,8 @@ async fn alone(env: &Env) -> Result<()> {
         let mut backup = Backup::new(name, spec);
         let annotations = backup.annotations_mut();
         annotations.insert(annotation::POLICY.to_owned(), policy.to_owned());
+        let labels = backup.labels_mut();
+        labels.insert(label::POLICY.to_owned(), policy.to_owned());
         env.api::<Backup>()
             .create(&PostParams::default(), &backup)
             .await?;

@@ -77,7 +77,12 @@ async fn being_read(env: &Env, backup: &str, node: &str) -> Result<Option<PodVol
 #[tokio::test(flavor = "multi_thread")]
 async fn each_node_has_its_own_volumes_and_one_that_goes_takes_no_other_s_with_it() -> Result<()> {
     let options = Options::named("nodes").nodes(2);
-    let env = Env::up_with(options, &Settings::default()).await?;
+    let settings = Settings {
+        // A step below has no agent to take it from.
+        controller_args: vec!["--agent-image=docker.io/jackline/node-agent".to_owned()],
+        ..Settings::default()
+    };
+    let env = Env::up_with(options, &settings).await?;
     let namespace = format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {NS}}}\n---\n");
     env.cluster
         .apply(&[namespace, pod("node-1"), pod("node-2")].concat())?;
