@@ -60,8 +60,10 @@ pub async fn backup_name(
     // Not from the watch: its user may have seen the newest end a moment ago.
     let none = || Ok(Err("No completed backups found for schedule".to_owned()));
     // What is no label value is no schedule either, and the API server takes no such condition.
-    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    if schedule.is_empty() || !schedule.chars().all(plain) {
+    let edge = |c: char| c.is_ascii_alphanumeric();
+    let plain = |c: char| edge(c) || matches!(c, '-' | '_' | '.');
+    let edges = schedule.starts_with(edge) && schedule.ends_with(edge);
+    if !edges || !schedule.chars().all(plain) {
         return none();
     }
     let of_schedule = ListParams::default().labels(&format!("{}={schedule}", label::SCHEDULE_NAME));

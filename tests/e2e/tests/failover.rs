@@ -596,15 +596,12 @@ impl Test {
         self.back_up("stopped", &["shop"]).await?;
         hold.arrived().await;
         let leader = self.env.leader().await?;
-        // The kubelet may wait a while until it starts it again.
-        let starts = async || {
-            let pod = self.env.api::<Pod>().get(&leader).await?;
-            let status = pod.status.and_then(|status| status.container_statuses);
-            let containers = status.into_iter().flatten();
-            let started = containers.filter_map(|one| one.state?.running?.started_at);
-            anyhow::Ok(started.collect::<Vec<_>>())
+        let lost = || {
+            let log = ["-n", NAMESPACE, "logs", &leader];
+            let said = self.env.cluster.kubectl(log)?;
+            anyhow::Ok(said.matches("not leading any more").count())
         };
-        let before = starts().await?;
+        let before = lost()?;
         self.signal(&leader, Signal::STOP).await?;
         self.complete("stopped").await?;
         let ended = self.env.api::<Backup>().get("stopped").await?;
@@ -613,10 +610,12 @@ impl Test {
         let stored = s3.list(BUCKET, &prefix).await?;
         drop(hold);
         self.signal(&leader, Signal::CONT).await?;
-        until("the one that was stopped has ended", MINUTE, async || {
-            Ok((starts().await? != before).then_some(()))
+        until("it knows that it does not lead", MINUTE, async || {
+            Ok((lost()? > before).then_some(()))
         })
         .await?;
+        // Longer than its requests may take.
+        tokio::time::sleep(Duration::from_secs(10)).await;
         ensure!(s3.list(BUCKET, &prefix).await? == stored);
         ensure!(self.env.api::<Backup>().get("stopped").await? == ended);
         self.told().map(drop)

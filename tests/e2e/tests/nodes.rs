@@ -8,7 +8,7 @@ use jackline_crds::velero::{
 };
 use jackline_e2e::deploy::{self, Settings};
 use jackline_e2e::{Env, NAMESPACE, until, wait_gone};
-use jackline_test_cluster::Options;
+use jackline_test_cluster::{AGENT_IMAGE, Options};
 use k8s_openapi::api::core::v1::{ContainerStatus, Namespace, Pod};
 use kube::api::{DeleteParams, ListParams, PostParams};
 use kube::{Api, ResourceExt};
@@ -79,7 +79,7 @@ async fn each_node_has_its_own_volumes_and_one_that_goes_takes_no_other_s_with_i
     let options = Options::named("nodes").nodes(2);
     let settings = Settings {
         // A step below has no agent to take it from.
-        controller_args: vec!["--agent-image=docker.io/jackline/node-agent".to_owned()],
+        controller_args: vec![format!("--agent-image={AGENT_IMAGE}")],
         ..Settings::default()
     };
     let env = Env::up_with(options, &settings).await?;
