@@ -460,7 +460,7 @@ fn fingerprint(repository: &BackupRepository, location: &BackupStorageLocation) 
     )
 }
 
-/// Opens the repository, or makes it where there is none.
+/// Has the repository where its location is, and notes where that is.
 async fn connect(
     context: &Context,
     repository: &BackupRepository,
@@ -478,6 +478,7 @@ async fn connect(
     Ok(())
 }
 
+/// Opens the repository, or makes it where there is none.
 async fn open_or_make(
     context: &Context,
     repository: &BackupRepository,

@@ -311,13 +311,13 @@ impl Controller<'_> {
 
     /// Whether the restore was valid and only its location is not there for the moment.
     async fn is_location_away(&self, restore: &Restore) -> Result<bool, Failure> {
-        let backup = restore.spec.backup_name.clone().unwrap_or_default();
-        if self.context.fetch::<Backup>(&backup).await?.is_none() {
+        let name = restore.spec.backup_name.as_deref().unwrap_or_default();
+        let Some(backup) = self.context.fetch::<Backup>(name).await? else {
             return Ok(false);
-        }
-        let location = location::of_backup(self.context, &backup).await?;
-        let usable = location.and_then(|location| location::usable(&location, false));
-        Ok(usable.is_err())
+        };
+        let name = backup.spec.storage_location.unwrap_or_default();
+        let location = self.context.fetch(&name).await?;
+        Ok(location.is_none_or(|location| location::usable(&location, false).is_err()))
     }
 
     fn report(&self, restore: &Restore) -> Arc<Report> {

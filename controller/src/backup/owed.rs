@@ -354,11 +354,11 @@ fn seems_read(context: &Context, debt: &Debt, pod: &str) -> bool {
 /// The same as the API server knows it: what an earlier leader made just before it went, the watches may not have told of.
 async fn is_read(context: &Context, debt: &Debt, pod: &str) -> Result<bool, kube::Error> {
     let backup = context.fetch::<Backup>(&debt.backup).await?;
-    // Lists of thousands of volumes, for many pods at a time. Never closed, so never an error.
-    let _turn = LISTS.acquire().await;
     if !backup.is_some_and(|backup| debt.is_of(&backup)) {
         return Ok(false);
     }
+    // Lists of thousands of volumes, for many pods at a time. Never closed, so never an error.
+    let _turn = LISTS.acquire().await;
     let volumes = made_for(context, &debt.uid).await?;
     Ok(volumes.iter().any(|volume| debt.waits_for(volume, pod)))
 }
@@ -499,10 +499,12 @@ mod tests {
             let volume = json!({"metadata": {"name": "b-1", "labels": {(label::BACKUP_UID): volume}},
                 "spec": {"node": "n", "pod": {"uid": through}, "volume": "data", "backupStorageLocation": "l", "repoIdentifier": "r"},
                 "status": {"phase": phase}});
-            let volumes = "/apis/velero.io/v1/namespaces/velero/podvolumebackups";
             let context = unwatched::context(&[
                 (&unwatched::path("backups", "b"), backup),
-                (volumes, unwatched::list(&[volume])),
+                (
+                    &unwatched::all("podvolumebackups"),
+                    unwatched::list(&[volume]),
+                ),
             ]);
             assert!(!seems_read(&context, &debt, "pod"));
             let found = is_read(&context, &debt, "pod").await.unwrap();

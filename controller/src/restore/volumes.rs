@@ -488,22 +488,22 @@ impl Run<'_> {
             absent: absence::NODE_PATIENCE,
             unready: self.context.args.volume_progress_timeout.to_std(),
         };
-        let why = absence::give_up(node, agent, state, away, patience);
-        // The watch may be behind.
-        if why.is_some() {
-            let agent = match agents::now_on(self.context, node).await {
-                Ok(agents) => agents::of_node(&agents, node),
-                Err(error) => {
-                    tracing::debug!(%error, node, "node agents cannot be listed");
-                    return Ok(None);
-                }
-            };
-            if agent == absence::Agent::Ready {
-                *absence = Absence::default();
-            }
-            return Ok(absence::give_up(node, agent, state, away, patience));
+        let give_up = |agent| absence::give_up(node, agent, state, away, patience);
+        if give_up(agent).is_none() {
+            return Ok(None);
         }
-        Ok(None)
+        // The watch may be behind.
+        let agent = match agents::now_on(self.context, node).await {
+            Ok(agents) => agents::of_node(&agents, node),
+            Err(error) => {
+                tracing::debug!(%error, node, "node agents cannot be listed");
+                return Ok(None);
+            }
+        };
+        if agent == absence::Agent::Ready {
+            *absence = Absence::default();
+        }
+        Ok(give_up(agent))
     }
 
     /// A waiter that does not come up.

@@ -30,18 +30,16 @@ where
     let watching = async {
         while let Some(event) = events.next().await {
             match event {
+                Ok(watcher::Event::Apply(object) | watcher::Event::InitApply(object)) => {
+                    if good(&object) {
+                        return Ok(object);
+                    }
+                    last = Some(object);
+                }
+                Ok(watcher::Event::Delete(_)) => last = None,
+                Ok(watcher::Event::Init | watcher::Event::InitDone) => {}
                 // The watch begins anew.
                 Err(error) => failed = Some(error),
-                Ok(event) => match event {
-                    watcher::Event::Apply(object) | watcher::Event::InitApply(object) => {
-                        if good(&object) {
-                            return Ok(object);
-                        }
-                        last = Some(object);
-                    }
-                    watcher::Event::Delete(_) => last = None,
-                    watcher::Event::Init | watcher::Event::InitDone => {}
-                },
             }
         }
         bail!("the watch ended");
