@@ -7,6 +7,7 @@
 //! - [`scope`]: which objects the restore's filters admit;
 //! - [`skip`]: which objects are never restored, and why;
 //! - [`meta`]: what is taken off an object, and which labels it gets;
+//! - [`owners`]: who owned which of its fields;
 //! - [`action`]: per-kind changes (pods, services, jobs, role bindings, …);
 //! - [`claim`]: claims and persistent volumes;
 //! - [`volume`]: which volume's data goes into which pod, and who waits for it;
@@ -25,6 +26,7 @@ pub mod mapping;
 pub mod meta;
 pub mod modify;
 pub mod order;
+pub mod owners;
 pub mod scope;
 pub mod skip;
 pub mod strategic;

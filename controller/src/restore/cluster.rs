@@ -47,15 +47,20 @@ impl Objects {
             .transpose()
     }
 
-    /// Makes the object; `None` if one of its name is there already. The API server may refuse an object before it sees that: for a node
-    /// port or an address that the one which is there has, for a quota, or because a webhook says so.
+    /// Makes the object in the name of `manager`, who then owns its fields; `None` if one of its name is there already. The API server
+    /// may refuse an object before it sees that: for a node port or an address that the one which is there has, for a quota, or because
+    /// a webhook says so.
     ///
     /// # Errors
     /// When the API server refuses it.
-    pub async fn create(&self, object: &Value) -> Result<Option<Value>, kube::Error> {
+    pub async fn create(
+        &self,
+        object: &Value,
+        manager: &str,
+    ) -> Result<Option<Value>, kube::Error> {
         let body = escaped(object);
         let params = PostParams {
-            field_manager: Some(FIELD_MANAGER.to_owned()),
+            field_manager: Some(manager.to_owned()),
             ..PostParams::default()
         };
         let send = || async {
@@ -230,7 +235,9 @@ mod tests {
             };
             let client = Client::new(tower::service_fn(answer), "default");
             let objects = Objects::new(&client, &ApiResource::erase::<Service>(&()), Some("shop"));
-            let made = objects.create(&json!({"metadata": {"name": "web"}})).await;
+            let made = objects
+                .create(&json!({"metadata": {"name": "web"}}), FIELD_MANAGER)
+                .await;
             let found = match &made {
                 Ok(made) => Ok(made.is_some()),
                 Err(kube::Error::Api(status)) => Err(&*status.message),

@@ -6,7 +6,7 @@ use jackline_crds::names::{FIELD_MANAGER, RESTORE_WAIT_PROGRAM, annotation};
 use jackline_policy::restore::{
     action, claim,
     conflict::{self, Conflict},
-    json, mapping, meta,
+    json, mapping, meta, owners,
     skip::{pinned_node, skip},
     volume::claims_of_workload,
     wait,
@@ -28,6 +28,7 @@ use crate::{agents, location::chain};
 struct Prepared {
     /// As it is to be compared with what exists: no labels of a restore, no waiter.
     object: Value,
+    /// Where it is to be restored.
     status: Option<Value>,
     /// Who owned which of its fields, where the backup says.
     managers: Option<Value>,
@@ -35,6 +36,19 @@ struct Prepared {
     binding: Option<claim::Binding>,
     /// Storage classes that were put into it.
     classes: Vec<String>,
+}
+
+impl Prepared {
+    /// In whose name it is made.
+    fn maker(&self) -> &str {
+        match &self.managers {
+            // Who writes a status is an owner more.
+            Some(managers) if self.status.is_none() => {
+                owners::sole(managers).unwrap_or(FIELD_MANAGER)
+            }
+            _ => FIELD_MANAGER,
+        }
+    }
 }
 
 impl Run<'_> {
@@ -316,7 +330,10 @@ impl Run<'_> {
         }
         let made = self.check_classes(&prepared.classes).await;
         let made = match made {
-            Ok(()) => objects.create(&wanted).await.map_err(|error| chain(&error)),
+            Ok(()) => objects
+                .create(&wanted, prepared.maker())
+                .await
+                .map_err(|error| chain(&error)),
             Err(why) => Err(why),
         };
         let done = match made {
@@ -412,6 +429,7 @@ impl Run<'_> {
         if let Some(namespace) = item.namespace.as_deref() {
             meta::put_namespace(&mut object, self.target(namespace));
         }
+        let status = status.filter(|_| meta::keeps_status(&object, self.restores_status(kind)));
         Ok(Prepared {
             object,
             status,
@@ -599,7 +617,6 @@ impl Run<'_> {
             self.report.warning(place, &why);
         };
         if let Some(status) = &prepared.status
-            && meta::keeps_status(&prepared.object, self.restores_status(kind))
             && !meta::has_status_of(made, FIELD_MANAGER)
         {
             let patch = serde_json::json!({"status": status});
@@ -612,7 +629,9 @@ impl Run<'_> {
                 Ok(()) => {}
             }
         }
-        if let Some(managers) = &prepared.managers {
+        if let Some(managers) = &prepared.managers
+            && (prepared.status.is_some() || !owners::are_back(managers, made, self.labels()))
+        {
             // Last, for each write of ours makes us an owner.
             let patch = serde_json::json!({"metadata": {"managedFields": managers}});
             if let Err(error) = objects.patch(&item.name, &patch).await {
@@ -674,14 +693,15 @@ impl Run<'_> {
     ) -> Result<Done, kube::Error> {
         let Some(found) = objects.get(&item.name).await? else {
             // It has just gone.
-            let made = objects.create(wanted).await?;
+            let made = objects.create(wanted, prepared.maker()).await?;
             if let Some(made) = &made {
                 return self.made(kind, item, objects, prepared, made).await;
             }
             return Ok(Done::Failed);
         };
         if self.is_ours(kind, &found) {
-            if meta::has_content_of(&found, FIELD_MANAGER) {
+            let owner = owners::sole(&found["metadata"]["managedFields"]);
+            if meta::has_content_of(&found, FIELD_MANAGER) || owner == Some(prepared.maker()) {
                 // An earlier run may have been cut off right after it had made the object.
                 return self.made(kind, item, objects, prepared, &found).await;
             }

@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use jackline_crds::names::FIELD_MANAGER;
 use jackline_policy::restore::{json, meta};
 use jackline_runtime::Failure;
 use k8s_openapi::api::core::v1::Namespace;
@@ -83,7 +84,7 @@ impl Run<'_> {
         meta::put_labels(&mut wanted, self.labels());
         wanted["metadata"]["name"] = Value::String(target.to_owned());
         self.token.check()?;
-        match objects.create(&wanted).await {
+        match objects.create(&wanted, FIELD_MANAGER).await {
             Ok(_) => {
                 self.report.info(&format!("namespace {target} created"));
                 self.done("v1", "Namespace", None, target, Done::Created);

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use jackline_crds::velero::{Backup, BackupSpec, Restore, RestorePhase, RestoreSpec};
+use jackline_e2e::deploy::Settings;
 use jackline_e2e::{Env, until, wait_gone};
+use jackline_test_cluster::Options;
 use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{
@@ -22,8 +24,11 @@ const COPY: &str = "kinds-copy";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_put_back_as_it_was_comes_back_as_it_has_to_be() -> Result<()> {
-    let env = Env::up("kinds").await?;
+    let mut options = Options::named("kinds");
+    options.audit_log = true;
+    let env = Env::up_with(options, &Settings::default()).await?;
     env.cluster.apply(include_str!("kinds.yaml"))?;
+    let owners = owners_of_fields(&env).await?;
     let job = env.api_in::<Job>(NS);
     until("the job is done", 2 * MINUTE, async || {
         let status = job.get("done").await?.status.unwrap_or_default();
@@ -41,6 +46,7 @@ async fn what_cannot_be_put_back_as_it_was_comes_back_as_it_has_to_be() -> Resul
     let old = token(&env, NS).await?;
     take_away(&env).await?;
     restore(&env, "back", json!({"includedNamespaces": [NS]})).await?;
+    owned_as_before(&env, &owners).await?;
     everything_of_the_namespace(&env, NS).await?;
     ensure!(
         token(&env, NS).await? != old,
@@ -141,6 +147,96 @@ async fn everything_of_the_namespace(env: &Env, namespace: &str) -> Result<()> {
         .annotations()
         .get("kubernetes.io/service-account.uid");
     ensure!(of == account.uid().as_ref(), "{of:?}");
+    Ok(())
+}
+
+/// ConfigMaps whose fields belong to one manager, to one that applies, to two, and in part to one; with what the API server says of that.
+async fn owners_of_fields(env: &Env) -> Result<Vec<(&'static str, Vec<Value>)>> {
+    let maps = env.api_in::<ConfigMap>(NS);
+    let by = |manager: &str| PatchParams {
+        field_manager: Some(manager.to_owned()),
+        ..PatchParams::default()
+    };
+    for name in ["alone", "labelled", "both", "partly"] {
+        let labels = (name == "labelled").then(|| json!({"app": "x"}));
+        let map =
+            json!({"metadata": {"name": name, "labels": labels}, "data": {"one": "1", "two": "2"}});
+        let params = PostParams {
+            field_manager: Some("maker".to_owned()),
+            ..PostParams::default()
+        };
+        maps.create(&params, &serde_json::from_value(map)?).await?;
+    }
+    let applied = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "applied"}, "data": {"one": "1"}});
+    maps.patch("applied", &by("gitops"), &Patch::Apply(applied))
+        .await?;
+    let change = Patch::Merge(json!({"data": {"two": "3"}}));
+    maps.patch("both", &by("changer"), &change).await?;
+    let mut partly = managers(&maps.get("partly").await?)?;
+    let entry = partly.first_mut().context("an owner")?;
+    entry["fieldsV1"] = json!({"f:data": {"f:one": {}}});
+    let partly = Patch::Merge(json!({"metadata": {"managedFields": partly}}));
+    maps.patch("partly", &by("maker"), &partly).await?;
+    let mut owners = Vec::new();
+    for (name, expected) in [
+        ("alone", 1),
+        ("labelled", 1),
+        ("both", 2),
+        ("partly", 1),
+        ("applied", 1),
+    ] {
+        let managers = managers(&maps.get(name).await?)?;
+        ensure!(managers.len() == expected, "{name}: {managers:?}");
+        owners.push((name, managers));
+    }
+    Ok(owners)
+}
+
+fn managers(map: &ConfigMap) -> Result<Vec<Value>> {
+    let entries = map.managed_fields().iter();
+    Ok(entries
+        .map(serde_json::to_value)
+        .collect::<serde_json::Result<_>>()?)
+}
+
+/// The owners come back with the objects; where one alone owned everything, without a second write.
+async fn owned_as_before(env: &Env, owners: &[(&str, Vec<Value>)]) -> Result<()> {
+    let maps = env.api_in::<ConfigMap>(NS);
+    let log = std::fs::read_to_string(env.cluster.log("audit.jsonl"))?;
+    let events: Vec<Value> = log
+        .lines()
+        .map(serde_json::from_str)
+        .collect::<serde_json::Result<_>>()?;
+    for (name, before) in owners {
+        let mut after = managers(&maps.get(name).await?)?;
+        let mut before = before.clone();
+        let at_once = ["alone", "labelled"].contains(name);
+        if at_once {
+            let entry = after.first_mut().context("an owner")?;
+            let labels = &mut entry["fieldsV1"]["f:metadata"]["f:labels"];
+            let labels = labels.as_object_mut().context("labels of the restore")?;
+            for label in ["f:velero.io/backup-name", "f:velero.io/restore-name"] {
+                ensure!(labels.remove(label).is_some(), "{name}: {label}");
+            }
+            if *name == "alone" {
+                entry["fieldsV1"]
+                    .as_object_mut()
+                    .and_then(|fields| fields.remove("f:metadata"));
+            }
+            for entry in after.iter_mut().chain(&mut before) {
+                entry["time"] = Value::Null;
+            }
+        }
+        ensure!(after == before, "{name}: {after:?}, {before:?}");
+        let written = events.iter().filter(|event| {
+            let (user, of) = (&event["user"]["username"], &event["objectRef"]);
+            *user == "system:serviceaccount:velero:jackline-controller"
+                && of["namespace"] == NS
+                && of["name"] == **name
+                && event["verb"] == "patch"
+        });
+        ensure!(written.count() == usize::from(!at_once), "{name}");
+    }
     Ok(())
 }
 

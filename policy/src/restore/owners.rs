@@ -1,0 +1,141 @@
+//! Who owned which fields of an object in its backup: `metadata.managedFields`, which tell a server-side apply what conflicts with what.
+//!
+//! To the API server all fields of a new object belong to whoever makes it; to give them back takes a second write, which webhooks and
+//! watches see too. But most objects were made and changed by one manager alone, and one that is made in that manager's name has the
+//! same owner at once: but for the time, which is that of the restore.
+
+use serde_json::Value;
+
+use super::{
+    json::{list, remove},
+    meta::Labels,
+};
+
+/// What the API server takes as a manager's name at most (`FieldManagerMaxLength`).
+const LONGEST: usize = 128;
+
+/// The manager in whose name the object may be made: the only one that the backup's `managedFields` know, if it never applied.
+pub fn sole(managers: &Value) -> Option<&str> {
+    let [entry] = managers.as_array()?.as_slice() else {
+        return None;
+    };
+    let name = entry["manager"].as_str()?;
+    let printable = |letter: char| letter == ' ' || letter.is_ascii_graphic();
+    let usable = (1..=LONGEST).contains(&name.len()) && name.chars().all(printable);
+    let updates = entry["operation"] == "Update" && entry.get("subresource").is_none();
+    (usable && updates).then_some(name)
+}
+
+/// Whether the object's owners are those of the backup. Times do not count, nor who owns the labels that a restore puts on.
+pub fn are_back(managers: &Value, object: &Value, labels: Labels<'_>) -> bool {
+    let found = list(object, "/metadata/managedFields").iter();
+    let found = found.map(|entry| comparable(entry, labels));
+    let wanted = managers.as_array().into_iter().flatten();
+    found.eq(wanted.map(|entry| comparable(entry, labels)))
+}
+
+fn comparable(entry: &Value, labels: Labels<'_>) -> Value {
+    const METADATA: &[&str] = &["fieldsV1", "f:metadata"];
+    const LABELS: &[&str] = &["fieldsV1", "f:metadata", "f:labels"];
+    let mut entry = entry.clone();
+    remove(&mut entry, &[], "time");
+    for (key, _) in [labels.backup, labels.restore] {
+        remove(&mut entry, LABELS, &format!("f:{key}"));
+    }
+    // The map itself, which may have been made for them.
+    let own = entry.pointer("/fieldsV1/f:metadata/f:labels");
+    if own
+        .and_then(Value::as_object)
+        .is_some_and(|own| own.keys().eq(["."]))
+    {
+        remove(&mut entry, METADATA, "f:labels");
+    }
+    entry
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    const LABELS: Labels<'_> = Labels {
+        backup: ("velero.io/backup-name", "b"),
+        restore: ("velero.io/restore-name", "r"),
+    };
+
+    fn entry(manager: &str) -> Value {
+        json!({"manager": manager, "operation": "Update", "apiVersion": "v1", "fieldsType": "FieldsV1",
+            "fieldsV1": {"f:data": {".": {}, "f:k": {}}}, "time": "2026-01-01T00:00:00Z"})
+    }
+
+    #[test]
+    fn one_that_alone_updated_an_object_may_make_it() {
+        let mut applied = entry("argocd");
+        applied["operation"] = json!("Apply");
+        let mut status = entry("kubelet");
+        status["subresource"] = json!("status");
+        let long = "m".repeat(129);
+        for (managers, expected) in [
+            (json!([entry("kubectl-create")]), Some("kubectl-create")),
+            (json!([entry(&long[1..])]), Some(&long[1..])),
+            (json!([entry(&long)]), None),
+            (json!([entry("")]), None),
+            (json!([entry("a\nb")]), None),
+            (json!([entry("a"), entry("b")]), None),
+            (json!([applied]), None),
+            (json!([status]), None),
+            (json!([{}]), None),
+            (json!([]), None),
+            (json!(null), None),
+            (json!("kubectl"), None),
+        ] {
+            assert_eq!(sole(&managers), expected, "{managers}");
+        }
+    }
+
+    #[test]
+    fn times_and_labels_of_restores_make_no_other_owner() {
+        let of = |metadata: Value| {
+            let mut entry = entry("m");
+            entry["time"] = json!("2026-02-02T00:00:00Z");
+            if !metadata.is_null() {
+                entry["fieldsV1"]["f:metadata"] = metadata;
+            }
+            entry
+        };
+        let restored =
+            json!({".": {}, "f:velero.io/backup-name": {}, "f:velero.io/restore-name": {}});
+        let mixed = json!({".": {}, "f:app": {}, "f:velero.io/backup-name": {}, "f:velero.io/restore-name": {}});
+        let notes = json!({"f:annotations": {".": {}, "f:n": {}}});
+        let noted = json!({"f:annotations": {".": {}, "f:n": {}}, "f:labels": restored});
+        let (restored, mixed) = (json!({"f:labels": restored}), json!({"f:labels": mixed}));
+        let app = json!({"f:labels": {".": {}, "f:app": {}}});
+        for (backup, made, expected) in [
+            (json!(null), json!(null), true),
+            (json!(null), restored.clone(), true),
+            (restored.clone(), restored.clone(), true),
+            (app.clone(), mixed.clone(), true),
+            (notes, noted, true),
+            (app.clone(), restored, false),
+            (json!(null), mixed, false),
+            (json!(null), app, false),
+        ] {
+            let object = json!({"metadata": {"managedFields": [of(made)]}});
+            let managers = json!([of(backup)]);
+            assert_eq!(
+                are_back(&managers, &object, LABELS),
+                expected,
+                "{managers} {object}"
+            );
+        }
+        let two = json!({"metadata": {"managedFields": [entry("m"), entry("n")]}});
+        assert!(!are_back(&json!([entry("m")]), &two, LABELS));
+        assert!(!are_back(&json!([entry("m")]), &json!({}), LABELS));
+        assert!(!are_back(
+            &json!([entry("n")]),
+            &json!({"metadata": {"managedFields": [entry("m")]}}),
+            LABELS
+        ));
+    }
+}
