@@ -28,7 +28,7 @@ use crate::{agents, location::chain};
 struct Prepared {
     /// As it is to be compared with what exists: no labels of a restore, no waiter.
     object: Value,
-    /// Where it is to be restored.
+    /// `None` unless it is to be restored.
     status: Option<Value>,
     /// Who owned which of its fields, where the backup says.
     managers: Option<Value>,
@@ -42,7 +42,7 @@ impl Prepared {
     /// In whose name it is made.
     fn maker(&self) -> &str {
         match &self.managers {
-            // Who writes a status is an owner more.
+            // A status is written by us: the owners have to be given back anyway, and who takes over sees that they have not been.
             Some(managers) if self.status.is_none() => {
                 owners::sole(managers).unwrap_or(FIELD_MANAGER)
             }
@@ -414,7 +414,8 @@ impl Run<'_> {
             .in_version(version)
             .unwrap_or_else(|| resource.api.clone());
         object["apiVersion"] = Value::String(api.api_version.clone());
-        let managers = object["metadata"]["managedFields"].take();
+        // They tell which node ports a user chose, too.
+        let managers = object["metadata"]["managedFields"].clone();
         let managers = Some(managers).filter(|list| list.as_array().is_some_and(|l| !l.is_empty()));
         let adaptation = &self.valid.adaptation;
         let node = adaptation.mappings.node(&object).map(str::to_owned);
@@ -700,8 +701,8 @@ impl Run<'_> {
             return Ok(Done::Failed);
         };
         if self.is_ours(kind, &found) {
-            let owner = owners::sole(&found["metadata"]["managedFields"]);
-            if meta::has_content_of(&found, FIELD_MANAGER) || owner == Some(prepared.maker()) {
+            let fresh = owners::is_as_made(&found, prepared.maker());
+            if fresh || meta::has_content_of(&found, FIELD_MANAGER) {
                 // An earlier run may have been cut off right after it had made the object.
                 return self.made(kind, item, objects, prepared, &found).await;
             }

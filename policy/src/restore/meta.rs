@@ -61,8 +61,8 @@ pub fn has_status_of(object: &Value, manager: &str) -> bool {
     written.any(|entry| entry["subresource"] == "status")
 }
 
-/// Whether the object has content that `manager` wrote, not only labels and annotations: it made the object, and has not given the
-/// fields back to those who owned them in the backup.
+/// Whether the object has content that `manager` wrote, not only labels and annotations: it made the object in its own name, and has not
+/// given the fields back to those who owned them in the backup.
 pub fn has_content_of(object: &Value, manager: &str) -> bool {
     let mut written = written_by(object, manager);
     written.any(|entry| {

@@ -2,12 +2,13 @@
 //!
 //! To the API server all fields of a new object belong to whoever makes it; to give them back takes a second write, which webhooks and
 //! watches see too. But most objects were made and changed by one manager alone, and one that is made in that manager's name has the
-//! same owner at once: but for the time, which is that of the restore.
+//! same owner at once: but for the time, which is that of the restore, and for the labels of the restore, which are then the manager's too.
 
+use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 
 use super::{
-    json::{list, remove},
+    json::{list, remove, text},
     meta::Labels,
 };
 
@@ -32,6 +33,18 @@ pub fn are_back(managers: &Value, object: &Value, labels: Labels<'_>) -> bool {
     let found = found.map(|entry| comparable(entry, labels));
     let wanted = managers.as_array().into_iter().flatten();
     found.eq(wanted.map(|entry| comparable(entry, labels)))
+}
+
+/// Whether the object is as `manager` has made it: nobody else has written to it, and `manager` not since. An entry has the time of its
+/// manager's last change, in whole seconds.
+pub fn is_as_made(object: &Value, manager: &str) -> bool {
+    let time = |pointer: &str| text(object, pointer)?.parse::<Timestamp>().ok();
+    let written = time("/metadata/managedFields/0/time");
+    let made = time("/metadata/creationTimestamp");
+    let at_once = written.zip(made).is_some_and(|(written, made)| {
+        written.duration_since(made).abs() <= SignedDuration::from_secs(1)
+    });
+    at_once && sole(&object["metadata"]["managedFields"]) == Some(manager)
 }
 
 fn comparable(entry: &Value, labels: Labels<'_>) -> Value {
@@ -80,7 +93,9 @@ mod tests {
             (json!([entry("kubectl-create")]), Some("kubectl-create")),
             (json!([entry(&long[1..])]), Some(&long[1..])),
             (json!([entry(&long)]), None),
+            (json!([entry("a b")]), Some("a b")),
             (json!([entry("")]), None),
+            (json!([entry("\u{e9}")]), None),
             (json!([entry("a\nb")]), None),
             (json!([entry("a"), entry("b")]), None),
             (json!([applied]), None),
@@ -91,6 +106,27 @@ mod tests {
             (json!("kubectl"), None),
         ] {
             assert_eq!(sole(&managers), expected, "{managers}");
+        }
+    }
+
+    #[test]
+    fn what_is_written_to_later_is_not_as_it_was_made() {
+        for (created, others, expected) in [
+            ("2026-01-01T00:00:00Z", 0, true),
+            ("2025-12-31T23:59:59Z", 0, true),
+            ("2026-01-01T00:00:01Z", 0, true),
+            // Its manager has changed it, or has its fields of the backup back.
+            ("2025-12-31T23:59:58Z", 0, false),
+            ("2026-01-01T00:00:02Z", 0, false),
+            ("", 0, false),
+            ("2026-01-01T00:00:00Z", 1, false),
+        ] {
+            let mut entries = vec![entry("m")];
+            entries.extend((0..others).map(|_| entry("other")));
+            let object =
+                json!({"metadata": {"creationTimestamp": created, "managedFields": entries}});
+            assert_eq!(is_as_made(&object, "m"), expected, "{object}");
+            assert!(!is_as_made(&object, "n"), "{object}");
         }
     }
 

@@ -97,5 +97,10 @@ async fn a_namespace_that_is_going_is_waited_for(env: &Env) -> Result<()> {
     ensure!(in_box(env, "cat /data/file")? == "backed up\n");
     let status = back.status.context("a status")?;
     ensure!(status.errors == 0, "{status:?}");
+    // A user chose it, as the owners of fields tell.
+    let web = env.api_in::<Service>(NS).get("web").await?;
+    let ports = web.spec.and_then(|spec| spec.ports).unwrap_or_default();
+    let ports: Vec<_> = ports.iter().map(|port| port.node_port).collect();
+    ensure!(ports == [Some(30080)], "{ports:?}");
     Ok(())
 }

@@ -203,10 +203,11 @@ fn managers(map: &ConfigMap) -> Result<Vec<Value>> {
 async fn owned_as_before(env: &Env, owners: &[(&str, Vec<Value>)]) -> Result<()> {
     let maps = env.api_in::<ConfigMap>(NS);
     let log = std::fs::read_to_string(env.cluster.log("audit.jsonl"))?;
-    let events: Vec<Value> = log
-        .lines()
-        .map(serde_json::from_str)
-        .collect::<serde_json::Result<_>>()?;
+    // The last line may be half written.
+    let lines = log.lines();
+    let events: Vec<Value> = lines
+        .filter_map(|line| serde_json::from_str(line).ok())
+        .collect();
     for (name, before) in owners {
         let mut after = managers(&maps.get(name).await?)?;
         let mut before = before.clone();
