@@ -41,13 +41,9 @@ struct Prepared {
 impl Prepared {
     /// In whose name it is made.
     fn maker(&self) -> &str {
-        match &self.managers {
-            // A status is written by us: the owners have to be given back anyway, and who takes over sees that they have not been.
-            Some(managers) if self.status.is_none() => {
-                owners::sole(managers).unwrap_or(FIELD_MANAGER)
-            }
-            _ => FIELD_MANAGER,
-        }
+        // A status is written by us: the owners have to be given back anyway, and who takes over sees that they have not been.
+        let managers = self.managers.as_ref().filter(|_| self.status.is_none());
+        managers.and_then(owners::sole).unwrap_or(FIELD_MANAGER)
     }
 }
 
@@ -618,7 +614,7 @@ impl Run<'_> {
             self.report.warning(place, &why);
         };
         if let Some(status) = &prepared.status
-            && !meta::has_status_of(made, FIELD_MANAGER)
+            && !owners::has_status_of(made, FIELD_MANAGER)
         {
             let patch = serde_json::json!({"status": status});
             match objects.patch_status(&item.name, &patch).await {
@@ -702,7 +698,7 @@ impl Run<'_> {
         };
         if self.is_ours(kind, &found) {
             let fresh = owners::is_as_made(&found, prepared.maker());
-            if fresh || meta::has_content_of(&found, FIELD_MANAGER) {
+            if fresh || owners::has_content_of(&found, FIELD_MANAGER) {
                 // An earlier run may have been cut off right after it had made the object.
                 return self.made(kind, item, objects, prepared, &found).await;
             }
@@ -776,8 +772,7 @@ impl Run<'_> {
 
 /// Whether an object was made after a restore was asked for. Both times are the API server's, and whole seconds.
 fn is_younger(object: &Value, restore: jiff::Timestamp) -> bool {
-    let created = json::text(object, "/metadata/creationTimestamp");
-    let created = created.and_then(|text| text.parse::<jiff::Timestamp>().ok());
+    let created = json::time(object, "/metadata/creationTimestamp");
     created.is_some_and(|created| created >= restore)
 }
 

@@ -1,10 +1,16 @@
 //! Small readers for Kubernetes objects as JSON.
 
+use jiff::Timestamp;
 use serde_json::{Map, Value};
 
 /// The string at a JSON pointer.
 pub fn text<'a>(object: &'a Value, pointer: &str) -> Option<&'a str> {
     object.pointer(pointer).and_then(Value::as_str)
+}
+
+/// The time at a JSON pointer.
+pub fn time(object: &Value, pointer: &str) -> Option<Timestamp> {
+    text(object, pointer)?.parse().ok()
 }
 
 /// The array at a JSON pointer; absent and `null` are empty.

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::json::{annotation, label, list, map_mut};
+use super::json::{annotation, label, map_mut};
 use crate::backup::names::Names;
 
 /// What of an object's metadata survives.
@@ -53,28 +53,6 @@ pub fn keeps_status(object: &Value, admitted: bool) -> bool {
 /// cannot be a name or a glob admits nothing.
 pub fn admits_status(included: &[String], excluded: &[String], kind: &str) -> bool {
     Names::of_hook(included, excluded).is_ok_and(|names| names.includes(kind))
-}
-
-/// Whether `manager` wrote the status that the object has.
-pub fn has_status_of(object: &Value, manager: &str) -> bool {
-    let mut written = written_by(object, manager);
-    written.any(|entry| entry["subresource"] == "status")
-}
-
-/// Whether the object has content that `manager` wrote, not only labels and annotations: it made the object in its own name, and has not
-/// given the fields back to those who owned them in the backup.
-pub fn has_content_of(object: &Value, manager: &str) -> bool {
-    let mut written = written_by(object, manager);
-    written.any(|entry| {
-        let fields = entry["fieldsV1"].as_object();
-        let mut fields = fields.into_iter().flatten();
-        entry.get("subresource").is_none() && fields.any(|(field, _)| field != "f:metadata")
-    })
-}
-
-fn written_by<'a>(object: &'a Value, manager: &'a str) -> impl Iterator<Item = &'a Value> {
-    let entries = list(object, "/metadata/managedFields").iter();
-    entries.filter(move |entry| entry["manager"] == manager)
 }
 
 /// Puts the two labels on.
@@ -143,27 +121,6 @@ mod tests {
         ] {
             put_labels(&mut object, LABELS);
             assert!(is_of_restore(&object, LABELS), "{object}");
-        }
-    }
-
-    #[test]
-    fn who_wrote_what_tells_how_far_an_earlier_run_came() {
-        let content = json!({"manager": "jackline", "operation": "Update", "fieldsV1": {"f:metadata": {}, "f:spec": {}}});
-        let status = json!({"manager": "jackline", "operation": "Update", "subresource": "status", "fieldsV1": {"f:status": {}}});
-        let note =
-            json!({"manager": "jackline", "operation": "Update", "fieldsV1": {"f:metadata": {}}});
-        let other =
-            json!({"manager": "kubectl", "operation": "Update", "fieldsV1": {"f:spec": {}}});
-        let their = json!({"manager": "cloud", "operation": "Update", "subresource": "status", "fieldsV1": {"f:status": {}}});
-        for (entries, has_content, has_status) in [
-            (json!([content, their]), true, false),
-            (json!([content, status]), true, true),
-            (json!([other, note, their]), false, false),
-            (json!(null), false, false),
-        ] {
-            let object = json!({"metadata": {"managedFields": entries}});
-            assert_eq!(has_content_of(&object, "jackline"), has_content, "{object}");
-            assert_eq!(has_status_of(&object, "jackline"), has_status, "{object}");
         }
     }
 

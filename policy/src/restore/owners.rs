@@ -4,11 +4,11 @@
 //! watches see too. But most objects were made and changed by one manager alone, and one that is made in that manager's name has the
 //! same owner at once: but for the time, which is that of the restore, and for the labels of the restore, which are then the manager's too.
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::SignedDuration;
 use serde_json::Value;
 
 use super::{
-    json::{list, remove, text},
+    json::{list, remove, time},
     meta::Labels,
 };
 
@@ -38,13 +38,34 @@ pub fn are_back(managers: &Value, object: &Value, labels: Labels<'_>) -> bool {
 /// Whether the object is as `manager` has made it: nobody else has written to it, and `manager` not since. An entry has the time of its
 /// manager's last change, in whole seconds.
 pub fn is_as_made(object: &Value, manager: &str) -> bool {
-    let time = |pointer: &str| text(object, pointer)?.parse::<Timestamp>().ok();
-    let written = time("/metadata/managedFields/0/time");
-    let made = time("/metadata/creationTimestamp");
+    let written = time(object, "/metadata/managedFields/0/time");
+    let made = time(object, "/metadata/creationTimestamp");
     let at_once = written.zip(made).is_some_and(|(written, made)| {
         written.duration_since(made).abs() <= SignedDuration::from_secs(1)
     });
     at_once && sole(&object["metadata"]["managedFields"]) == Some(manager)
+}
+
+/// Whether `manager` wrote the status that the object has.
+pub fn has_status_of(object: &Value, manager: &str) -> bool {
+    let mut written = written_by(object, manager);
+    written.any(|entry| entry["subresource"] == "status")
+}
+
+/// Whether the object has content that `manager` wrote, not only labels and annotations: it made the object in its own name, and has not
+/// given the fields back to those who owned them in the backup.
+pub fn has_content_of(object: &Value, manager: &str) -> bool {
+    let mut written = written_by(object, manager);
+    written.any(|entry| {
+        let fields = entry["fieldsV1"].as_object();
+        let mut fields = fields.into_iter().flatten();
+        entry.get("subresource").is_none() && fields.any(|(field, _)| field != "f:metadata")
+    })
+}
+
+fn written_by<'a>(object: &'a Value, manager: &'a str) -> impl Iterator<Item = &'a Value> {
+    let entries = list(object, "/metadata/managedFields").iter();
+    entries.filter(move |entry| entry["manager"] == manager)
 }
 
 fn comparable(entry: &Value, labels: Labels<'_>) -> Value {
@@ -106,6 +127,27 @@ mod tests {
             (json!("kubectl"), None),
         ] {
             assert_eq!(sole(&managers), expected, "{managers}");
+        }
+    }
+
+    #[test]
+    fn who_wrote_what_tells_how_far_an_earlier_run_came() {
+        let content = json!({"manager": "jackline", "operation": "Update", "fieldsV1": {"f:metadata": {}, "f:spec": {}}});
+        let status = json!({"manager": "jackline", "operation": "Update", "subresource": "status", "fieldsV1": {"f:status": {}}});
+        let note =
+            json!({"manager": "jackline", "operation": "Update", "fieldsV1": {"f:metadata": {}}});
+        let other =
+            json!({"manager": "kubectl", "operation": "Update", "fieldsV1": {"f:spec": {}}});
+        let their = json!({"manager": "cloud", "operation": "Update", "subresource": "status", "fieldsV1": {"f:status": {}}});
+        for (entries, has_content, has_status) in [
+            (json!([content, their]), true, false),
+            (json!([content, status]), true, true),
+            (json!([other, note, their]), false, false),
+            (json!(null), false, false),
+        ] {
+            let object = json!({"metadata": {"managedFields": entries}});
+            assert_eq!(has_content_of(&object, "jackline"), has_content, "{object}");
+            assert_eq!(has_status_of(&object, "jackline"), has_status, "{object}");
         }
     }
 

@@ -205,6 +205,20 @@ impl Cluster {
         }
     }
 
+    /// The requests to the API server in the audit log: all but one that it is just writing down.
+    ///
+    /// # Errors
+    /// Without an audit log, or when a line of it is not JSON.
+    pub fn audit_events(&self) -> Result<Vec<serde_json::Value>> {
+        let log = std::fs::read_to_string(self.log("audit.jsonl"))?;
+        let lines = log
+            .split_inclusive('\n')
+            .filter(|line| line.ends_with('\n'));
+        lines
+            .map(|line| serde_json::from_str(line).context("a line of the audit log"))
+            .collect()
+    }
+
     /// The object storage.
     ///
     /// # Panics

@@ -463,10 +463,8 @@ impl Volume {
 
 /// Nothing but what asks Velero to do something, from the first request to the last.
 fn velero_s_objects_are_velero_s(env: &Env) -> Result<()> {
-    let log = std::fs::read_to_string(env.cluster.log("audit.jsonl"))?;
     let mut written = BTreeSet::new();
-    for line in log.lines() {
-        let event: Value = serde_json::from_str(line)?;
+    for event in env.cluster.audit_events()? {
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let user = text(&event["user"]["username"]);
         let verb = text(&event["verb"]);

@@ -202,12 +202,7 @@ fn managers(map: &ConfigMap) -> Result<Vec<Value>> {
 /// The owners come back with the objects; where one alone owned everything, without a second write.
 async fn owned_as_before(env: &Env, owners: &[(&str, Vec<Value>)]) -> Result<()> {
     let maps = env.api_in::<ConfigMap>(NS);
-    let log = std::fs::read_to_string(env.cluster.log("audit.jsonl"))?;
-    // The last line may be half written.
-    let lines = log.lines();
-    let events: Vec<Value> = lines
-        .filter_map(|line| serde_json::from_str(line).ok())
-        .collect();
+    let events = env.cluster.audit_events()?;
     for (name, before) in owners {
         let mut after = managers(&maps.get(name).await?)?;
         let mut before = before.clone();
